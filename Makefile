@@ -1,0 +1,61 @@
+# Everything set up here lives in .venv, .tools and .cache; `make clean` removes them.
+
+PYTHON ?= python3
+PORT ?= 9080
+ARGS ?=
+TESTS ?=
+TEST_WORKERS ?= logical --maxprocesses=4
+LOCK_ARGS ?=
+SOURCES = core/src gpustack_backends/src gpustack_auth/src gpustack_gateway/src $(wildcard plugins/*/src)
+
+BIN = .venv/bin
+PYTEST = $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup
+
+export PYTHON
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-dev start test test-full lint format bench lock clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+setup:  ## make .venv with gpustack in it
+	@scripts/setup.sh
+
+setup-dev:
+	@scripts/setup.sh dev
+
+# exec: signals reach gpustack itself, and its exit status is the answer.
+start: setup  ## run GPUStack (PORT=9080, ARGS="--flag value")
+	@exec $(BIN)/gpustack start --port $(PORT) $(ARGS)
+
+test: setup-dev  ## run the tests but the slow ones (TESTS="path -k name")
+	@scripts/system-packages.sh
+	@$(PYTEST) -m "not slow" $(TESTS)
+
+test-full: setup-dev  ## run all tests
+	@scripts/system-packages.sh
+	@$(PYTEST) $(TESTS)
+
+lint: setup-dev  ## check style, types and layers
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy $(SOURCES)
+	$(BIN)/lint-imports --cache-dir .cache/import-linter
+	$(BIN)/python scripts/check_tracked.py
+
+format: setup-dev  ## format the code, mend what can be mended
+	$(BIN)/ruff check --fix-only
+	$(BIN)/ruff format
+
+bench: setup-dev  ## measure the headline figures
+	@if [ -f benchmarks/run.py ]; then exec $(BIN)/python benchmarks/run.py $(ARGS); \
+	else echo "no benchmarks yet (benchmarks/run.py)"; fi
+
+lock:  ## compile requirements/*.txt anew (LOCK_ARGS=--upgrade)
+	@scripts/setup.sh uv
+	@scripts/lock.sh $(LOCK_ARGS)
+
+clean:  ## remove what the other targets made
+	rm -rf .venv .tools .cache dist .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
