@@ -1,0 +1,85 @@
+"""Addresses and ports: bind, hold, find a free one, and say clearly why not."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import socket
+from collections.abc import Iterable
+
+from gpustack.kit.errors import GPUStackError
+
+LOOPBACK = "127.0.0.1"
+
+
+def listen(port: int, *, host: str = "0.0.0.0", option: str = "--port", backlog: int = 2048) -> socket.socket:
+    """Return a listening TCP socket; ``port`` 0 takes a free one.
+
+    Raises GPUStackError with one line that names ``option`` when the port is privileged or taken.
+    """
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((host, port))
+        sock.listen(backlog)
+    except OSError as error:
+        sock.close()
+        raise GPUStackError(_refused(port, host, option, error)) from error
+    return sock
+
+
+def _refused(port: int, host: str, option: str, error: OSError) -> str:
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return f"port {port} needs a privilege this user lacks; choose one above 1023 with {option}, e.g. {option} 9080"
+    if error.errno == errno.EADDRINUSE:
+        return f"port {port} on {host} is taken by another program; choose another with {option}"
+    return f"port {port} on {host} cannot be opened ({error.strerror}); choose another with {option}"
+
+
+def hold(port: int, *, host: str = LOOPBACK) -> socket.socket | None:
+    """Bind ``port`` without listening, so that nobody else takes it; None when it is not free.
+
+    Close the socket right before the program that is to use the port starts. The port counts as free only
+    when nobody listens on it at any local address.
+    """
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        # An any-address bind fails where SO_REUSEADDR would hide a listener of another address.
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("", port))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((host, port))
+    except OSError:
+        sock.close()
+        return None
+    return sock
+
+
+def hold_first(ports: Iterable[int], *, host: str = LOOPBACK) -> socket.socket | None:
+    """Hold the first free port of ``ports``; None when there is none."""
+    for port in ports:
+        if (sock := hold(port, host=host)) is not None:
+            return sock
+    return None
+
+
+def free_port(*, host: str = LOOPBACK) -> int:
+    """Return a port that was free a moment ago, chosen by the system."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+        sock.bind((host, 0))
+        return int(sock.getsockname()[1])
+
+
+def own_address() -> str:
+    """Return the address this machine uses towards others, or the loopback one when it has no route.
+
+    Nothing is sent: connecting a datagram socket only asks the routing table.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.connect(("192.0.2.1", 9))
+            address = str(sock.getsockname()[0])
+        except OSError:
+            return LOOPBACK
+    return LOOPBACK if ipaddress.ip_address(address).is_unspecified else address

@@ -1,0 +1,78 @@
+"""Where things lie on each operating system, and writing files so that no reader sees half of one."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from gpustack.kit.errors import GPUStackError
+
+
+def default_data_dir() -> Path:
+    """Return the data directory used when none is configured.
+
+    Linux and macOS as root: ``/var/lib/gpustack``; as a user: ``$XDG_DATA_HOME/gpustack`` or
+    ``~/.local/share/gpustack`` (macOS: ``~/Library/Application Support/gpustack``); Windows: ``%APPDATA%``.
+    """
+    if sys.platform == "win32":
+        return Path(os.environ.get("APPDATA", str(Path.home()))) / "gpustack"
+    if os.geteuid() == 0:
+        return Path("/var/lib/gpustack")
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "gpustack"
+    base = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
+    return Path(base) / "gpustack"
+
+
+def config_home() -> Path:
+    """Return the folder for one user's own client settings, such as saved logins."""
+    if sys.platform == "win32":
+        return Path(os.environ.get("APPDATA", str(Path.home()))) / "gpustack"
+    return Path(os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")) / "gpustack"
+
+
+def make_dir(path: Path, *, what: str, mode: int = 0o755) -> Path:
+    """Create ``path`` with its parents, and check that it can be written to.
+
+    Raises GPUStackError with one line naming ``what`` (as in "data directory") and the path.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=mode)
+    except NotADirectoryError as error:
+        raise GPUStackError(f"{what} {path}: {error.filename} is not a directory") from error
+    except FileExistsError as error:
+        raise GPUStackError(f"{what} {path} is a file, not a directory; name another place") from error
+    except OSError as error:
+        raise GPUStackError(
+            f"{what} {path} cannot be created: {error.strerror}; name another place"
+        ) from error
+    try:
+        with tempfile.NamedTemporaryFile(dir=path, prefix=".write-test-"):
+            pass
+    except OSError as error:
+        raise GPUStackError(
+            f"{what} {path} is not writable: {error.strerror}; change its owner or name another place"
+        ) from error
+    return path
+
+
+def write_atomic(path: Path, content: str | bytes, *, mode: int = 0o644) -> None:
+    """Replace ``path`` by a file with ``content``: readers see the old file or the new one, never a part.
+
+    The file has ``mode`` from its first moment, and is on disk before it gets its name.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(fd, "wb") as file:
+            if hasattr(os, "fchmod"):
+                os.fchmod(file.fileno(), mode)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,166 @@
+"""Processes: who they are, ending whole trees, and ending with one's parent.
+
+A process is known by its number *and* its start time, since numbers are used again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import psutil
+
+#: Keyword arguments for subprocess calls that put the child in a session of its own, so that signals meant
+#: for us (Ctrl-C in a terminal) do not reach it, and its whole tree can be found later.
+OWN_SESSION: dict[str, Any] = (
+    {"creationflags": 0x00000200} if sys.platform == "win32" else {"start_new_session": True}
+)
+
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessId:
+    """One process for good: its number with the time it started, in seconds since the epoch."""
+
+    pid: int
+    started: float
+
+
+def identify(pid: int) -> ProcessId | None:
+    """Return the identity of the running process ``pid``, or None when there is none."""
+    try:
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return None
+        return ProcessId(pid=pid, started=process.create_time())
+    except psutil.Error:
+        return None
+
+
+def is_running(who: ProcessId) -> bool:
+    """Tell whether that very process still runs; a zombie does not."""
+    now = identify(who.pid)
+    # psutil derives the start time from the boot time, which may shift by clock corrections.
+    return now is not None and abs(now.started - who.started) < 1.0
+
+
+def end_with_parent(parent: int | None = None) -> None:
+    """Ask the system to end this process when its parent dies (Linux; elsewhere the parent's pipe tells).
+
+    Call it after any change of user, which clears the setting. ``parent`` is the expected parent: when it is
+    gone already, this process ends at once.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        if parent is not None and os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def tree(pid: int) -> list[psutil.Process]:
+    """Return the process ``pid``, its descendants, and everything in the session it leads.
+
+    The session finds grandchildren whose own parent has died, such as an engine's core processes.
+    """
+    found: dict[int, psutil.Process] = {}
+    with contextlib.suppress(psutil.Error):
+        root = psutil.Process(pid)
+        found[pid] = root
+        for child in root.children(recursive=True):
+            found[child.pid] = child
+    if sys.platform != "win32":
+        for process in psutil.process_iter():
+            with contextlib.suppress(OSError, psutil.Error):
+                if os.getsid(process.pid) == pid:
+                    found[process.pid] = process
+    return list(found.values())
+
+
+def _signal(processes: Iterable[psutil.Process], *, kill: bool) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            if kill:
+                process.kill()
+            else:
+                process.terminate()
+
+
+def end_tree(pid: int, *, grace: float = 5.0) -> None:
+    """End the tree of ``pid``: politely first, after ``grace`` seconds for good. Blocks until all are gone.
+
+    Works when the process itself is gone already and only others of its session are left.
+    """
+    members = tree(pid)
+    _signal(members, kill=False)
+    _, alive = psutil.wait_procs(members, timeout=grace)
+    deadline = time.monotonic() + 5.0
+    while alive or (alive := tree(pid)):
+        _signal(alive, kill=True)
+        _, alive = psutil.wait_procs(alive, timeout=1.0)
+        if time.monotonic() > deadline:
+            return
+
+
+async def end_tree_async(pid: int, *, grace: float = 5.0) -> None:
+    """Do :func:`end_tree` in a thread."""
+    await asyncio.to_thread(end_tree, pid, grace=grace)
+
+
+async def wait_gone(who: ProcessId, *, poll: float = 0.2) -> None:
+    """Return when that process has ended, which need not be a child of ours.
+
+    On Linux the system tells by a pidfd; elsewhere it is looked at every ``poll`` seconds.
+    """
+    if sys.platform == "linux":
+        try:
+            fd = os.pidfd_open(who.pid)
+        except OSError:
+            return
+        try:
+            if not is_running(who):
+                return
+            loop = asyncio.get_running_loop()
+            gone = loop.create_future()
+            loop.add_reader(fd, gone.cancel)
+            try:
+                await asyncio.wait([gone])
+            finally:
+                loop.remove_reader(fd)
+        finally:
+            os.close(fd)
+    else:
+        while is_running(who):
+            await asyncio.sleep(poll)
+
+
+def become(argv: list[str], *, keep_fd: int) -> NoReturn:
+    """Replace this process by the program ``argv``, which keeps the descriptor ``keep_fd``.
+
+    Where the system cannot replace processes, the program runs as a child and this process ends with it.
+    """
+    os.set_inheritable(keep_fd, True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if sys.platform == "win32":
+        sys.exit(subprocess.call(argv, close_fds=False))
+    os.execv(argv[0], argv)
+
+
+def describe_exit(status: int) -> str:
+    """Return how a process ended, from its return code as subprocess gives it."""
+    if status < 0:
+        try:
+            name = signal.Signals(-status).name
+        except ValueError:
+            name = f"signal {-status}"
+        return f"was killed by {name}"
+    return f"exited with status {status}"

@@ -1,0 +1,292 @@
+"""The life of one engine on a worker: from an assignment to a process that answers, and back after a failure.
+
+    INITIALIZING ──installed──▶ STARTING ──answers──▶ RUNNING
+         ▲                         │                     │
+         └──────── back-off ◀──── ERROR ◀── exits, hangs, stops answering
+
+:func:`step` takes the present :class:`EngineLife` and one event, and returns the next one with instructions for
+whoever has hands. It never waits and never asks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from gpustack.kit.backoff import delay
+from gpustack.schemas.instances import InstanceState
+
+_S = InstanceState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineLimits:
+    """Seconds and counts; tests make them short."""
+
+    #: How long loading may take, before anything for the size of the weights.
+    start: float = 600.0
+    #: Bytes of weights that a slow disk loads in one second.
+    load_rate: float = 20e6
+    #: Between two probes while starting, and while running.
+    probe_starting: float = 0.1
+    probe_running: float = 5.0
+    #: Probes missed in a row before a running engine counts as hung.
+    missed_probes: int = 6
+    #: Back-off of restarts: the first at once, then ``backoff`` seconds, doubling up to ``backoff_limit``.
+    backoff: float = 10.0
+    backoff_limit: float = 300.0
+    #: Running this long forgives the failures before.
+    stable: float = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineLife:
+    """Where an engine is. ``failures`` counts those in a row."""
+
+    state: InstanceState = _S.SCHEDULED
+    failures: int = 0
+    missed: int = 0
+    #: Start again after a failure.
+    restarts: bool = True
+    #: Size of what it loads, for the time that may take.
+    weight_bytes: int = 0
+    #: Taken back for good: nothing that comes later matters.
+    withdrawn: bool = False
+
+
+# Events ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Assigned:
+    """The server gave the instance to this worker."""
+
+
+@dataclass(frozen=True, slots=True)
+class Adopted:
+    """Its process was found running after a restart of the worker."""
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """The engine's environment is there and proven."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Something before or around the process did not work. ``message`` says what to do."""
+
+    message: str
+    #: False when trying again cannot help.
+    again: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """The probe got its answer. ``running_for`` is the seconds since the process started."""
+
+    running_for: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Silent:
+    """The probe got none. ``tail`` holds the engine's last lines."""
+
+    tail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """The process ended by itself. ``description`` says how, ``tail`` holds its last lines."""
+
+    description: str
+    tail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StartTimedOut:
+    """It did not answer in the time that loading may take."""
+
+    seconds: float
+    tail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RestartDue:
+    """The back-off is over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Withdrawn:
+    """The server took the instance back: it was deleted or moved."""
+
+
+Event = (
+    Assigned
+    | Adopted
+    | Installed
+    | Failed
+    | Answered
+    | Silent
+    | Exited
+    | StartTimedOut
+    | RestartDue
+    | Withdrawn
+)
+
+
+# Instructions ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Install:
+    """Make the engine's environment ready; answer Installed or Failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spawn:
+    """Start the process; it must answer within ``seconds``, else StartTimedOut."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Await:
+    """It runs already; it must answer within ``seconds``, else StartTimedOut."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeAfter:
+    """Probe once, ``seconds`` from now; answer Answered or Silent."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """End the whole process tree."""
+
+
+@dataclass(frozen=True, slots=True)
+class RestartAfter:
+    """Answer RestartDue ``seconds`` from now."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Tell the server."""
+
+    state: InstanceState
+    message: str = ""
+    restarted: bool = False
+
+
+Instruction = Install | Spawn | Await | ProbeAfter | Kill | RestartAfter | Report
+
+
+def step(life: EngineLife, event: Event, limits: EngineLimits) -> tuple[EngineLife, tuple[Instruction, ...]]:
+    """Return the engine's next life and what is to be done, in order.
+
+    Events that no longer matter (a probe's answer after the process ended, say) change nothing.
+    """
+    if life.withdrawn:
+        return life, ()
+    match event:
+        case Assigned() if life.state in (_S.SCHEDULED, _S.ERROR):
+            return replace(life, state=_S.INITIALIZING), (
+                Report(_S.INITIALIZING, "installing the engine"),
+                Install(),
+            )
+        case Adopted() if life.state is _S.SCHEDULED:
+            return replace(life, state=_S.STARTING), (Await(_time_to_load(life, limits)), ProbeAfter(0.0))
+        case Installed() if life.state is _S.INITIALIZING:
+            seconds = _time_to_load(life, limits)
+            return (
+                replace(life, state=_S.STARTING, missed=0),
+                (
+                    Report(_S.STARTING, "the engine is loading the model"),
+                    Spawn(seconds),
+                    ProbeAfter(limits.probe_starting),
+                ),
+            )
+        case Answered() if life.state in (_S.STARTING, _S.RUNNING):
+            return _answered(life, event, limits)
+        case Silent() if life.state is _S.STARTING:
+            return life, (ProbeAfter(limits.probe_starting),)
+        case Silent() if life.state is _S.RUNNING:
+            return _silent(life, event, limits)
+        case Failed() if life.state in (_S.INITIALIZING, _S.STARTING, _S.RUNNING):
+            return _fail(life, limits, event.message, again=event.again)
+        case Exited() if life.state in (_S.STARTING, _S.RUNNING):
+            when = "while loading the model" if life.state is _S.STARTING else "while serving"
+            return _fail(life, limits, f"the engine {event.description} {when}", tail=event.tail)
+        case StartTimedOut() if life.state is _S.STARTING:
+            return _fail(
+                life,
+                limits,
+                f"the engine did not answer within {event.seconds:.0f} s and was ended",
+                tail=event.tail,
+            )
+        case RestartDue() if life.state is _S.ERROR:
+            return (
+                replace(life, state=_S.INITIALIZING),
+                (
+                    Report(_S.INITIALIZING, f"restart {life.failures} after an error", restarted=True),
+                    Install(),
+                ),
+            )
+        case Withdrawn():
+            return replace(life, withdrawn=True), (Kill(),)
+        case _:
+            return life, ()
+
+
+def _time_to_load(life: EngineLife, limits: EngineLimits) -> float:
+    return limits.start + life.weight_bytes / limits.load_rate
+
+
+def _answered(
+    life: EngineLife, event: Answered, limits: EngineLimits
+) -> tuple[EngineLife, tuple[Instruction, ...]]:
+    failures = 0 if event.running_for >= limits.stable else life.failures
+    new = replace(life, state=_S.RUNNING, missed=0, failures=failures)
+    probe = ProbeAfter(limits.probe_running)
+    return new, ((Report(_S.RUNNING), probe) if life.state is _S.STARTING else (probe,))
+
+
+def _silent(
+    life: EngineLife, event: Silent, limits: EngineLimits
+) -> tuple[EngineLife, tuple[Instruction, ...]]:
+    missed = life.missed + 1
+    if missed < limits.missed_probes:
+        return replace(life, missed=missed), (ProbeAfter(limits.probe_running),)
+    return _fail(
+        life,
+        limits,
+        f"the engine stopped answering ({missed} probes in a row) and was ended",
+        tail=event.tail,
+    )
+
+
+def _fail(
+    life: EngineLife, limits: EngineLimits, message: str, *, tail: str = "", again: bool = True
+) -> tuple[EngineLife, tuple[Instruction, ...]]:
+    """Kill first, so that memory and port are free before anybody acts on the report."""
+    wait = (
+        0.0
+        if life.failures == 0
+        else delay(life.failures - 1, first=limits.backoff, limit=limits.backoff_limit)
+    )
+    retry = again and life.restarts
+    if retry:
+        text = f"{message}; trying again in {wait:.0f} s" if wait else f"{message}; trying again now"
+    else:
+        text = message
+    if tail:
+        text = f"{text}\nlast lines of its log:\n{tail}"
+    new = replace(life, state=_S.ERROR, failures=life.failures + 1, missed=0)
+    instructions: tuple[Instruction, ...] = (Kill(), Report(_S.ERROR, text))
+    return new, (*instructions, RestartAfter(wait)) if retry else instructions

@@ -1,0 +1,169 @@
+"""What each kind of extension promises.
+
+Methods that are plain functions are pure: they look at nothing but their arguments, and may be slow, since
+GPUStack calls them in a thread with a time limit and keeps their answers. Coroutines do I/O and must not block.
+A method that cannot do its work raises :class:`~gpustack.plugin.errors.Refused` (never works) or
+:class:`~gpustack.plugin.errors.TryAgain` (later); anything else counts as a defect of the plugin, is logged
+with its name, and reaches the user as one line.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from gpustack.plugin.values import (
+    Artifact,
+    DeviceExposure,
+    EstimateRequest,
+    GpuDevice,
+    GpuUsage,
+    LaunchPlan,
+    LaunchRequest,
+    ModelFacts,
+    Platform,
+    ResourceClaim,
+    SystemReading,
+    Verdict,
+)
+
+
+class NoSettings(BaseModel):
+    """The settings of an extension that has none."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+S = TypeVar("S", bound=BaseModel)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """What GPUStack lends to an extension: its logger, and where it may keep files."""
+
+    log: logging.Logger
+    data_dir: Path
+    bin_dir: Path
+
+
+class Extension(Generic[S]):
+    """The root of all extensions. An async context manager: its lifetime is that of the process using it.
+
+    ``__init__`` does no I/O and starts nothing; that belongs in ``__aenter__``.
+    """
+
+    #: What users call it: lower case, unique among extensions of its kind.
+    name: ClassVar[str]
+    #: The pydantic model of its own settings; :class:`NoSettings` when there are none.
+    settings_type: ClassVar[type[BaseModel]]
+
+    def __init__(self, settings: S, host: Host) -> None:
+        self.settings = settings
+        self.host = host
+
+    async def __aenter__(self) -> Self:
+        """Open what the extension needs while it is used."""
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        """Close it again; also called when start-up of something else failed."""
+
+
+class InferenceBackend(Extension[S], ABC):
+    """An inference engine: which models it serves, what to install, and what to run.
+
+    Only a description: the worker downloads, starts, watches and ends. One object serves every instance.
+    """
+
+    #: The version used when a model names none.
+    default_version: ClassVar[str]
+
+    @abstractmethod
+    def accepts(self, model: ModelFacts, devices: Sequence[GpuDevice]) -> Verdict:
+        """Tell whether this engine can serve ``model`` on ``devices`` (empty: a machine without GPUs).
+
+        Called with a model of any format, also an unknown one. A refusal's reason is shown to the user.
+        """
+
+    @abstractmethod
+    def estimate(self, request: EstimateRequest) -> ResourceClaim:
+        """Return the memory in bytes that serving takes: weights, KV cache and overhead together.
+
+        Called only for what :meth:`accepts` agreed to. With ``request.devices`` empty, return a claim on RAM
+        alone. Raises Refused for parameters that can never work.
+        """
+
+    @abstractmethod
+    def artifact(self, version: str, platform: Platform) -> Artifact:
+        """Return what to install for ``version`` on ``platform``.
+
+        The same arguments always give the same answer. Raises Refused for a platform or version that does not
+        exist; a version that merely is not installed yet is no reason to raise.
+        """
+
+    @abstractmethod
+    def launch(self, request: LaunchRequest) -> LaunchPlan:
+        """Return the process to run for ``request``. Nothing is started here.
+
+        Called again, with another port, for every restart. Raises Refused for parameters that can never work.
+        """
+
+    def metrics(self) -> Mapping[str, str]:
+        """Return the engine's own metric names mapped to GPUStack's; empty when it has none."""
+        return {}
+
+
+class SystemDetector(Extension[S], ABC):
+    """Measures a machine's processor, memory and file systems. Exactly one is used: the first that is present."""
+
+    @abstractmethod
+    def present(self) -> Verdict:
+        """Tell cheaply whether it can measure this machine. Never raises; a no has a reason."""
+
+    @abstractmethod
+    async def measure(self, paths: Sequence[Path]) -> SystemReading:
+        """Return the present figures, with the file systems that hold ``paths``, each once."""
+
+
+class GpuDetector(Extension[S], ABC):
+    """Finds the accelerators of one vendor on this machine and tells how they are used."""
+
+    #: As in ``nvidia``; devices carry it.
+    vendor: ClassVar[str]
+
+    @abstractmethod
+    def present(self) -> Verdict:
+        """Tell cheaply whether this vendor's devices may be here. Never raises; a no has a reason."""
+
+    @abstractmethod
+    async def devices(self) -> Sequence[GpuDevice]:
+        """Return the devices in a fixed order. Called only after a yes of :meth:`present`; may be empty."""
+
+    @abstractmethod
+    async def usage(self) -> Mapping[str, GpuUsage]:
+        """Return the present use by device uuid. A device that cannot be read is left out."""
+
+    @abstractmethod
+    def expose(self, devices: Sequence[GpuDevice]) -> DeviceExposure:
+        """Return how a process is shown exactly ``devices``, which are all of this vendor."""
+
+
+class Database(Extension[S], ABC):
+    """A kind of database. PostgreSQL is built in."""
+
+    #: The URL schemes it serves, as in ``("mysql",)``.
+    schemes: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def engine(self, url: str) -> Any:
+        """Return a Piccolo engine for ``url``. Nothing is connected yet."""
+
+    @abstractmethod
+    def wakeups(self) -> AsyncIterator[None]:
+        """Yield whenever new events may have been written; too often is harmless, never is not."""

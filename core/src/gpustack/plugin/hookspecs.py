@@ -1,0 +1,45 @@
+"""The hooks. Each is collected once at start-up, takes nothing and returns *classes*, never instances.
+
+Every answer of every plugin is used; an empty list is fine, None is not. A hook that raises, or returns
+something else, becomes a named failure of that plugin and changes nothing for the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pluggy
+
+from gpustack.plugin.contracts import Database, GpuDetector, InferenceBackend, SystemDetector
+
+#: The name of the entry-point group, and of the pluggy project.
+PROJECT = "gpustack"
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+#: Marks a function of a plugin as the implementation of the hook of that name.
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@hookspec
+def register_inference_backends() -> Iterable[type[InferenceBackend[Any]]]:
+    """Return the backend classes this plugin brings. Their ``name`` is what ``--backend`` takes."""
+    return ()
+
+
+@hookspec
+def register_gpu_detectors() -> Iterable[type[GpuDetector[Any]]]:
+    """Return the detector classes this plugin brings. All that are present on a machine are used together."""
+    return ()
+
+
+@hookspec
+def register_system_detectors() -> Iterable[type[SystemDetector[Any]]]:
+    """Return classes that measure processor and memory. The first present one, sorted by name, is used."""
+    return ()
+
+
+@hookspec
+def register_databases() -> Iterable[type[Database[Any]]]:
+    """Return the database classes this plugin brings. The scheme of ``--database-url`` selects one."""
+    return ()

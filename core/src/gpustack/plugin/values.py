@@ -1,0 +1,236 @@
+"""The values that cross between GPUStack and its plugins.
+
+All are frozen and made by keyword; they grow by new fields with a default, so a plugin built today runs
+tomorrow. Sizes are bytes, times are seconds, unless a name says otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Self
+
+#: What a model is for; decides which of the inference paths it serves.
+Category = Literal["llm", "embedding", "reranker", "image", "speech_to_text", "text_to_speech", "unknown"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """Yes, or no with a reason that a user can act on."""
+
+    ok: bool
+    reason: str = ""
+
+    @classmethod
+    def yes(cls) -> Self:
+        """Return agreement."""
+        return cls(ok=True)
+
+    @classmethod
+    def no(cls, reason: str) -> Self:
+        """Return a refusal; ``reason`` is shown to the user as it is."""
+        return cls(ok=False, reason=reason)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
+    """What the headers of a model's files say, read before anything starts. Unknown numbers are 0."""
+
+    format: Literal["gguf", "safetensors", "unknown"]
+    #: Absolute path of what an engine is pointed at: the (first) GGUF file, or the directory.
+    path: str
+    #: Bytes of all weight files together.
+    weight_bytes: int
+    #: As the model names it: ``llama``, ``qwen2``, ``bert``, …
+    architecture: str = ""
+    name: str = ""
+    quantization: str = ""
+    parameters: int = 0
+    #: Longest context the model was trained for, in tokens.
+    context_length: int = 0
+    layers: int = 0
+    hidden_size: int = 0
+    attention_heads: int = 0
+    #: Key/value heads per layer (fewer than attention heads with grouped queries).
+    kv_heads: int = 0
+    #: Size of one head's key and of its value; they differ in a few models.
+    key_length: int = 0
+    value_length: int = 0
+    vocabulary: int = 0
+    #: What the model can do; the first is the main one.
+    categories: tuple[Category, ...] = ("unknown",)
+    has_chat_template: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuDevice:
+    """One accelerator of a worker. ``uuid`` stays the same over restarts; ``index`` may not."""
+
+    uuid: str
+    index: int
+    vendor: str
+    name: str
+    memory_total: int
+    #: Kind of device as engines call it: ``cuda``, ``rocm``, ``npu``, ``mps``, …
+    type: str = ""
+    driver_version: str = ""
+    runtime_version: str = ""
+    compute_capability: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuUsage:
+    """What one accelerator does now. ``utilization`` and temperature are percent and degrees Celsius."""
+
+    memory_used: int
+    utilization: float = 0.0
+    temperature: float = 0.0
+    power_watts: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filesystem:
+    """One mounted file system, in bytes."""
+
+    mount_point: str
+    mount_from: str
+    total: int
+    used: int
+    free: int
+    #: What an ordinary user may still take.
+    available: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SystemReading:
+    """A machine's processor and memory now, in bytes and percent; limits of a container count as its size."""
+
+    cores: int
+    ram_total: int
+    ram_used: int
+    cpu_utilization: float = 0.0
+    swap_total: int = 0
+    swap_used: int = 0
+    filesystems: tuple[Filesystem, ...] = ()
+    #: GPUs use the same memory as the processor (Apple, DGX Spark).
+    unified_memory: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceExposure:
+    """How chosen devices are shown to a process and kept from it otherwise."""
+
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Platform:
+    """The machine an engine is to run on."""
+
+    #: ``linux``, ``darwin`` or ``windows``.
+    system: str
+    #: ``x86_64``, ``aarch64``, …
+    machine: str
+    #: Kinds of accelerator there (``cuda``, ``rocm``, …); empty on a machine without.
+    accelerators: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResourceClaim:
+    """Memory that an instance needs, in bytes."""
+
+    ram: int
+    #: GPU memory; 0 runs on the CPU.
+    vram: int = 0
+    #: Number of GPUs that ``vram`` is spread over evenly; 0 on the CPU.
+    gpus: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EstimateRequest:
+    """A model with the parameters it is to run with, on these devices (none: on the CPU)."""
+
+    model: ModelFacts
+    version: str
+    parameters: tuple[str, ...] = ()
+    devices: tuple[GpuDevice, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PipxPackage:
+    """An engine that pipx installs into an environment of its own."""
+
+    package: str
+    version: str
+    #: The console script that the package brings.
+    command: str
+    #: The package's wheel file when no index carries it; its file name is ``wheel_name``.
+    wheel: bytes | None = None
+    wheel_name: str = ""
+    #: Arguments that make the installed command prove itself: it must exit with 0 and name its version.
+    verify: tuple[str, ...] = ("--version",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseBinary:
+    """An engine that comes as an archive with an executable in it."""
+
+    url: str
+    version: str
+    #: Path of the executable inside the archive.
+    executable: str
+    sha256: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerImage:
+    """An engine that comes as a container image, named without a registry."""
+
+    image: str
+    version: str
+
+
+Artifact = PipxPackage | ReleaseBinary | ContainerImage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchRequest:
+    """What to start: given to :meth:`InferenceBackend.launch`, which turns it into a command line."""
+
+    instance_name: str
+    #: The name under which requests ask for the model.
+    model_name: str
+    model: ModelFacts
+    #: Path of the engine's executable.
+    command: str
+    version: str
+    #: Loopback address and port to listen on; nothing else may be opened.
+    host: str
+    port: int
+    #: Absolute path of what to load.
+    model_path: str
+    #: The user's own engine parameters, one per item; they come last so that they win.
+    parameters: tuple[str, ...] = ()
+    claim: ResourceClaim = field(default_factory=lambda: ResourceClaim(ram=0))
+    devices: tuple[GpuDevice, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """How the worker learns that an engine answers: GET ``path``, where a status below 300 means yes."""
+
+    path: str = "/health"
+    #: Seconds one attempt may take.
+    timeout: float = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchPlan:
+    """One process: its command line, what it sees, and how its readiness is known."""
+
+    argv: tuple[str, ...]
+    #: Added to a small clean environment; the user's own variables for the model win over these.
+    env: Mapping[str, str] = field(default_factory=dict)
+    #: Working directory; None uses the instance's own scratch folder.
+    cwd: str | None = None
+    ready: Probe = field(default_factory=Probe)

@@ -1,0 +1,79 @@
+"""The wire models of the HTTP API, shared by server, worker, client and command line.
+
+``…Create`` and ``…Update`` are what clients send: unknown fields are refused. ``…Public`` is what the server
+answers: unknown fields are ignored, so that a client one version older still reads it. Sizes are bytes and
+times are UTC, unless a field says otherwise.
+"""
+
+from gpustack.schemas.auth import Login, LoginReply, PasswordChange, VersionInfo
+from gpustack.schemas.backends import InferenceBackendPublic
+from gpustack.schemas.clusters import ClusterPublic
+from gpustack.schemas.common import ErrorBody, Event, EventType, Page, Pagination
+from gpustack.schemas.instances import (
+    Claim,
+    InstanceReport,
+    InstanceState,
+    ModelInstancePublic,
+)
+from gpustack.schemas.keys import ApiKeyCreate, ApiKeyCreated, ApiKeyPublic
+from gpustack.schemas.model_files import FactsDocument, ModelFilePublic, ModelFileReport, ModelFileState
+from gpustack.schemas.models import ModelCreate, ModelPublic, ModelUpdate, PlacementStrategy, Source
+from gpustack.schemas.users import UserPublic, UserSelfUpdate
+from gpustack.schemas.workers import (
+    CpuStatus,
+    FilesystemStatus,
+    GpuDevicePublic,
+    GpuMemory,
+    GpuStatus,
+    Heartbeat,
+    MemoryStatus,
+    WorkerPublic,
+    WorkerRegistered,
+    WorkerRegistration,
+    WorkerState,
+    WorkerStatus,
+)
+
+__all__ = [
+    "ApiKeyCreate",
+    "ApiKeyCreated",
+    "ApiKeyPublic",
+    "Claim",
+    "ClusterPublic",
+    "CpuStatus",
+    "ErrorBody",
+    "Event",
+    "EventType",
+    "FactsDocument",
+    "FilesystemStatus",
+    "GpuDevicePublic",
+    "GpuMemory",
+    "GpuStatus",
+    "Heartbeat",
+    "InferenceBackendPublic",
+    "InstanceReport",
+    "InstanceState",
+    "Login",
+    "LoginReply",
+    "MemoryStatus",
+    "ModelCreate",
+    "ModelFilePublic",
+    "ModelFileReport",
+    "ModelFileState",
+    "ModelInstancePublic",
+    "ModelPublic",
+    "ModelUpdate",
+    "Page",
+    "Pagination",
+    "PasswordChange",
+    "PlacementStrategy",
+    "Source",
+    "UserPublic",
+    "UserSelfUpdate",
+    "VersionInfo",
+    "WorkerPublic",
+    "WorkerRegistered",
+    "WorkerRegistration",
+    "WorkerState",
+    "WorkerStatus",
+]

@@ -1,0 +1,156 @@
+"""Workers: machines that run engines."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from pydantic import Field
+
+from gpustack.schemas.common import Input, Output, Record
+
+
+class WorkerState(StrEnum):
+    """Whether a worker can take instances."""
+
+    NOT_READY = "not_ready"
+    READY = "ready"
+    UNREACHABLE = "unreachable"
+
+
+class CpuStatus(Output):
+    """Cores, and their use in percent."""
+
+    total: int = 0
+    utilization_rate: float = 0.0
+
+
+class MemoryStatus(Output):
+    """Memory or swap in bytes."""
+
+    total: int = 0
+    used: int = 0
+    utilization_rate: float = 0.0
+    is_unified_memory: bool = False
+
+
+class FilesystemStatus(Output):
+    """One mounted file system in bytes."""
+
+    name: str = ""
+    mount_point: str = ""
+    mount_from: str = ""
+    total: int = 0
+    used: int = 0
+    free: int = 0
+    available: int = 0
+
+
+class GpuMemory(MemoryStatus):
+    """A GPU's memory: ``used`` as the driver says, ``allocated`` by claims of instances."""
+
+    allocated: int = 0
+
+
+class GpuStatus(Output):
+    """One GPU of a worker."""
+
+    uuid: str
+    index: int
+    vendor: str
+    name: str
+    type: str = ""
+    driver_version: str = ""
+    runtime_version: str = ""
+    compute_capability: str = ""
+    memory: GpuMemory = GpuMemory()
+    core_utilization_rate: float = 0.0
+    temperature: float = 0.0
+
+
+class WorkerStatus(Output):
+    """What a worker measured."""
+
+    cpu: CpuStatus = CpuStatus()
+    memory: MemoryStatus = MemoryStatus()
+    swap: MemoryStatus = MemoryStatus()
+    filesystem: list[FilesystemStatus] = []
+    os: dict[str, str] = {}
+    kernel: dict[str, str] = {}
+    uptime: dict[str, float] = {}
+    gpu_devices: list[GpuStatus] = []
+
+
+class WorkerRegistration(Input):
+    """What a worker says when it joins; again at each start, with the same ``worker_uuid``."""
+
+    name: str = Field(min_length=1, max_length=128)
+    hostname: str = ""
+    ip: str
+    port: int = 0
+    #: What the server shows when it calls the worker's own port.
+    door_token: str = Field(min_length=16, max_length=128)
+    #: Made once by the worker and kept in its data directory: the same one is the same worker.
+    worker_uuid: str = Field(min_length=8, max_length=64)
+    version: str
+    labels: dict[str, str] = {}
+    #: Bytes of memory kept for the system: ``ram`` for the worker, ``vram`` for each GPU.
+    system_reserved: dict[str, int] = {}
+    status: WorkerStatus = WorkerStatus()
+    #: Names of the extensions installed there, by kind.
+    catalogue: dict[str, list[str]] = {}
+    #: Installed engine versions by backend.
+    installed_versions: dict[str, list[str]] = {}
+
+
+class WorkerRegistered(Output):
+    """The answer to a registration: the worker's number and its own credential, shown this once."""
+
+    id: int
+    name: str
+    token: str
+
+
+class Heartbeat(Input):
+    """Sign of life; with ``status`` every third time."""
+
+    status: WorkerStatus | None = None
+    installed_versions: dict[str, list[str]] | None = None
+
+
+class WorkerUpdate(Input):
+    """What an administrator may change about a worker."""
+
+    labels: dict[str, str]
+
+
+class WorkerPublic(Record):
+    """A worker."""
+
+    name: str
+    hostname: str = ""
+    ip: str
+    port: int = 0
+    cluster_id: int
+    worker_uuid: str
+    version: str
+    state: WorkerState
+    state_message: str = ""
+    labels: dict[str, str] = {}
+    system_reserved: dict[str, int] = {}
+    heartbeat_time: datetime | None = None
+    status: WorkerStatus = WorkerStatus()
+    catalogue: dict[str, list[str]] = {}
+    installed_versions: dict[str, list[str]] = {}
+
+
+class GpuDevicePublic(GpuStatus):
+    """A GPU with the worker it belongs to. ``id`` is ``worker:type:index``."""
+
+    id: str
+    worker_id: int
+    worker_name: str
+    worker_ip: str
+    cluster_id: int
+    labels: dict[str, Any] = {}

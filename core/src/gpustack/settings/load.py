@@ -1,0 +1,132 @@
+"""Reads the settings: flag before environment variable before YAML file before default, for each option.
+
+dynaconf reads the variables and the file, as raw text: its casts (``@format``, ``@jinja``) stay off, so no
+value can run code. It ends here; what leaves this module is a checked :class:`Settings`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from gpustack.kit.errors import SettingsError
+from gpustack.settings.model import Settings
+from gpustack.settings.options import BY_NAME, ENV_PREFIX, OPTIONS, Option
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    value: object
+    #: Where it came from, as a message names it.
+    origin: str
+
+
+def load(flags: Mapping[str, str]) -> Settings:
+    """Return the settings for these flags (by option name, as typed) and this process's environment.
+
+    Raises SettingsError whose message has one line for each thing that is wrong.
+    """
+    variables = _from_environment()
+    file = flags.get("config_file") or _text(variables.get("config_file"))
+    given: dict[str, _Given] = {}
+    if file:
+        given.update(_from_file(Path(file).expanduser()))
+    given.update(variables)
+    given.update({name: _Given(value, BY_NAME[name].flag) for name, value in flags.items()})
+    given.pop("config_file", None)
+    return _checked(given)
+
+
+def _text(given: _Given | None) -> str:
+    return "" if given is None else str(given.value)
+
+
+def _from_environment() -> dict[str, _Given]:
+    from dynaconf import Dynaconf
+
+    raw = Dynaconf(
+        envvar_prefix=ENV_PREFIX.rstrip("_"),
+        settings_files=[],
+        core_loaders=[],
+        auto_cast=False,
+        load_dotenv=False,
+    ).as_dict()
+    return {
+        option.name: _Given(raw[option.name.upper()], option.variable)
+        for option in OPTIONS
+        # An empty variable is how container tools say "not set".
+        if raw.get(option.name.upper()) not in (None, "")
+    }
+
+
+def _from_file(path: Path) -> dict[str, _Given]:
+    values = _read_yaml(path)
+    problems = [
+        f"{path}: {_unknown(str(key))}" for key in values if key not in BY_NAME or key == "config_file"
+    ]
+    if problems:
+        raise SettingsError("\n".join(problems))
+    return {key: _Given(value, f"{key} in {path}") for key, value in values.items() if value is not None}
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    from dynaconf import Dynaconf
+    from yaml import YAMLError, safe_load
+
+    try:
+        content = path.read_text(encoding="utf-8")
+        # dynaconf upper-cases keys and merges silently: the keys as written are needed to name a wrong one.
+        keys = safe_load(content)
+    except OSError as error:
+        raise SettingsError(f"--config-file {path} cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, YAMLError) as error:
+        where = getattr(error, "problem_mark", None)
+        place = f" at line {where.line + 1}" if where else ""
+        raise SettingsError(
+            f"--config-file {path} is not YAML{place}: {getattr(error, 'problem', error)}"
+        ) from error
+    if keys is None:
+        return {}
+    if not isinstance(keys, dict):
+        raise SettingsError(f"--config-file {path} must hold keys with values, such as `port: 80`")
+    raw = Dynaconf(
+        settings_files=[str(path)], loaders=[], core_loaders=["YAML"], auto_cast=False, load_dotenv=False
+    ).as_dict()
+    return {str(key): raw.get(str(key).upper(), value) for key, value in keys.items()}
+
+
+def _unknown(key: str) -> str:
+    near = difflib.get_close_matches(key, BY_NAME, n=1)
+    return f"{key!r} is not an option" + (f"; did you mean {near[0]!r}?" if near else "")
+
+
+def _checked(given: Mapping[str, _Given]) -> Settings:
+    try:
+        return Settings.model_validate({name: item.value for name, item in given.items()})
+    except ValidationError as error:
+        lines = [_problem(given, problem) for problem in error.errors(include_url=False)]
+        raise SettingsError("\n".join(dict.fromkeys(lines))) from error
+
+
+def _problem(given: Mapping[str, _Given], problem: Any) -> str:
+    name = str(problem["loc"][0]) if problem["loc"] else ""
+    option: Option | None = BY_NAME.get(name)
+    if option is None or name not in given:
+        return str(problem["msg"])
+    item = given[name]
+    shown = "" if option.secret else f" {_shorten(item.value)}"
+    reason = str(problem["msg"]).removeprefix("Value error, ")
+    if name == "database_url":
+        reason = "give a URL such as postgresql://user:password@host:5432/name"
+    inner = ".".join(str(part) for part in problem["loc"][1:])
+    return f"{item.origin}{shown}: {inner + ': ' if inner else ''}{reason}"
+
+
+def _shorten(value: object) -> str:
+    text = str(value)
+    return repr(text if len(text) <= 80 else text[:77] + "…")

@@ -1,0 +1,143 @@
+"""The settings as the program uses them: typed, checked, frozen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from gpustack.kit.paths import default_data_dir
+from gpustack.kit.text import GIB
+
+_YES = {"true", "1", "yes", "on"}
+_NO = {"false", "0", "no", "off"}
+
+
+def _boolean(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    text = str(value).strip().lower()
+    if text in _YES:
+        return True
+    if text in _NO:
+        return False
+    raise ValueError("give true or false")
+
+
+def _port(value: object) -> int:
+    try:
+        port = int(str(value))
+    except ValueError:
+        port = -1
+    if isinstance(value, bool) or not 0 <= port <= 65535:
+        raise ValueError("give a port from 0 to 65535")
+    return port
+
+
+def _path(value: object) -> object:
+    """Make a path absolute here and now: children have other working directories."""
+    if isinstance(value, str):
+        if not value.strip() or "\0" in value:
+            raise ValueError("give a path")
+        return Path(value).expanduser().absolute()
+    return value
+
+
+Boolean = Annotated[bool, BeforeValidator(_boolean)]
+Port = Annotated[int, BeforeValidator(_port)]
+AbsolutePath = Annotated[Path, BeforeValidator(_path)]
+
+
+class PortRange(BaseModel):
+    """Ports from ``first`` to ``last``, both included; iterating gives each."""
+
+    model_config = ConfigDict(frozen=True)
+
+    first: int = Field(ge=1, le=65535)
+    last: int = Field(ge=1, le=65535)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _parse(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        first, dash, last = value.partition("-")
+        if not (dash and first.strip().isdecimal() and last.strip().isdecimal()):
+            raise ValueError("give two ports as N1-N2, e.g. 40000-40063")
+        return {"first": int(first), "last": int(last)}
+
+    @model_validator(mode="after")
+    def _ordered(self) -> PortRange:
+        if self.first > self.last:
+            raise ValueError(f"the first port {self.first} is above the last, {self.last}")
+        return self
+
+    def ports(self) -> Iterator[int]:
+        """Return each port, lowest first."""
+        return iter(range(self.first, self.last + 1))
+
+    def __str__(self) -> str:
+        return f"{self.first}-{self.last}"
+
+
+class SystemReserved(BaseModel):
+    """Memory kept for the system, in GiB: ``ram`` of the worker, ``vram`` of each GPU."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ram: float = Field(default=2, ge=0)
+    vram: float = Field(default=1, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _parse(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        try:
+            parsed = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise ValueError('give JSON such as {"ram": 2, "vram": 1}') from error
+        if not isinstance(parsed, dict):
+            raise ValueError('give a JSON object such as {"ram": 2, "vram": 1}')
+        return parsed
+
+    def in_bytes(self) -> dict[str, int]:
+        """Return both in bytes."""
+        return {"ram": int(self.ram * GIB), "vram": int(self.vram * GIB)}
+
+
+class Settings(BaseModel):
+    """The effective settings of one ``gpustack start``. Field names are the keys of the YAML file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    advertise_address: str = ""
+    port: Port = 80
+    debug: Boolean = False
+    data_dir: AbsolutePath = Field(default_factory=default_data_dir)
+    bin_dir: AbsolutePath = Path()
+    pipx_path: str = ""
+    disable_worker: Boolean = False
+    bootstrap_password: str | None = Field(default=None, min_length=1)
+    #: Empty is the embedded PostgreSQL.
+    database_url: str = Field(default="", pattern=r"^(postgres(ql)?://.+)?$")
+    disable_openapi_docs: Boolean = False
+    #: Empty lets the server make one, which it keeps in its data directory.
+    token: str = ""
+    #: Empty is the host's name.
+    worker_name: str = ""
+    worker_port: Port = 10150
+    service_port_range: PortRange = PortRange(first=40000, last=40063)
+    log_dir: AbsolutePath = Path()
+    system_reserved: SystemReserved = SystemReserved()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _places_below_data_dir(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        data_dir = Path(str(values.get("data_dir") or default_data_dir())).expanduser().absolute()
+        return {"bin_dir": str(data_dir / "bin"), "log_dir": str(data_dir / "log"), **values}
