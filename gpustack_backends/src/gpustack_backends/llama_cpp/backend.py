@@ -1,0 +1,124 @@
+"""The llama.cpp backend."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from gpustack.plugin import (
+    EstimateRequest,
+    GpuDevice,
+    InferenceBackend,
+    LaunchPlan,
+    LaunchRequest,
+    ModelFacts,
+    NoSettings,
+    PipxPackage,
+    Platform,
+    Refused,
+    ResourceClaim,
+    Verdict,
+)
+from gpustack_backends.llama_cpp.launcher import COMMAND, PACKAGE, VERSION, launcher_wheel
+from gpustack_backends.llama_cpp.memory import Shape, claim, is_whole_input
+from gpustack_backends.llama_cpp.parameters import Parameters
+
+_CATEGORIES = ("llm", "embedding", "reranker")
+#: A version as packaging tools write it; another spelling of the same one would be a second installation.
+_VERSION = re.compile(
+    r"(0|[1-9]\d*)(\.(0|[1-9]\d*))*((a|b|rc)(0|[1-9]\d*))?(\.post(0|[1-9]\d*))?(\.dev(0|[1-9]\d*))?"
+)
+#: What xllamacpp is built for.
+_PLATFORMS = {
+    "linux": ("x86_64", "aarch64"),
+    "darwin": ("x86_64", "arm64", "aarch64"),
+    "windows": ("AMD64", "amd64", "x86_64"),
+}
+_METRICS = {
+    "llamacpp:requests_processing": "num_requests_running",
+    "llamacpp:requests_deferred": "num_requests_waiting",
+    "llamacpp:kv_cache_usage_ratio": "kv_cache_usage_ratio",
+    "llamacpp:prompt_tokens_total": "prompt_tokens",
+    "llamacpp:prompt_tokens_cached_total": "prompt_tokens_cached",
+    "llamacpp:tokens_predicted_total": "generation_tokens",
+    "llamacpp:spec_decode_num_draft_tokens_total": "spec_decode_draft_tokens",
+    "llamacpp:spec_decode_num_accepted_tokens_total": "spec_decode_accepted_tokens",
+}
+
+
+class LlamaCpp(InferenceBackend[NoSettings]):
+    """Serves GGUF files: chat and completion, embeddings, reranking.
+
+    Its versions are those of ``xllamacpp``, its parameters the flags of llama-server, with one difference:
+    ``--ctx-size`` is the context that each request may have (see :class:`memory.Shape`).
+    """
+
+    name = "llama-cpp"
+    settings_type = NoSettings
+    default_version = VERSION
+
+    def accepts(self, model: ModelFacts, devices: Sequence[GpuDevice]) -> Verdict:
+        """Agree to GGUF files of language, embedding and reranking models, with or without GPUs."""
+        if model.format == "safetensors":
+            return Verdict.no(
+                f"llama.cpp reads GGUF files; {model.path} is a safetensors directory: "
+                "convert it to GGUF with llama.cpp's convert_hf_to_gguf.py"
+            )
+        if model.format != "gguf":
+            return Verdict.no(f"llama.cpp reads GGUF files; {model.path} is none")
+        if not set(model.categories[:1]) & set(_CATEGORIES):
+            what = model.categories[0] if model.categories else "unknown"
+            return Verdict.no(
+                f"llama.cpp serves {', '.join(_CATEGORIES)} models; {model.path} is of kind {what}"
+            )
+        return Verdict.yes()
+
+    def estimate(self, request: EstimateRequest) -> ResourceClaim:
+        """Return weights, KV cache, compute buffers and the process; on GPUs what is offloaded there."""
+        return claim(request.model, Parameters.parse(request.parameters), len(request.devices))
+
+    def artifact(self, version: str, platform: Platform) -> PipxPackage:
+        """Return our launcher, made for this version of xllamacpp."""
+        if not _VERSION.fullmatch(version):
+            raise Refused(f"{version!r} is no version of xllamacpp; they look like {VERSION}")
+        if platform.machine not in _PLATFORMS.get(platform.system, ()):
+            raise Refused(
+                f"llama.cpp comes for Linux, macOS and Windows, not for {platform.system} on {platform.machine}"
+            )
+        name, wheel = launcher_wheel(version)
+        return PipxPackage(package=PACKAGE, version=version, command=COMMAND, wheel=wheel, wheel_name=name)
+
+    def launch(self, request: LaunchRequest) -> LaunchPlan:
+        """Return the launcher's command line."""
+        parameters = Parameters.parse(request.parameters)
+        shape = Shape.of(request.model, parameters)
+        argv = [
+            *(request.command, "--host", request.host, "--port", str(request.port)),
+            *("--model", request.model_path, "--alias", request.model_name, "--metrics"),
+            *("--parallel", str(shape.parallel), "--ctx-size", str(shape.total)),
+            *_purpose(request.model, shape),
+            *_gpus(request.devices),
+            *parameters.without("--ctx-size"),
+        ]
+        # When it aborts, llama.cpp would start a debugger to show where, which takes seconds.
+        return LaunchPlan(argv=tuple(argv), env={"GGML_NO_BACKTRACE": "1"})
+
+    def metrics(self) -> Mapping[str, str]:
+        """Map what llama.cpp counts."""
+        return _METRICS
+
+
+def _purpose(model: ModelFacts, shape: Shape) -> tuple[str, ...]:
+    """How vectors are pooled is left to the file, which says it."""
+    if not is_whole_input(model):
+        return ()
+    flag = "--reranking" if model.categories[0] == "reranker" else "--embeddings"
+    return (flag, "--batch-size", str(shape.batch), "--ubatch-size", str(shape.ubatch))
+
+
+def _gpus(devices: Sequence[GpuDevice]) -> tuple[str, ...]:
+    if not devices:
+        return ()
+    # The claim spreads the memory evenly.
+    split = ("--tensor-split", ",".join("1" for _ in devices)) if len(devices) > 1 else ()
+    return ("--gpu-layers", "all", *split)
