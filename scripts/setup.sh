@@ -9,7 +9,8 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 python=${PYTHON:-python3}
-members=(. core gpustack_backends gpustack_auth gpustack_gateway)
+# gpustack-llama-server is not among them: pipx installs it per engine version, never into .venv.
+members=(. core gpustack_backends gpustack_auth gpustack_gateway plugins/gpustack-system)
 requirements=(requirements/runtime.txt requirements/build.txt)
 if [[ ${1:-} == dev || -e .venv/.setup-dev ]]; then requirements+=(requirements/dev.txt); fi
 

@@ -1,0 +1,1 @@
+"""One repository per resource: all that is read and written of it, in its public form."""

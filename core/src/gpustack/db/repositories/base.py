@@ -1,0 +1,199 @@
+"""What every repository does alike: rows to public objects, lists, and writes with their events."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from enum import Enum
+from typing import Any, ClassVar, Generic, TypeVar
+
+from piccolo.columns import Column
+from piccolo.querystring import QueryString
+from piccolo.table import Table
+from pydantic import BaseModel
+from pydantic_core import from_json, to_json
+
+from gpustack.db import listing
+from gpustack.db.connection import Row, Session, Writing
+from gpustack.db.outbox import Change
+from gpustack.kit.errors import NotFound
+from gpustack.schemas.common import EventType, Page, Record
+
+P = TypeVar("P", bound=Record)
+
+_LAST_ID = 2**63 - 1
+#: Most JSON columns hold nothing. Validation copies containers, so these two are never shared.
+_EMPTY: Mapping[str, Any] = {"{}": {}, "[]": []}
+
+
+def now() -> datetime:
+    """Return the server's time; a worker's is never used."""
+    return datetime.now(UTC)
+
+
+def json(value: Any) -> str:
+    """Return the JSON text of a value, pydantic models included."""
+    return to_json(value).decode()
+
+
+class Repository(Generic[P]):
+    """The rows of one table as public objects.
+
+    The class attributes say what the thing is; subclasses add the methods that differ.
+    """
+
+    table: ClassVar[type[Table]]
+    public: ClassVar[type[Record]]
+    #: The name in messages: "there is no model 42".
+    noun: ClassVar[str]
+    #: Where events go; empty writes none.
+    topic: ClassVar[str] = ""
+    searched: ClassVar[str] = "name"
+    sortable: ClassVar[frozenset[str]] = frozenset({"id", "name", "created_at", "updated_at"})
+
+    _columns: ClassVar[list[Column]]
+    _json: ClassVar[tuple[str, ...]]
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        # Only what is public is read: digests and tokens stay in the database.
+        cls._columns = [c for c in cls.table._meta.columns if c._meta.name in cls.public.model_fields]
+        json_columns = {c._meta.name for c in cls.table._meta.json_columns}
+        cls._json = tuple(c._meta.name for c in cls._columns if c._meta.name in json_columns)
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    # Reading ------------------------------------------------------------------------------------------
+
+    async def get(self, row_id: int) -> P:
+        """Return one; NotFound when it does not exist."""
+        return await self._get(self._session, row_id)
+
+    async def _get(self, session: Session, row_id: int, *, lock: bool = False) -> P:
+        found = await self._find(session, self._id() == row_id, lock=lock) if 0 < row_id <= _LAST_ID else []
+        if not found:
+            raise self._missing(row_id)
+        return found[0]
+
+    async def _find(self, session: Session, *where: Any, lock: bool = False) -> list[P]:
+        """Return all that match, in the order of ids: whoever locks several takes them in the same order."""
+        query = self.table.select(*self._columns).where(*where).order_by(self._id())
+        if lock:
+            query = query.lock_rows()
+        return self._parse(await session.fetch(query))
+
+    async def _page(
+        self, page: int, per_page: int, search: str | None, sort_by: str | None, filters: Mapping[str, Any]
+    ) -> Page[P]:
+        listing.check_page(page, per_page)
+        order = listing.order(self.table, sort_by, self.sortable)
+        where = [
+            getattr(self.table, name) == _plain(value) for name, value in filters.items() if value is not None
+        ]
+        if search:
+            where.append(listing.containing(self.searched, search))
+        query = self.table.select(*self._columns).where(*where)
+        for column, ascending in order:
+            query = query.order_by(column, ascending=ascending)
+        items = self._parse(await self._session.fetch(listing.limited(query, page, per_page)))
+        total = len(items)
+        # A page that is neither empty nor full is the last one: it tells the total by itself.
+        if page != -1 and not 0 < total < per_page:
+            total = (await self._session.fetch(self.table.count().where(*where)))[0]["count"]
+        elif page > 1:
+            total += (page - 1) * per_page
+        return Page[P].model_construct(items=items, pagination=listing.pagination(page, per_page, total))
+
+    def _parse(self, rows: Iterable[Row]) -> list[P]:
+        """Turn rows into public objects."""
+        validate = self.public.__pydantic_validator__.validate_python
+        names = self._json
+        parsed = []
+        for row in rows:
+            values = dict(row)
+            for name in names:
+                text = values[name]
+                if text is not None:
+                    empty = _EMPTY.get(text)
+                    values[name] = from_json(text) if empty is None else empty
+            parsed.append(validate(values))
+        return parsed
+
+    # Writing ------------------------------------------------------------------------------------------
+
+    async def _insert(self, tx: Writing, values: Mapping[str, Any]) -> P:
+        """Insert a row, read back only its id, and emit CREATED."""
+        moment = now()
+        row = self._stored({"created_at": moment, "updated_at": moment, **values})
+        rows = await tx.fetch(self.table.insert(self.table(**row)).returning(self._id()))
+        shown = {name: value for name, value in row.items() if name in self.public.model_fields}
+        created = self._parse([{**shown, "id": rows[0]["id"]}])[0]
+        self._emit(tx, EventType.CREATED, created)
+        return created
+
+    async def _change(self, tx: Writing, old: P, values: Mapping[str, Any]) -> P:
+        """Update the row of ``old``, which the caller has locked, and emit UPDATED if anything visible changed."""
+        row = self._stored({"updated_at": now(), **values})
+        assignments: dict[Column | str, Any] = {name: value for name, value in row.items()}  # noqa: C416  # widens the key
+        await tx.fetch(self.table.update(assignments).where(self._id() == old.id))
+        before = old.model_dump()
+        shown = {name: value for name, value in row.items() if name in self.public.model_fields}
+        for name in self._json:
+            if shown.get(name) is not None:
+                shown[name] = from_json(shown[name])
+        new: P = self.public.model_validate({**before, **shown})  # type: ignore[assignment]  # ClassVar is no P
+        self._emit_change(tx, old, new)
+        return new
+
+    async def _remove(self, tx: Writing, gone: Iterable[P]) -> None:
+        """Delete the rows of things that the caller has locked, and emit DELETED for each."""
+        things = list(gone)
+        if not things:
+            return
+        await tx.fetch(self.table.delete().where(self._id().is_in([thing.id for thing in things])))
+        for thing in things:
+            self._emit(tx, EventType.DELETED, thing)
+
+    def _stored(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        json_columns = {c._meta.name for c in self.table._meta.json_columns}
+        return {
+            name: json(value) if name in json_columns and value is not None else _plain(value)
+            for name, value in values.items()
+        }
+
+    def _emit_change(self, tx: Writing, old: P, new: P) -> None:
+        before, after = old.model_dump(mode="json"), new.model_dump(mode="json")
+        changed = {
+            name: [before[name], value]
+            for name, value in after.items()
+            if value != before[name] and name != "updated_at"
+        }
+        if changed:
+            self._emit(tx, EventType.UPDATED, new, changed)
+
+    def _emit(self, tx: Writing, kind: EventType, thing: P, changed: dict[str, Any] | None = None) -> None:
+        if self.topic:
+            tx.emit(Change(self.topic, kind, thing.id, thing.model_dump_json(), changed or {}))
+
+    # Words --------------------------------------------------------------------------------------------
+
+    @classmethod
+    def _id(cls) -> Any:
+        return cls.table._meta.primary_key
+
+    def _missing(self, what: object) -> NotFound:
+        return NotFound(f"there is no {self.noun} {what}")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, BaseModel):
+        return json(value)
+    return value
+
+
+def sql(text: str, *values: Any) -> QueryString:
+    """Return a statement with ``{}`` for each value."""
+    return QueryString(text, *values)

@@ -1,0 +1,137 @@
+"""Model instances."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from gpustack.db.errors import conflicts
+from gpustack.db.repositories.base import Repository, now
+from gpustack.db.tables import ModelInstance
+from gpustack.kit.errors import Conflict
+from gpustack.schemas.common import Page
+from gpustack.schemas.instances import Claim, InstanceState, ModelInstancePublic
+from gpustack.schemas.models import ModelPublic
+
+#: What ``update`` may set.
+_WRITABLE = frozenset(ModelInstancePublic.model_fields) - {
+    "id",
+    "name",
+    "model_id",
+    "model_name",
+    "cluster_id",
+    "created_at",
+    "updated_at",
+    "state_since",
+}
+
+
+class Instances(Repository[ModelInstancePublic]):
+    """Copies of models."""
+
+    table = ModelInstance
+    public = ModelInstancePublic
+    noun = "model instance"
+    topic = "model-instances"
+    sortable = frozenset(
+        {
+            "id",
+            "name",
+            "created_at",
+            "updated_at",
+            "state",
+            "state_since",
+            "model_name",
+            "worker_name",
+            "restart_count",
+        }
+    )
+
+    async def list(
+        self,
+        page: int = 1,
+        per_page: int = 100,
+        *,
+        search: str | None = None,
+        sort_by: str | None = None,
+        model_id: int | None = None,
+        worker_id: int | None = None,
+        cluster_id: int | None = None,
+        state: InstanceState | None = None,
+    ) -> Page[ModelInstancePublic]:
+        """Return one page; ``page`` -1 is everything."""
+        filters = {"model_id": model_id, "worker_id": worker_id, "cluster_id": cluster_id, "state": state}
+        return await self._page(page, per_page, search, sort_by, filters)
+
+    async def create(self, model: ModelPublic, name: str) -> ModelInstancePublic:
+        """Add a PENDING instance; NotFound when the model is gone, Conflict when the name is taken."""
+        values = {
+            "name": name,
+            "model_id": model.id,
+            "model_name": model.name,
+            "cluster_id": model.cluster_id,
+            "state": InstanceState.PENDING,
+            "state_message": "",
+            "state_since": now(),
+            "worker_id": None,
+            "worker_name": "",
+            "worker_ip": "",
+            "pid": None,
+            "port": None,
+            "ports": [],
+            "resolved_path": "",
+            "backend": "",
+            "backend_version": "",
+            "computed_resource_claim": Claim(),
+            "gpu_indexes": [],
+            "restart_count": 0,
+            "last_restart_time": None,
+        }
+        taken = {"model_instances_name_key": f"an instance named {name!r} exists already"}
+        gone = {
+            "model_instances_model_id_fkey": f"there is no model {model.id}",
+            "model_instances_cluster_id_fkey": f"there is no cluster {model.cluster_id}",
+        }
+        with conflicts(taken, gone):
+            async with self._session.writing() as tx:
+                return await self._insert(tx, values)
+
+    async def update(
+        self,
+        instance_id: int,
+        *,
+        expect_state: InstanceState | Collection[InstanceState] | None = None,
+        **columns: Any,
+    ) -> ModelInstancePublic:
+        """Set ``columns``; ``updated_at`` always follows, and ``state_since`` when the state changes.
+
+        Conflict when the instance is in none of the states of ``expect_state``: the row is locked while that is
+        compared, so nobody changes it in between. NotFound when the instance, or the worker it is given, is gone.
+        """
+        unknown = sorted(columns.keys() - _WRITABLE)
+        if unknown:
+            raise TypeError(f"an instance has no column {', '.join(unknown)} that could be set")
+        gone = {"model_instances_worker_id_fkey": f"there is no worker {columns.get('worker_id')}"}
+        with conflicts({}, gone):
+            async with self._session.writing() as tx:
+                old = await self._get(tx, instance_id, lock=True)
+                _expect(old, expect_state)
+                if "state" in columns and columns["state"] != old.state:
+                    columns["state_since"] = now()
+                return await self._change(tx, old, columns)
+
+    async def delete(self, instance_id: int) -> ModelInstancePublic:
+        """Remove an instance and return what it was."""
+        async with self._session.writing() as tx:
+            instance = await self._get(tx, instance_id, lock=True)
+            await self._remove(tx, [instance])
+            return instance
+
+
+def _expect(instance: ModelInstancePublic, states: InstanceState | Collection[InstanceState] | None) -> None:
+    if states is None:
+        return
+    allowed = {states} if isinstance(states, InstanceState) else set(states)
+    if instance.state not in allowed:
+        wanted = " or ".join(sorted(state.value for state in allowed))
+        raise Conflict(f"model instance {instance.name!r} is {instance.state.value} by now, not {wanted}")

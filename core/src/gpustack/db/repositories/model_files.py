@@ -1,0 +1,93 @@
+"""Model files: one source on one worker each."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from gpustack.db.errors import conflicts
+from gpustack.db.repositories.base import Repository
+from gpustack.db.tables import ModelFile
+from gpustack.kit.errors import Conflict
+from gpustack.schemas.common import Page
+from gpustack.schemas.model_files import ModelFilePublic, ModelFileReport, ModelFileState
+from gpustack.schemas.models import Source
+
+
+def source_key(source: Source, local_path: str) -> str:
+    """Return the digest over the fields of a source: equal sources have equal keys."""
+    return hashlib.sha256(f"{source.value}\0{local_path}".encode()).hexdigest()
+
+
+class ModelFiles(Repository[ModelFilePublic]):
+    """What workers know of sources."""
+
+    table = ModelFile
+    public = ModelFilePublic
+    noun = "model file"
+    topic = "model-files"
+    searched = "local_path"
+    sortable = frozenset({"id", "created_at", "updated_at", "local_path", "state", "size", "worker_id"})
+
+    async def list(
+        self,
+        page: int = 1,
+        per_page: int = 100,
+        *,
+        search: str | None = None,
+        sort_by: str | None = None,
+        worker_id: int | None = None,
+        source_key: str | None = None,
+        state: ModelFileState | None = None,
+    ) -> Page[ModelFilePublic]:
+        """Return one page; ``page`` -1 is everything."""
+        filters = {"worker_id": worker_id, "source_key": source_key, "state": state}
+        return await self._page(page, per_page, search, sort_by, filters)
+
+    async def request(self, worker_id: int, source: Source, local_path: str) -> ModelFilePublic:
+        """Ask the worker to read the source (anew): state ANALYZING, ``request`` one more.
+
+        What was known stays until the answer. NotFound when the worker is gone; Conflict when somebody asks for
+        the same thing for the first time at the same moment, whose request then serves both.
+        """
+        key = source_key(source, local_path)
+        asked = {"state": ModelFileState.ANALYZING, "state_message": ""}
+        taken = {"model_files_worker_id_source_key_key": f"{local_path} is being asked for already"}
+        gone = {"model_files_worker_id_fkey": f"there is no worker {worker_id}"}
+        with conflicts(taken, gone):
+            async with self._session.writing() as tx:
+                same = (ModelFile.worker_id == worker_id) & (ModelFile.source_key == key)
+                if found := await self._find(tx, same, lock=True):
+                    return await self._change(tx, found[0], {**asked, "request": found[0].request + 1})
+                values: dict[str, Any] = {
+                    **asked,
+                    "worker_id": worker_id,
+                    "source": source,
+                    "local_path": local_path,
+                    "source_key": key,
+                    "request": 1,
+                    "size": 0,
+                    "resolved_paths": [],
+                    "facts": None,
+                }
+                return await self._insert(tx, values)
+
+    async def report(self, file_id: int, report: ModelFileReport) -> ModelFilePublic:
+        """Store a worker's answer; Conflict when it answers an older request than the last."""
+        async with self._session.writing() as tx:
+            old = await self._get(tx, file_id, lock=True)
+            if report.request != old.request:
+                raise Conflict(
+                    f"this answers request {report.request} for {old.local_path}; now {old.request} is asked"
+                )
+            return await self._change(tx, old, {name: getattr(report, name) for name in _REPORTED})
+
+    async def delete(self, file_id: int) -> ModelFilePublic:
+        """Forget what is known, not the files themselves."""
+        async with self._session.writing() as tx:
+            file = await self._get(tx, file_id, lock=True)
+            await self._remove(tx, [file])
+            return file
+
+
+_REPORTED = ("state", "state_message", "size", "resolved_paths", "facts")

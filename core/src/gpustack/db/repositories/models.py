@@ -1,0 +1,115 @@
+"""Models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gpustack.db.errors import conflicts
+from gpustack.db.repositories.base import Repository
+from gpustack.db.repositories.instances import Instances
+from gpustack.db.tables import Model, ModelInstance
+from gpustack.kit.errors import InvalidInput, NotFound
+from gpustack.schemas.common import Page
+from gpustack.schemas.models import ModelCreate, ModelPublic, ModelUpdate
+
+
+class Models(Repository[ModelPublic]):
+    """What users want served."""
+
+    table = Model
+    public = ModelPublic
+    noun = "model"
+    topic = "models"
+    sortable = frozenset(
+        {
+            "id",
+            "name",
+            "created_at",
+            "updated_at",
+            "replicas",
+            "ready_replicas",
+            "backend",
+            "source",
+            "cluster_id",
+        }
+    )
+
+    async def list(
+        self,
+        page: int = 1,
+        per_page: int = 100,
+        *,
+        search: str | None = None,
+        sort_by: str | None = None,
+        cluster_id: int | None = None,
+        backend: str | None = None,
+    ) -> Page[ModelPublic]:
+        """Return one page; ``page`` -1 is everything."""
+        filters = {"cluster_id": cluster_id, "backend": backend}
+        return await self._page(page, per_page, search, sort_by, filters)
+
+    async def by_name(self, name: str) -> ModelPublic:
+        """Return the model of this name; NotFound when there is none."""
+        found = await self._find(self._session, Model.name == name)
+        if not found:
+            raise NotFound(f"there is no model named {name!r}")
+        return found[0]
+
+    async def create(self, wanted: ModelCreate, cluster_id: int) -> ModelPublic:
+        """Add a model; Conflict when the name is taken, NotFound when the cluster does not exist."""
+        values = {**_columns(wanted), "cluster_id": cluster_id, "ready_replicas": 0, "categories": []}
+        with conflicts(_taken(wanted.name), _no_cluster(cluster_id)):
+            async with self._session.writing() as tx:
+                return await self._insert(tx, values)
+
+    async def update(self, model_id: int, wanted: ModelUpdate) -> ModelPublic:
+        """Replace the description; a ``cluster_id`` of None keeps the cluster. InvalidInput for another name."""
+        values = _columns(wanted)
+        name = values.pop("name")
+        if values["cluster_id"] is None:
+            del values["cluster_id"]
+        with conflicts({}, _no_cluster(wanted.cluster_id)):
+            async with self._session.writing() as tx:
+                old = await self._get(tx, model_id, lock=True)
+                if name not in (None, old.name):
+                    raise InvalidInput(
+                        f"a model's name stays: this one is {old.name!r}; deploy {name!r} as a new model"
+                    )
+                return await self._change(tx, old, values)
+
+    async def set_facts(self, model_id: int, *, categories: Sequence[str]) -> ModelPublic:
+        """Store what was read from the files."""
+        return await self._set(model_id, {"categories": [*categories]})
+
+    async def set_ready(self, model_id: int, ready: int) -> ModelPublic:
+        """Store how many instances answer now."""
+        return await self._set(model_id, {"ready_replicas": ready})
+
+    async def delete(self, model_id: int) -> ModelPublic:
+        """Remove a model with its instances, each with its own event, and return what it was."""
+        async with self._session.writing() as tx:
+            model = await self._get(tx, model_id, lock=True)
+            instances = Instances(tx)
+            await instances._remove(
+                tx, await instances._find(tx, ModelInstance.model_id == model_id, lock=True)
+            )
+            await self._remove(tx, [model])
+            return model
+
+    async def _set(self, model_id: int, values: Mapping[str, Any]) -> ModelPublic:
+        async with self._session.writing() as tx:
+            return await self._change(tx, await self._get(tx, model_id, lock=True), values)
+
+
+def _columns(wanted: ModelCreate | ModelUpdate) -> dict[str, Any]:
+    return {name: getattr(wanted, name) for name in type(wanted).model_fields}
+
+
+def _taken(name: str) -> dict[str, str]:
+    line = f"a model named {name!r} exists already; choose another name or remove that one with `gpustack rm {name}`"
+    return {"models_name_key": line}
+
+
+def _no_cluster(cluster_id: int | None) -> dict[str, str]:
+    return {"models_cluster_id_fkey": f"there is no cluster {cluster_id}"}

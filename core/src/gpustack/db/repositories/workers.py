@@ -1,0 +1,189 @@
+"""Workers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from piccolo.querystring import QueryString
+
+from gpustack.db.connection import Writing
+from gpustack.db.errors import conflicts
+from gpustack.db.repositories.base import Repository, json, now, sql
+from gpustack.db.repositories.instances import Instances
+from gpustack.db.repositories.model_files import ModelFiles
+from gpustack.db.tables import Cluster, ModelFile, ModelInstance, Worker
+from gpustack.kit.errors import NotFound
+from gpustack.schemas.common import Page
+from gpustack.schemas.workers import Heartbeat, WorkerPublic, WorkerRegistration, WorkerState
+
+#: Workers in one statement; six values each stay far below the protocol's 32767.
+_BATCH = 4000
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """How the server calls a worker's own port."""
+
+    ip: str
+    port: int
+    token: str
+
+
+class Workers(Repository[WorkerPublic]):
+    """Machines."""
+
+    table = Worker
+    public = WorkerPublic
+    noun = "worker"
+    topic = "workers"
+    sortable = frozenset(
+        {
+            "id",
+            "name",
+            "created_at",
+            "updated_at",
+            "hostname",
+            "ip",
+            "state",
+            "version",
+            "heartbeat_time",
+            "cluster_id",
+        }
+    )
+
+    async def list(
+        self,
+        page: int = 1,
+        per_page: int = 100,
+        *,
+        search: str | None = None,
+        sort_by: str | None = None,
+        cluster_id: int | None = None,
+        state: WorkerState | None = None,
+    ) -> Page[WorkerPublic]:
+        """Return one page; ``page`` -1 is everything."""
+        return await self._page(page, per_page, search, sort_by, {"cluster_id": cluster_id, "state": state})
+
+    async def by_token_digest(self, digest: str) -> WorkerPublic | None:
+        """Return the worker whose credential this is; None when there is none."""
+        found = await self._find(self._session, Worker.token_digest == digest)
+        return found[0] if found else None
+
+    async def door(self, worker_id: int) -> Door:
+        """Return how to call the worker's own port; NotFound when it does not exist."""
+        query = Worker.select(Worker.ip, Worker.port, Worker.door_token).where(Worker.id == worker_id)
+        rows = await self._session.fetch(query)
+        if not rows:
+            raise self._missing(worker_id)
+        return Door(rows[0]["ip"], rows[0]["port"], rows[0]["door_token"])
+
+    async def register(self, wanted: WorkerRegistration, token_digest: str, cluster_id: int) -> WorkerPublic:
+        """Add the worker as READY, or renew the row that has its ``worker_uuid``.
+
+        A name that another worker has gets ``-1``, ``-2``… appended; a worker that comes back keeps its own.
+        """
+        values: dict[str, Any] = {name: getattr(wanted, name) for name in WorkerRegistration.model_fields}
+        values |= {
+            "token_digest": token_digest,
+            "state": WorkerState.READY,
+            "state_message": "",
+            "heartbeat_time": now(),
+            "gpu_count": len(wanted.status.gpu_devices),
+        }
+        with conflicts({"workers_token_digest_key": "the worker's credential is in use already"}):
+            async with self._session.writing() as tx:
+                # Registrations take turns: two that look for a free name at once would find the same.
+                locked = Cluster.select(Cluster.id).order_by(Cluster.id).lock_rows()
+                if cluster_id not in {row["id"] for row in await tx.fetch(locked)}:
+                    raise NotFound(f"there is no cluster {cluster_id}")
+                known = await self._find(tx, Worker.worker_uuid == wanted.worker_uuid, lock=True)
+                if known:
+                    values["name"] = await self._kept_name(tx, known[0], wanted.name)
+                    return await self._change(tx, known[0], values)
+                values["name"] = await self._free_name(tx, wanted.name)
+                return await self._insert(tx, {**values, "cluster_id": cluster_id})
+
+    async def _kept_name(self, tx: Writing, known: WorkerPublic, wanted: str) -> str:
+        """Keep ``box-1`` when ``box`` is asked for, else take the new name: the user changed it."""
+        suffix = known.name.removeprefix(f"{wanted}-")
+        if known.name == wanted or (suffix != known.name and suffix.isdigit()):
+            return known.name
+        return await self._free_name(tx, wanted)
+
+    async def _free_name(self, tx: Writing, wanted: str) -> str:
+        pattern = wanted.replace("!", "!!").replace("%", "!%").replace("_", "!_") + "-%"
+        query = sql("SELECT name FROM workers WHERE name = {} OR name LIKE {} ESCAPE '!'", wanted, pattern)
+        taken = {row["name"] for row in await tx.fetch(query)}
+        number, name = 0, wanted
+        while name in taken:
+            number += 1
+            name = f"{wanted}-{number}"
+        return name
+
+    async def heartbeat_many(self, beats: Mapping[int, Heartbeat]) -> set[int]:
+        """Store the signs of life of many workers in one statement and return the ids that do not exist.
+
+        No events, except that UNREACHABLE workers become READY again. NOT_READY stays: somebody wanted it.
+        """
+        gone: set[int] = set()
+        silent = []
+        ids = sorted(beats)
+        for start in range(0, len(ids), _BATCH):
+            part = {one: beats[one] for one in ids[start : start + _BATCH]}
+            rows = await self._session.fetch(_heartbeat(part))
+            gone |= part.keys() - {row["id"] for row in rows}
+            silent += [row["id"] for row in rows if row["state"] == WorkerState.UNREACHABLE.value]
+        for worker_id in silent:
+            try:
+                await self.set_state(worker_id, WorkerState.READY, "")
+            except NotFound:
+                gone.add(worker_id)
+        return gone
+
+    async def set_state(self, worker_id: int, state: WorkerState, message: str = "") -> WorkerPublic:
+        """Change the state; an event follows if that changes anything."""
+        return await self._set(worker_id, {"state": state, "state_message": message})
+
+    async def update(self, worker_id: int, *, labels: Mapping[str, str]) -> WorkerPublic:
+        """Replace the labels."""
+        return await self._set(worker_id, {"labels": dict(labels)})
+
+    async def delete(self, worker_id: int) -> WorkerPublic:
+        """Remove a worker, the instances on it and what it knew of files, each with its own event."""
+        async with self._session.writing() as tx:
+            worker = await self._get(tx, worker_id, lock=True)
+            instances, files = Instances(tx), ModelFiles(tx)
+            await instances._remove(
+                tx, await instances._find(tx, ModelInstance.worker_id == worker_id, lock=True)
+            )
+            await files._remove(tx, await files._find(tx, ModelFile.worker_id == worker_id, lock=True))
+            await self._remove(tx, [worker])
+            return worker
+
+    async def _set(self, worker_id: int, values: Mapping[str, Any]) -> WorkerPublic:
+        async with self._session.writing() as tx:
+            return await self._change(tx, await self._get(tx, worker_id, lock=True), values)
+
+
+def _heartbeat(beats: Mapping[int, Heartbeat]) -> QueryString:
+    """Return one UPDATE for all; CASE is understood by every database, unlike a join with VALUES."""
+    parts = ["UPDATE workers SET heartbeat_time = {}"]
+    arguments: list[Any] = [now()]
+    columns: dict[str, list[tuple[int, Any]]] = {"status": [], "gpu_count": [], "installed_versions": []}
+    for worker_id, beat in beats.items():
+        if beat.status is not None:
+            columns["status"].append((worker_id, json(beat.status)))
+            columns["gpu_count"].append((worker_id, len(beat.status.gpu_devices)))
+        if beat.installed_versions is not None:
+            columns["installed_versions"].append((worker_id, json(beat.installed_versions)))
+    for column, changes in columns.items():
+        if not changes:
+            continue
+        cases = " ".join("WHEN {} THEN {}" for _ in changes)
+        parts.append(f", {column} = CASE id {cases} ELSE {column} END")
+        arguments += [value for change in changes for value in change]
+    holes = ", ".join("{}" for _ in beats)
+    parts.append(f" WHERE id IN ({holes}) RETURNING id, state")
+    return sql("".join(parts), *arguments, *beats)

@@ -1,0 +1,163 @@
+"""The store: one database, its repositories, transactions and feed."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from types import TracebackType
+from typing import Any, Self
+
+from gpustack.db import migrations, outbox, url
+from gpustack.db.connection import Pool, Row, Session, Writing, open_pool
+from gpustack.db.dialect import Statement, compiled
+from gpustack.db.errors import translated
+from gpustack.db.feed import Feed
+from gpustack.db.outbox import Change, Events
+from gpustack.db.repositories.api_keys import ApiKeys
+from gpustack.db.repositories.base import sql
+from gpustack.db.repositories.clusters import Clusters
+from gpustack.db.repositories.instances import Instances
+from gpustack.db.repositories.model_files import ModelFiles
+from gpustack.db.repositories.models import Models
+from gpustack.db.repositories.sessions import Sessions
+from gpustack.db.repositories.users import Users
+from gpustack.db.repositories.workers import Workers
+from gpustack.kit.errors import GPUStackError
+
+#: The administrator that every new database gets.
+ADMIN = "admin"
+DEFAULT_CLUSTER = "default"
+
+
+class _Repositories:
+    """All repositories over one session."""
+
+    def __init__(self, session: Session) -> None:
+        self.users = Users(session)
+        self.sessions = Sessions(session)
+        self.api_keys = ApiKeys(session)
+        self.clusters = Clusters(session)
+        self.workers = Workers(session)
+        self.models = Models(session)
+        self.instances = Instances(session)
+        self.model_files = ModelFiles(session)
+        self.events = Events(session)
+
+
+class Transaction(_Repositories):
+    """Writes that happen together or not at all. One task at a time may use it.
+
+    After an error nothing more can be done in it: leave the block.
+    """
+
+    def __init__(self, connection: Any, where: str) -> None:
+        super().__init__(self)
+        self._connection = connection
+        self._where = where
+        self._changes: list[Change] = []
+
+    async def fetch(self, statement: Statement) -> list[Row]:
+        """Run one statement inside the transaction."""
+        text, values = compiled(statement)
+        with translated(self._where):
+            rows: list[Row] = await self._connection.fetch(text, *values)
+            return rows
+
+    @asynccontextmanager
+    async def writing(self) -> AsyncIterator[Writing]:
+        """Write right here: the transaction is open."""
+        yield self
+
+    def emit(self, event: Change) -> None:
+        """Add an event; it gets its number when the transaction ends."""
+        self._changes.append(event)
+
+    async def write_events(self) -> None:
+        """Number and store the events; nothing may follow but the commit."""
+        if self._changes:
+            await outbox.write(self, self._changes)
+
+
+class _Each:
+    """Runs every statement by itself, and every write in a transaction of its own."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    async def fetch(self, statement: Statement) -> list[Row]:
+        return await self._pool.fetch(statement)
+
+    @asynccontextmanager
+    async def writing(self) -> AsyncIterator[Transaction]:
+        async with self._pool.transaction() as connection:
+            transaction = Transaction(connection, self._pool.where)
+            yield transaction
+            await transaction.write_events()
+
+
+class Store(_Repositories):
+    """One database. Its repositories read, and write single things; what belongs together takes a transaction.
+
+    async with await Store.open(url) as store:
+        await store.migrate()
+    """
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._each = _Each(pool)
+        super().__init__(self._each)
+
+    @classmethod
+    async def open(cls, database_url: str, *, pool: tuple[int, int] = (1, 10), wait: float = 10.0) -> Self:
+        """Connect, trying for ``wait`` seconds while the database does not answer.
+
+        SettingsError, at once, for a URL that cannot work, a wrong password or a database that does not exist;
+        Unavailable when the time is over. Nothing is created before :meth:`migrate`.
+        """
+        return cls(await open_pool(url.parse(database_url), pool, wait))
+
+    async def close(self) -> None:
+        """Close the connections. Feeds are closed by whoever entered them, before this."""
+        await self._pool.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def migrate(self) -> list[str]:
+        """Bring the tables up to this version and return the names of the steps that were missing.
+
+        NewerData when a newer version wrote the database.
+        """
+        return await migrations.migrate(self._pool)
+
+    async def bootstrap(self, admin_password_hash: str, *, require_password_change: bool = True) -> bool:
+        """Create the administrator and the default cluster; False when that was done before."""
+        async with self.transaction() as tx:
+            # The counter's row makes two servers that start at once take turns; nothing else is locked here yet.
+            await tx.fetch(sql("SELECT value FROM event_counter WHERE id = 1 FOR UPDATE"))
+            if (await tx.users.list(per_page=1)).items:
+                return False
+            await tx.users.create(
+                ADMIN, admin_password_hash, is_admin=True, require_password_change=require_password_change
+            )
+            await tx.clusters.create(DEFAULT_CLUSTER, is_default=True)
+            return True
+
+    def transaction(self) -> AbstractAsyncContextManager[Transaction]:
+        """Open a transaction; leaving the block commits it, an error undoes everything, events included."""
+        return self._each.writing()
+
+    def feed(self) -> Feed:
+        """Return a feed of the events; it listens while it is entered."""
+        return Feed(self._pool)
+
+    async def ping(self) -> None:
+        """Return when the database answers; Unavailable when it does not."""
+        rows = await self._pool.fetch(sql("SELECT 1 AS one"))
+        if not rows:
+            raise GPUStackError(f"{self._pool.where} gave no answer to a simple question")

@@ -1,0 +1,192 @@
+"""The tables, as Piccolo sees them. What creates them is in :mod:`gpustack.db.migrations`; a test compares the two.
+
+Names are plural because ``user`` is a reserved word. Values that are only carried around are JSON; whatever is
+searched, sorted or joined by is a column. Nothing here is a PostgreSQL speciality.
+"""
+
+from __future__ import annotations
+
+from piccolo.columns import (
+    JSON,
+    BigInt,
+    BigSerial,
+    Boolean,
+    ForeignKey,
+    Integer,
+    SmallInt,
+    Text,
+    Timestamptz,
+    Varchar,
+)
+from piccolo.columns.base import OnDelete
+from piccolo.table import Table
+
+from gpustack.db.dialect import DIALECT
+
+
+class User(Table, tablename="users", db=DIALECT):
+    """Who signs in. ``password_hash`` is empty for users of an external login."""
+
+    id: BigSerial = BigSerial(primary_key=True)
+    username = Varchar(length=128, unique=True)
+    full_name = Varchar(length=256)
+    password_hash = Text()
+    is_admin = Boolean(default=False)
+    is_active = Boolean(default=True)
+    require_password_change = Boolean(default=False)
+    source = Varchar(length=32, default="Local")
+    created_at = Timestamptz(default=None)
+    updated_at = Timestamptz(default=None)
+
+
+class LoginSession(Table, tablename="sessions", db=DIALECT):
+    """A signed-in browser; of its token only the digest is kept."""
+
+    id: BigSerial = BigSerial(primary_key=True)
+    user_id = ForeignKey(User, on_delete=OnDelete.cascade, null=False, index=True)
+    digest = Varchar(length=128, unique=True)
+    expires_at = Timestamptz(default=None, index=True)
+    created_at = Timestamptz(default=None)
+
+
+class ApiKey(Table, tablename="api_keys", db=DIALECT):
+    """A key for programs; of its secret only the digest is kept."""
+
+    id: BigSerial = BigSerial(primary_key=True)
+    name = Varchar(length=128)
+    description = Text()
+    user_id = ForeignKey(User, on_delete=OnDelete.cascade, null=False, index=True)
+    access_key = Varchar(length=128, unique=True)
+    digest = Varchar(length=128, unique=True)
+    allowed_model_names = JSON()
+    expires_at = Timestamptz(default=None, null=True)
+    created_at = Timestamptz(default=None)
+    updated_at = Timestamptz(default=None)
+
+
+class Cluster(Table, tablename="clusters", db=DIALECT):
+    """A group of workers."""
+
+    id: BigSerial = BigSerial(primary_key=True)
+    name = Varchar(length=128, unique=True)
+    description = Text()
+    provider = Varchar(length=64, default="Docker")
+    is_default = Boolean(default=False)
+    state = Varchar(length=32, default="ready")
+    created_at = Timestamptz(default=None)
+    updated_at = Timestamptz(default=None)
+
+
+class Worker(Table, tablename="workers", db=DIALECT):
+    """A machine. ``gpu_count`` repeats the length of the status's list, to be summed up."""
+
+    id: BigSerial = BigSerial(primary_key=True)
+    name = Varchar(length=160, unique=True)
+    hostname = Varchar(length=255)
+    ip = Varchar(length=64)
+    port = Integer(default=0)
+    cluster_id = ForeignKey(Cluster, on_delete=OnDelete.restrict, null=False, index=True)
+    worker_uuid = Varchar(length=64, unique=True)
+    token_digest = Varchar(length=128, unique=True)
+    door_token = Varchar(length=128)
+    version = Varchar(length=64)
+    state = Varchar(length=32)
+    state_message = Text()
+    labels = JSON()
+    system_reserved = JSON()
+    heartbeat_time = Timestamptz(default=None, null=True)
+    status = JSON()
+    gpu_count = Integer(default=0)
+    catalogue = JSON()
+    installed_versions = JSON()
+    created_at = Timestamptz(default=None)
+    updated_at = Timestamptz(default=None)
+
+
+class Model(Table, tablename="models", db=DIALECT):
+    """What users want served. ``ready_replicas`` and ``categories`` are found out, not wanted."""
+
+    id: BigSerial = BigSerial(primary_key=True)
+    name = Varchar(length=128, unique=True)
+    description = Text()
+    meta = JSON()
+    source = Varchar(length=32)
+    local_path = Text()
+    replicas = Integer(default=1)
+    ready_replicas = Integer(default=0)
+    categories = JSON()
+    placement_strategy = Varchar(length=32)
+    worker_selector = JSON()
+    backend = Varchar(length=64)
+    backend_version = Varchar(length=64)
+    backend_parameters = JSON()
+    env = JSON()
+    restart_on_error = Boolean(default=True)
+    cluster_id = ForeignKey(Cluster, on_delete=OnDelete.restrict, null=False, index=True)
+    created_at = Timestamptz(default=None)
+    updated_at = Timestamptz(default=None)
+
+
+class ModelInstance(Table, tablename="model_instances", db=DIALECT):
+    """One copy of a model. Names of model and worker are repeated so that a list is one query."""
+
+    id: BigSerial = BigSerial(primary_key=True)
+    name = Varchar(length=255, unique=True)
+    model_id = ForeignKey(Model, on_delete=OnDelete.cascade, null=False, index=True)
+    model_name = Varchar(length=128)
+    cluster_id = ForeignKey(Cluster, on_delete=OnDelete.restrict, null=False, index=True)
+    state = Varchar(length=32)
+    state_message = Text()
+    state_since = Timestamptz(default=None)
+    worker_id = ForeignKey(Worker, on_delete=OnDelete.cascade, null=True, index=True)
+    worker_name = Varchar(length=160)
+    worker_ip = Varchar(length=64)
+    pid = BigInt(default=None, null=True)
+    port = Integer(default=None, null=True)
+    ports = JSON()
+    resolved_path = Text()
+    backend = Varchar(length=64)
+    backend_version = Varchar(length=64)
+    computed_resource_claim = JSON()
+    gpu_indexes = JSON()
+    restart_count = Integer(default=0)
+    last_restart_time = Timestamptz(default=None, null=True)
+    created_at = Timestamptz(default=None)
+    updated_at = Timestamptz(default=None)
+
+
+class ModelFile(Table, tablename="model_files", db=DIALECT):
+    """What one worker knows of one source; unique by both."""
+
+    id: BigSerial = BigSerial(primary_key=True)
+    worker_id = ForeignKey(Worker, on_delete=OnDelete.cascade, null=False, index=True)
+    source = Varchar(length=32)
+    local_path = Text()
+    source_key = Varchar(length=64, index=True)
+    state = Varchar(length=32)
+    state_message = Text()
+    request = Integer(default=1)
+    size = BigInt(default=0)
+    resolved_paths = JSON()
+    facts = JSON(default=None, null=True)
+    created_at = Timestamptz(default=None)
+    updated_at = Timestamptz(default=None)
+
+
+class EventRow(Table, tablename="events", db=DIALECT):
+    """What changed, in the order of commits."""
+
+    number = BigInt(default=None, primary_key=True)
+    topic = Varchar(length=32)
+    type = SmallInt()
+    object_id = BigInt()
+    data = JSON()
+    changed_fields = JSON()
+    created_at = Timestamptz(default=None)
+
+
+class EventCounter(Table, tablename="event_counter", db=DIALECT):
+    """One row: the number of the last event. Whoever increments it holds its lock until the commit."""
+
+    id = SmallInt(primary_key=True, default=1)
+    value = BigInt(default=0)
