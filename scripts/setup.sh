@@ -82,10 +82,14 @@ fi
 rm -f .venv/.setup
 
 say "setup: installing ${requirements[*]}"
-"$uv" pip install --quiet --python .venv --require-hashes "${requirements[@]/#/-r}"
+# Compiled here and now: else the first start pays for it, and every start where Python may not write bytecode.
+"$uv" pip install --quiet --compile-bytecode --python .venv --require-hashes "${requirements[@]/#/-r}"
 
 say "setup: installing the members"
 "$uv" pip install --quiet --python .venv --no-deps --no-build-isolation --no-index "${members[@]/#/-e./}"
+
+# A read-only checkout still works, only slower.
+.venv/bin/python -m compileall -q "${members[@]:1}" || say "setup: the sources could not be compiled ahead"
 
 if [[ ${requirements[*]} == *dev.txt* ]]; then touch .venv/.setup-dev; fi
 echo "$now" >.venv/.setup

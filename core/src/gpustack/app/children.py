@@ -1,0 +1,185 @@
+"""One child of the supervisor: started, watched, started again with back-off, ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from gpustack.kit.backoff import Backoff
+from gpustack.kit.errors import GPUStackError
+from gpustack.kit.process import OWN_SESSION, describe_exit
+
+#: Deaths in a row before the first readiness after which start-up is given up.
+ATTEMPTS = 3
+#: Seconds of running after which earlier deaths are forgiven.
+STABLE = 30.0
+_LOG_LIMIT = 20 << 20
+
+
+class Unit(Protocol):
+    """Something that the supervisor keeps running."""
+
+    name: str
+
+    async def run(self) -> None:
+        """Keep it running until cancelled; raises GPUStackError when it cannot be started at all."""
+
+    async def ready(self) -> None:
+        """Return once it has been ready for the first time."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return ``pid``, ``state`` and ``restarts`` as ``gpustack status`` shows them."""
+
+    async def stop(self, grace: float) -> None:
+        """End it: politely, and after ``grace`` seconds for good."""
+
+
+class PythonChild:
+    """A role of ours (``server``, ``worker``) as a process.
+
+    It says over a pipe when it is ready, or in one line why it never will be. Its configuration goes in by
+    standard input, since secrets do not belong in arguments, and as late as possible: the child imports its
+    modules while others still come up.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        configuration: Callable[[], asyncio.Future[dict[str, Any]]],
+        sockets: dict[str, int],
+        log_path: Path,
+        say: Callable[[str], None],
+        changed: Callable[[], None],
+    ) -> None:
+        self.name = name
+        self._configuration = configuration
+        self._sockets = sockets
+        self._log_path = log_path
+        self._say = say
+        self._changed = changed
+        self._process: asyncio.subprocess.Process | None = None
+        self._state = "starting"
+        self._restarts = 0
+        self._ready = asyncio.Event()
+        self._refusal = ""
+
+    async def run(self) -> None:
+        """Keep the process running until cancelled."""
+        backoff = Backoff(first=0.2, limit=15.0)
+        while True:
+            began = time.monotonic()
+            status = await self._run_once()
+            if self._refusal and not self._ready.is_set():
+                raise GPUStackError(self._refusal)
+            if time.monotonic() - began > STABLE:
+                backoff.reset()
+            why = self._refusal or describe_exit(status)
+            if not self._ready.is_set() and backoff.failures + 1 >= ATTEMPTS:
+                raise GPUStackError(f"{self.name} {why} before it was ready; its log is {self._log_path}")
+            wait = backoff.next()
+            self._say(f"{self.name} {why}; starting it again in {wait:.1f} s (log: {self._log_path})")
+            self._set("restarting")
+            await asyncio.sleep(wait)
+            self._restarts += 1
+
+    async def ready(self) -> None:
+        """Return once the process has been ready for the first time."""
+        await self._ready.wait()
+
+    def describe(self) -> dict[str, Any]:
+        """Return the state as ``gpustack status`` shows it; ``pid`` is None between two lives."""
+        process = self._process
+        pid = process.pid if process is not None and process.returncode is None else None
+        return {"pid": pid, "state": self._state, "restarts": self._restarts}
+
+    async def stop(self, grace: float) -> None:
+        """End the process: SIGTERM, and SIGKILL after ``grace`` seconds."""
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        try:
+            await asyncio.wait_for(process.wait(), grace)
+        except TimeoutError:
+            self.kill()
+            await process.wait()
+        self._set("stopped")
+
+    def kill(self) -> None:
+        """End the process at once."""
+        if self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+
+    async def _run_once(self) -> int:
+        self._refusal = ""
+        self._set("starting")
+        reader, writer = os.pipe()
+        fds = [writer, *self._sockets.values()]
+        arguments = json.dumps({"ready_fd": writer, "sockets": self._sockets, "parent": os.getpid()})
+        with _open_log(self._log_path) as log:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable, "-P", "-m", "gpustack.app.child", self.name, arguments,
+                stdin=asyncio.subprocess.PIPE, stdout=log, stderr=log, pass_fds=fds, **OWN_SESSION,
+            )  # fmt: skip
+        os.close(writer)
+        self._changed()
+        listening = asyncio.create_task(self._listen(reader))
+        feeding = asyncio.create_task(self._feed(self._process))
+        try:
+            return await self._process.wait()
+        finally:
+            feeding.cancel()
+            await asyncio.gather(listening, feeding, return_exceptions=True)
+
+    async def _feed(self, process: asyncio.subprocess.Process) -> None:
+        configuration = await self._configuration()
+        assert process.stdin is not None
+        with contextlib.suppress(ConnectionError):
+            process.stdin.write(json.dumps(configuration).encode())
+            await process.stdin.drain()
+        process.stdin.close()
+
+    async def _listen(self, fd: int) -> None:
+        """Read the child's lines; the pipe ends with the child."""
+        stream = asyncio.StreamReader()
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(stream), os.fdopen(fd, "rb", 0)
+        )
+        try:
+            while line := await stream.readline():
+                word, _, rest = line.decode(errors="replace").strip().partition(" ")
+                if word == "READY":
+                    self._set("ready")
+                    self._ready.set()
+                elif word == "REFUSED":
+                    self._refusal = rest
+        finally:
+            transport.close()
+
+    def _set(self, state: str) -> None:
+        self._state = state
+        self._changed()
+
+
+def _open_log(path: Path) -> Any:
+    """Open the log for appending; a large one is put aside first, so that one older always stays."""
+    with contextlib.suppress(FileNotFoundError):
+        if path.stat().st_size > _LOG_LIMIT:
+            path.replace(path.with_suffix(".log.1"))
+    return path.open("ab", buffering=0)
+
+
+#: Signals that ask the supervisor to end everything.
+ENDING = (signal.SIGINT, signal.SIGTERM, *((signal.SIGHUP,) if sys.platform != "win32" else ()))

@@ -1,0 +1,34 @@
+"""The worker's composition: from plain settings to :func:`gpustack.worker.agent.run_worker`."""
+
+from __future__ import annotations
+
+import platform
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from gpustack.extensions import load_catalogue
+from gpustack.kit.paths import make_dir
+from gpustack.settings.model import Settings
+from gpustack.worker.agent import run_worker
+from gpustack.worker.config import WorkerConfig
+
+
+async def run(
+    configuration: dict[str, Any], sockets: dict[str, socket.socket], on_ready: Callable[[], None]
+) -> None:
+    """Be the worker until cancelled."""
+    settings = Settings.model_validate(configuration["settings"])
+    config = WorkerConfig(
+        server_url=configuration["server_url"],
+        registration_token=settings.token,
+        name=settings.worker_name or platform.node() or "worker",
+        advertise_ip=configuration["address"],
+        data_dir=settings.data_dir,
+        bin_dir=make_dir(settings.bin_dir, what="--bin-dir"),
+        log_dir=settings.log_dir,
+        service_ports=tuple(settings.service_port_range.ports()),
+        pipx_path=settings.pipx_path,
+        system_reserved=settings.system_reserved.in_bytes(),
+    )
+    await run_worker(config, load_catalogue(), sockets["http"], on_ready)

@@ -1,0 +1,207 @@
+"""The main job: start, deploy a model file, and talk to it through the OpenAI API."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import openai
+import pytest
+
+from support.running import Running
+
+pytestmark = pytest.mark.xdist_group("e2e-main")
+
+
+@pytest.fixture(scope="module")
+def tiny(stack: Running, tiny_gguf: Path) -> str:
+    """A chat model, deployed as a user would: from the folder the file lies in, by a relative path."""
+    (stack.home / "tiny.gguf").symlink_to(tiny_gguf)
+    done = stack.cli("deploy", "./tiny.gguf", "--name", "tiny")
+    assert "gpustack chat tiny" in done.stdout + done.stderr
+    return "tiny"
+
+
+@pytest.fixture(scope="module")
+def embedding(stack: Running, tiny_embedding_gguf: Path) -> str:
+    """An embedding model."""
+    stack.cli("deploy", str(tiny_embedding_gguf), "--name", "embedding")
+    return "embedding"
+
+
+@pytest.fixture(scope="module")
+def reranker(stack: Running, tiny_reranker_gguf: Path) -> str:
+    """A reranking model."""
+    stack.cli("deploy", str(tiny_reranker_gguf), "--name", "reranker")
+    return "reranker"
+
+
+@pytest.fixture(scope="module")
+def api_key(stack: Running) -> str:
+    """An API key made on the command line."""
+    return str(json.loads(stack.cli("keys", "create", "tests", "--json").stdout)["value"])
+
+
+@pytest.fixture
+def client(stack: Running, api_key: str) -> Iterator[openai.OpenAI]:
+    """The client that everybody uses."""
+    with openai.OpenAI(base_url=f"{stack.url}/v1", api_key=api_key, max_retries=0) as made:
+        yield made
+
+
+def test_a_chat_completion_streams_and_ends_with_usage(client: openai.OpenAI, tiny: str) -> None:
+    stream = client.chat.completions.create(
+        model=tiny,
+        messages=[{"role": "user", "content": "Hello"}],
+        max_tokens=8,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    chunks = list(stream)
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text
+    assert chunks[0].model == tiny
+    usage = chunks[-1].usage
+    assert usage is not None
+    assert usage.completion_tokens == 8
+    assert usage.total_tokens == usage.prompt_tokens + 8
+
+
+def test_a_completion_answers_whole(client: openai.OpenAI, tiny: str) -> None:
+    answer = client.completions.create(model=tiny, prompt="def main", max_tokens=4, temperature=0)
+    assert answer.choices[0].text
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 4
+
+
+def test_embeddings_come_from_a_second_deployment(client: openai.OpenAI, embedding: str) -> None:
+    answer = client.embeddings.create(model=embedding, input=["one text", "another"])
+    assert [item.index for item in answer.data] == [0, 1]
+    lengths = {len(item.embedding) for item in answer.data}
+    assert len(lengths) == 1
+    assert lengths.pop() > 1
+    assert answer.data[0].embedding != answer.data[1].embedding
+
+
+def test_documents_are_ranked(stack: Running, api_key: str, reranker: str) -> None:
+    import httpx
+
+    answer = httpx.post(
+        f"{stack.url}/v1/rerank",
+        headers={"Authorization": f"Bearer {api_key}"},
+        json={"model": reranker, "query": "a query", "documents": ["one", "two", "three"]},
+        timeout=30,
+    )
+    assert answer.status_code == 200, answer.text
+    assert sorted(item["index"] for item in answer.json()["results"]) == [0, 1, 2]
+
+
+def test_the_models_are_listed(client: openai.OpenAI, tiny: str, embedding: str) -> None:
+    assert {tiny, embedding} <= {model.id for model in client.models.list()}
+
+
+def test_an_unknown_model_is_not_found(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.chat.completions.create(model="nothing", messages=[{"role": "user", "content": "x"}])
+    assert caught.value.code == "model_not_found"
+
+
+def test_a_model_without_instances_is_unavailable_and_says_when_to_come_back(
+    stack: Running, client: openai.OpenAI, tiny_gguf: Path
+) -> None:
+    stack.cli("deploy", str(tiny_gguf), "--name", "none", "--replicas", "0", "--no-wait")
+    with pytest.raises(openai.InternalServerError) as caught:
+        client.chat.completions.create(model="none", messages=[{"role": "user", "content": "x"}])
+    assert caught.value.status_code == 503
+    assert int(caught.value.response.headers["retry-after"]) >= 1
+    stack.cli("rm", "none")
+
+
+def test_a_key_opens_only_the_models_it_names(stack: Running, tiny: str, embedding: str) -> None:
+    key = json.loads(stack.cli("keys", "create", "narrow", "--model", embedding, "--json").stdout)["value"]
+    with openai.OpenAI(base_url=f"{stack.url}/v1", api_key=key, max_retries=0) as narrow:
+        assert [model.id for model in narrow.models.list()] == [embedding]
+        with pytest.raises(openai.NotFoundError):
+            narrow.completions.create(model=tiny, prompt="x")
+
+
+def test_without_a_key_nothing_is_answered(stack: Running, tiny: str) -> None:
+    with openai.OpenAI(base_url=f"{stack.url}/v1", api_key="wrong", max_retries=0) as stranger:
+        with pytest.raises(openai.AuthenticationError):
+            stranger.completions.create(model=tiny, prompt="x")
+
+
+def test_chat_on_the_command_line_prints_the_answer(stack: Running, tiny: str) -> None:
+    assert stack.cli("chat", tiny, "--once", "Hello", "--max-tokens", "8").stdout.strip()
+
+
+def test_the_listings_show_what_runs(stack: Running, tiny: str) -> None:
+    models = json.loads(stack.cli("ls", "--json").stdout)
+    model = next(each for each in models if each["name"] == tiny)
+    assert (model["ready_replicas"], model["replicas"], model["categories"][0]) == (1, 1, "llm")
+    instances = json.loads(stack.cli("ps", "--json").stdout)
+    instance = next(each for each in instances if each["model_name"] == tiny)
+    assert instance["state"] == "running"
+    assert instance["backend"] == "llama-cpp"
+    assert tiny in stack.cli("ls").stdout
+    assert "running" in stack.cli("ps").stdout.lower()
+
+
+def test_the_engines_log_can_be_read(stack: Running, tiny: str) -> None:
+    assert "load" in stack.cli("logs", tiny, "--tail", "200").stdout
+
+
+def test_the_worker_reports_this_machine(stack: Running) -> None:
+    (worker,) = json.loads(stack.cli("workers", "--json").stdout)
+    assert worker["state"] == "ready"
+    assert worker["status"]["memory"]["total"] > 1 << 28
+    assert worker["status"]["cpu"]["total"] >= 1
+    assert worker["installed_versions"]["llama-cpp"]
+
+
+def test_a_second_replica_comes_and_goes(stack: Running, tiny: str) -> None:
+    with stack.admin() as admin:
+        model = admin.get("/v2/models", params={"search": tiny}).json()["items"][0]
+        spec = {key: model[key] for key in ("name", "source", "local_path")}
+        for replicas in (2, 1):
+            admin.put(f"/v2/models/{model['id']}", json={**spec, "replicas": replicas}).raise_for_status()
+            with admin.stream("GET", "/v2/models", params={"watch": "true"}, timeout=30) as watch:
+                for line in watch.iter_lines():
+                    event = json.loads(line) if line.strip() else {"id": 0}
+                    data = event.get("data") or {}
+                    if event["id"] == model["id"] and data.get("ready_replicas") == replicas:
+                        break
+            assert admin.get(f"/v2/models/{model['id']}").json()["ready_replicas"] == replicas
+
+
+def test_an_engine_killed_from_outside_comes_back(stack: Running, client: openai.OpenAI, tiny: str) -> None:
+    import psutil
+
+    (instance,) = [
+        each for each in json.loads(stack.cli("ps", "--json").stdout) if each["model_name"] == tiny
+    ]
+    with stack.admin() as admin:
+        with admin.stream("GET", "/v2/model-instances", params={"watch": "true"}, timeout=30) as watch:
+            lines = watch.iter_lines()
+            next(lines)
+            psutil.Process(instance["pid"]).kill()
+            for line in lines:
+                event = json.loads(line) if line.strip() else {"id": 0}
+                data = event.get("data") or {}
+                if event["id"] == instance["id"] and data.get("restart_count") and data["state"] == "running":
+                    break
+    assert client.completions.create(model=tiny, prompt="x", max_tokens=2).choices[0].text
+
+
+def test_removing_a_model_ends_its_engine(stack: Running, tiny_gguf: Path) -> None:
+    import psutil
+
+    stack.cli("deploy", str(tiny_gguf), "--name", "short-lived")
+    (instance,) = [
+        each for each in json.loads(stack.cli("ps", "--json").stdout) if each["model_name"] == "short-lived"
+    ]
+    engine = psutil.Process(instance["pid"])
+    stack.cli("rm", "short-lived")
+    psutil.wait_procs([engine], timeout=15)
+    assert not engine.is_running()

@@ -1,0 +1,103 @@
+"""Coming up, saying so, and leaving nothing behind."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import stat
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from support.engine import InstalledEngine
+from support.running import Running, a_port_range, gpustack, processes_of, spawn
+
+pytestmark = pytest.mark.xdist_group("e2e-start")
+
+
+def assert_port_free(port: int) -> None:
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(("0.0.0.0", port))
+        sock.listen()
+
+
+def test_ready_says_where_and_what_next(stack: Running) -> None:
+    assert stack.url.rpartition(":")[2] in stack.output
+    password = stack.data_dir / "initial_admin_password"
+    assert str(password) in stack.output
+    assert "deploy" in stack.output
+    assert stat.S_IMODE(password.stat().st_mode) == 0o600
+    with httpx.Client(base_url=stack.url) as browser:
+        form = {"username": "admin", "password": password.read_text().strip()}
+        assert browser.post("/auth/login", data=form).status_code == 200
+        assert browser.get("/v2/users/me").json()["username"] == "admin"
+        assert browser.get("/readyz").status_code == 200
+
+
+def test_status_tells_what_runs(stack: Running) -> None:
+    state = json.loads(stack.cli("status", "--json").stdout)
+    assert state["ready"] is True
+    assert set(state["children"]) == {"postgres", "server", "worker"}
+    assert "server" in stack.cli("status").stdout
+
+
+def test_a_second_start_on_the_same_directory_is_refused_in_one_line(stack: Running) -> None:
+    second = spawn(stack.data_dir, stack.home)
+    assert second.end(signal.SIGCONT) == 1
+    assert "in use by process" in second.output
+    assert "Traceback" not in second.output
+
+
+def test_a_taken_port_is_named(stack: Running, place: Path) -> None:
+    taken = int(stack.url.rpartition(":")[2])
+    other = spawn(place / "taken data", stack.home, port=taken)
+    assert other.end(signal.SIGCONT) == 1
+    assert f"port {taken}" in other.output
+    assert "--port" in other.output
+
+
+def test_a_killed_server_comes_back_without_refusing_anyone(stack: Running) -> None:
+    import psutil
+
+    psutil.Process(stack.state()["children"]["server"]["pid"]).kill()
+    assert httpx.get(f"{stack.url}/readyz", timeout=30).status_code == 200
+    assert stack.state()["children"]["server"]["restarts"] >= 1
+
+
+@pytest.mark.parametrize("how", ["command", "interrupt"])
+def test_stop_leaves_nothing_behind(place: Path, engine: InstalledEngine, tiny_gguf: Path, how: str) -> None:
+    data_dir, ports = place / f"stop {how}", a_port_range(4)
+    flags = ["--bin-dir", str(engine.bin_dir), "--service-port-range", ports]
+    with gpustack(data_dir, place / f"home {how}", flags) as running:
+        running.cli("deploy", str(tiny_gguf), "--name", "tiny")
+        assert len(processes_of(data_dir)) >= 5
+        began = time.monotonic()
+        if how == "command":
+            running.cli("stop")
+        assert running.end(signal.SIGINT) == 0
+        assert time.monotonic() - began < 10
+        assert processes_of(data_dir) == []
+        assert_port_free(int(running.url.rpartition(":")[2]))
+        for port in range(*map(int, ports.split("-"))):
+            assert_port_free(port)
+        assert not (data_dir / "run" / "supervisor.json").exists()
+        assert running.cli("status", check=False).returncode == 3
+    with gpustack(data_dir, place / f"home {how}", flags) as again:
+        assert json.loads(again.cli("ls", "--json").stdout)[0]["name"] == "tiny"
+
+
+def test_a_killed_supervisor_takes_its_children_along(place: Path) -> None:
+    import psutil
+
+    data_dir = place / "killed"
+    with gpustack(data_dir, place / "home killed", ["--disable-worker"]) as running:
+        children = [psutil.Process(child["pid"]) for child in running.state()["children"].values()]
+        running.end(signal.SIGKILL)
+        _, alive = psutil.wait_procs(children, timeout=10)
+        assert not alive
+    with gpustack(data_dir, place / "home killed", ["--disable-worker"]) as again:
+        assert httpx.get(f"{again.url}/readyz").status_code == 200
