@@ -16,6 +16,8 @@ from gpustack.kit.backoff import delay
 from gpustack.schemas.instances import InstanceState
 
 _S = InstanceState
+_AGAIN = "trying again"
+_TAIL = "\nlast lines of its log:\n"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -282,11 +284,17 @@ def _fail(
     )
     retry = again and life.restarts
     if retry:
-        text = f"{message}; trying again in {wait:.0f} s" if wait else f"{message}; trying again now"
+        text = f"{message}; {_AGAIN} in {wait:.0f} s" if wait else f"{message}; {_AGAIN} now"
     else:
         text = message
     if tail:
-        text = f"{text}\nlast lines of its log:\n{tail}"
+        text = f"{text}{_TAIL}{tail}"
     new = replace(life, state=_S.ERROR, failures=life.failures + 1, missed=0)
     instructions: tuple[Instruction, ...] = (Kill(), Report(_S.ERROR, text))
     return new, (*instructions, RestartAfter(wait)) if retry else instructions
+
+
+def will_retry(message: str) -> bool:
+    """Tell from the message of an instance in ERROR whether its engine is started again by itself."""
+    # What the engine wrote must not be taken for our own words.
+    return f"; {_AGAIN} " in message.partition(_TAIL)[0]

@@ -1,0 +1,258 @@
+"""The worker as a whole: joins the server, keeps saying that it lives, and does what the server wants."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import platform
+import socket
+from collections.abc import Callable
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+from gpustack import __version__
+from gpustack.client import Client
+from gpustack.extensions import Catalogue
+from gpustack.kit.backoff import Backoff
+from gpustack.kit.errors import GPUStackError, NotFound, Throttled, Unauthenticated, Unavailable
+from gpustack.kit.tasks import to_the_end
+from gpustack.plugin import Host
+from gpustack.schemas import (
+    Heartbeat,
+    InstanceReport,
+    ModelFileReport,
+    WorkerRegistered,
+    WorkerRegistration,
+    WorkerStatus,
+)
+from gpustack.worker.api import WorkerApi, serve
+from gpustack.worker.artifacts import ArtifactInstaller
+from gpustack.worker.config import WorkerConfig
+from gpustack.worker.desk import Desk
+from gpustack.worker.identity import Identity, save_token
+from gpustack.worker.instance import Workshop
+from gpustack.worker.instances import Instances, newest
+from gpustack.worker.model_files import ModelFiles
+from gpustack.worker.outbox import Outbox
+from gpustack.worker.ports import PortPool
+from gpustack.worker.runners.ending import end_recorded
+from gpustack.worker.status import Machine
+
+log = logging.getLogger(__name__)
+
+_INSTANCES, _FILES = "/v2/model-instances", "/v2/model-files"
+#: Every so many heartbeats one carries what was measured.
+_FULL = 3
+#: What a heartbeat or watch is answered with when the server has forgotten this worker.
+_FORGOTTEN = (NotFound, Unauthenticated)
+
+
+async def run_worker(
+    config: WorkerConfig, catalogue: Catalogue, sock: socket.socket, on_ready: Callable[[], None]
+) -> None:
+    """Be a worker until cancelled; ``sock`` listens on the worker's own port.
+
+    ``on_ready`` is called once: when the server has taken the worker in, its first heartbeat, and both watches
+    have told what there is to do. When cancelled, all engines end within the configured grace and two seconds,
+    unless they are to be kept; then whoever starts next adopts them.
+    """
+    agent = Agent(config, catalogue, sock, on_ready)
+    try:
+        await agent.run()
+    finally:
+        if not config.keep_engines:
+            await to_the_end(asyncio.to_thread(end_recorded, config.run_dir, grace=config.grace))
+
+
+class _Forgotten(Exception):
+    """The server does not know this worker any more."""
+
+
+@dataclass(slots=True)
+class _Ready:
+    """What has to happen before the worker counts as ready; tells once."""
+
+    tell: Callable[[], None]
+    missing: set[str] = field(default_factory=lambda: {"heartbeat", "instances", "files"})
+
+    def done(self, what: str) -> None:
+        if what in self.missing:
+            self.missing.discard(what)
+            if not self.missing:
+                self.tell()
+
+
+class Agent:
+    """Everything a worker does, on one event loop."""
+
+    def __init__(
+        self,
+        config: WorkerConfig,
+        catalogue: Catalogue,
+        sock: socket.socket,
+        on_ready: Callable[[], None],
+    ) -> None:
+        self._config = config
+        self._catalogue = catalogue
+        self._socket = sock
+        self._ready = _Ready(on_ready)
+        self._identity = Identity.load(config.worker_dir)
+        self._installer = ArtifactInstaller(
+            bin_dir=config.bin_dir,
+            data_dir=config.data_dir,
+            log_dir=config.log_dir,
+            pipx_path=config.pipx_path,
+        )
+        self._client = Client(config.server_url)
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self._client)
+            machine = await stack.enter_async_context(self._machine())
+            desk = await stack.enter_async_context(
+                Desk(self._catalogue, self._host(), self._installer, machine)
+            )
+            reports: Outbox[InstanceReport] = Outbox(
+                "instance",
+                self._client.report_instance,
+                merge=newest,
+            )
+            stack.push_async_callback(reports.stop)
+            shop = Workshop(
+                self._config,
+                desk,
+                PortPool(self._config.service_ports),
+                self._client.models.get,
+                reports.put,
+            )
+            instances = Instances(shop, reports)
+            reports.on_gone = instances.withdraw
+            stack.push_async_callback(instances.stop)
+            file_reports: Outbox[ModelFileReport] = Outbox("model file", self._client.report_file)
+            stack.push_async_callback(file_reports.stop)
+            files = ModelFiles(file_reports)
+            stack.push_async_callback(files.stop)
+            api = WorkerApi(self._identity.door_token, instances)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(serve(api, self._socket), name="worker: own port")
+                group.create_task(self._sessions(machine, instances, files), name="worker: sessions")
+
+    async def _sessions(self, machine: Machine, instances: Instances, files: ModelFiles) -> None:
+        while True:
+            worker = await self._register(machine)
+            log.info("worker %s: registered as number %d", worker.name, worker.id)
+            try:
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(self._beat(machine), name="worker: heartbeat")
+                    group.create_task(self._follow_instances(instances, worker.id), name="worker: instances")
+                    group.create_task(self._follow_files(files, worker.id), name="worker: model files")
+            except* _Forgotten:
+                log.warning("worker %s: the server has forgotten it; registering again", worker.name)
+                await asyncio.sleep(0.5)
+
+    async def _follow_instances(self, instances: Instances, worker_id: int) -> None:
+        await self._guarded(
+            lambda events: instances.follow(events, worker_id, lambda: self._ready.done("instances")),
+            _INSTANCES,
+            worker_id,
+        )
+
+    async def _follow_files(self, files: ModelFiles, worker_id: int) -> None:
+        await self._guarded(
+            lambda events: files.follow(events, lambda: self._ready.done("files")), _FILES, worker_id
+        )
+
+    async def _guarded(self, follow: Callable[[Any], Any], path: str, worker_id: int) -> None:
+        """Follow a watch for ever; what waiting cannot help within it is tried anew after a while."""
+        wait = Backoff(first=1.0, limit=30.0)
+        while True:
+            try:
+                async with aclosing(self._client.watch(path, {"worker_id": worker_id})) as events:
+                    await follow(events)
+            except _FORGOTTEN as error:
+                raise _Forgotten from error
+            except GPUStackError as error:
+                log.warning("watch %s: %s", path, error)
+            await asyncio.sleep(wait.next())
+
+    async def _register(self, machine: Machine) -> WorkerRegistered:
+        """Join the server, however long that takes."""
+        wait = Backoff(first=0.2, limit=15.0)
+        async with Client(self._config.server_url, self._config.registration_token) as client:
+            while True:
+                registration = self._registration(await machine.measure())
+                try:
+                    worker = await client.register_worker(registration)
+                except (Unavailable, Throttled) as error:
+                    log.log(
+                        logging.WARNING if wait.failures == 3 else logging.DEBUG,
+                        "worker %s cannot register yet: %s",
+                        self._config.name,
+                        error,
+                    )
+                except GPUStackError as error:
+                    log.warning(
+                        "worker %s: the server at %s does not take it: %s",
+                        self._config.name,
+                        self._config.server_url,
+                        error,
+                    )
+                else:
+                    self._client.credential = worker.token
+                    await asyncio.to_thread(save_token, self._config.worker_dir, worker.token)
+                    return worker
+                await asyncio.sleep(wait.next())
+
+    async def _beat(self, machine: Machine) -> None:
+        """Send heartbeats: the first at once, every third with figures."""
+        count = 0
+        while True:
+            full = count % _FULL == 0 and count > 0
+            beat = Heartbeat()
+            if full:
+                versions = await asyncio.to_thread(self._installer.installed)
+                beat = Heartbeat(status=await machine.measure(), installed_versions=versions)
+            try:
+                await self._client.heartbeat(beat)
+            except _FORGOTTEN as error:
+                raise _Forgotten from error
+            except GPUStackError as error:
+                log.warning("heartbeat: %s", error)
+            else:
+                self._ready.done("heartbeat")
+            count += 1
+            await asyncio.sleep(self._config.heartbeat)
+
+    def _registration(self, status: WorkerStatus) -> WorkerRegistration:
+        config = self._config
+        return WorkerRegistration(
+            name=config.name,
+            hostname=platform.node(),
+            ip=config.advertise_ip,
+            port=self._socket.getsockname()[1],
+            door_token=self._identity.door_token,
+            worker_uuid=self._identity.worker_uuid,
+            version=__version__,
+            labels={
+                "os": platform.system().lower(),
+                "arch": platform.machine().lower(),
+                "worker-name": config.name,
+                **config.labels,
+            },
+            system_reserved=dict(config.system_reserved),
+            status=status,
+            catalogue=self._catalogue.names(),
+            installed_versions=self._installer.installed(),
+        )
+
+    def _machine(self) -> Machine:
+        config = self._config
+        return Machine(self._catalogue, self._host(), (config.data_dir, config.bin_dir, config.log_dir))
+
+    def _host(self) -> Host:
+        config = self._config
+        return Host(
+            log=logging.getLogger("gpustack.plugins"), data_dir=config.data_dir, bin_dir=config.bin_dir
+        )

@@ -1,0 +1,117 @@
+"""Turns an assignment into something to run: asks the backend, installs what it names, lays out the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any, Self
+
+from gpustack.extensions import Catalogue, Guard, Registered
+from gpustack.kit.errors import InvalidInput
+from gpustack.kit.net import LOOPBACK
+from gpustack.plugin import (
+    Host,
+    InferenceBackend,
+    LaunchPlan,
+    LaunchRequest,
+    ModelFacts,
+    Refused,
+    ResourceClaim,
+)
+from gpustack.schemas import ModelInstancePublic, ModelPublic
+from gpustack.worker.artifacts import ArtifactInstaller
+from gpustack.worker.facts import read_facts_within
+from gpustack.worker.status import Machine
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """An engine that is there and proven, for one model."""
+
+    backend: InferenceBackend[Any]
+    plugin: str
+    version: str
+    command: str
+    facts: ModelFacts
+
+
+class Desk:
+    """The backends of this worker, each made once, and what lies between them and a process.
+
+    An async context manager: its lifetime is that of the backends.
+    """
+
+    def __init__(
+        self, catalogue: Catalogue, host: Host, installer: ArtifactInstaller, machine: Machine
+    ) -> None:
+        self._catalogue = catalogue
+        self._host = host
+        self._installer = installer
+        self._machine = machine
+        self._stack = AsyncExitStack()
+        self._backends: dict[str, InferenceBackend[Any]] = {}
+
+    async def __aenter__(self) -> Self:
+        await self._stack.__aenter__()
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._stack.aclose()
+
+    async def install(
+        self, instance: ModelInstancePublic, model: ModelPublic, say: Callable[[str], None]
+    ) -> Installed:
+        """Read the model's headers and make its engine ready; ``say`` gets a line for each step.
+
+        Raises GPUStackError with one line: InvalidInput and Refused when trying again cannot help.
+        """
+        registered = self._registered(instance)
+        facts = await read_facts_within(instance.resolved_path or model.local_path)
+        backend = await self._backend(registered)
+        version = instance.backend_version or model.backend_version or backend.default_version
+        artifact = await Guard.call(registered.plugin, backend.artifact, version, self._machine.platform())
+        command = await self._installer.ensure(instance.backend, artifact, say)
+        return Installed(backend, registered.plugin, version, str(command), facts)
+
+    async def plan(
+        self, installed: Installed, instance: ModelInstancePublic, model: ModelPublic, *, port: int
+    ) -> tuple[LaunchPlan, dict[str, str]]:
+        """Return what to run on ``port``, and the environment that shows the chosen devices."""
+        by_index = {device.index: device for device in self._machine.devices}
+        if missing := [index for index in instance.gpu_indexes if index not in by_index]:
+            raise InvalidInput(
+                f"GPU {missing[0]}, chosen for {instance.name}, is not on this worker any more; "
+                "remove the instance so that it is placed anew"
+            )
+        devices = tuple(by_index[index] for index in instance.gpu_indexes)
+        claim = instance.computed_resource_claim
+        request = LaunchRequest(
+            instance_name=instance.name,
+            model_name=model.name,
+            model=installed.facts,
+            command=installed.command,
+            version=installed.version,
+            host=LOOPBACK,
+            port=port,
+            model_path=installed.facts.path,
+            parameters=tuple(model.backend_parameters),
+            claim=ResourceClaim(ram=claim.ram, vram=sum(claim.vram.values()), gpus=len(claim.vram)),
+            devices=devices,
+        )
+        plan = await Guard.call(installed.plugin, installed.backend.launch, request)
+        return plan, await self._machine.expose(devices)
+
+    def _registered(self, instance: ModelInstancePublic) -> Registered[InferenceBackend[Any]]:
+        if (registered := self._catalogue.backends.get(instance.backend)) is not None:
+            return registered
+        known = ", ".join(sorted(self._catalogue.backends)) or "none"
+        raise Refused(f"backend {instance.backend!r} is not installed on this worker; it has: {known}")
+
+    async def _backend(self, registered: Registered[InferenceBackend[Any]]) -> InferenceBackend[Any]:
+        if (known := self._backends.get(registered.name)) is not None:
+            return known
+        made = self._catalogue.make(registered, self._host)
+        backend: InferenceBackend[Any] = await self._stack.enter_async_context(made)
+        self._backends[registered.name] = backend
+        return backend

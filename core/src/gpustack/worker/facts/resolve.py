@@ -1,0 +1,132 @@
+"""From a path that a user gave to the facts of the model there."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+import threading
+from pathlib import Path
+
+from gpustack.kit.errors import InvalidInput, Unavailable
+from gpustack.plugin import ModelFacts
+from gpustack.worker.facts.gguf import MAGIC
+from gpustack.worker.facts.gguf_model import part_of, read_gguf
+from gpustack.worker.facts.hf_config import is_hf_dir, read_hf_dir
+
+_READS = "GPUStack reads GGUF files and Hugging Face directories"
+
+
+def read_facts(path: Path | str) -> ModelFacts:
+    """Return the facts of the model at ``path``, a file or a directory.
+
+    Reads headers only, but may block as long as the file system does. Raises InvalidInput with one line.
+    """
+    try:
+        return _read(Path(os.path.normpath(path)))
+    except OSError as error:
+        where = error.filename if isinstance(error.filename, str) else path
+        raise InvalidInput(_os_trouble(where, error)) from error
+    except ValueError as error:
+        raise InvalidInput(f"{str(path)!r} is not a path") from error
+
+
+async def read_facts_within(path: Path | str, *, seconds: float = 30.0) -> ModelFacts:
+    """Do :func:`read_facts` in a thread; raise Unavailable when it takes longer than ``seconds``.
+
+    The thread of a stalled file system cannot be ended. It is a daemon, so that it does not keep the process.
+    """
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[ModelFacts] = loop.create_future()
+
+    def settle(facts: ModelFacts | None, error: BaseException | None) -> None:
+        if answer.done():
+            return
+        if facts is not None:
+            answer.set_result(facts)
+        elif error is not None:
+            answer.set_exception(error)
+
+    def work() -> None:
+        outcome: tuple[ModelFacts | None, BaseException | None]
+        try:
+            outcome = read_facts(path), None
+        except BaseException as error:  # noqa: BLE001 - handed to whoever waits
+            outcome = None, error
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(settle, *outcome)
+
+    threading.Thread(target=work, name=f"facts of {path}", daemon=True).start()
+    try:
+        return await asyncio.wait_for(answer, seconds)
+    except TimeoutError:
+        raise Unavailable(
+            f"{path} could not be read within {seconds:.0f} s; is it on a network file system that has stalled?",
+            retry_after=seconds,
+        ) from None
+
+
+def _os_trouble(path: Path | str, error: OSError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return f"{path} does not exist on this worker; give the path as the worker sees it"
+    if isinstance(error, PermissionError):
+        return f"{path} may not be read by this worker; give its user the right to read it"
+    return f"{path} cannot be read: {error.strerror or error}"
+
+
+def _read(path: Path) -> ModelFacts:
+    info = path.stat()
+    if stat.S_ISDIR(info.st_mode):
+        return _read_directory(path)
+    if not stat.S_ISREG(info.st_mode):
+        raise InvalidInput(f"{path} is neither a file nor a directory; {_READS}")
+    if info.st_size == 0:
+        raise InvalidInput(f"{path} is empty; copy or download it again")
+    return _read_file(path)
+
+
+def _read_file(path: Path) -> ModelFacts:
+    with path.open("rb") as file:
+        start = file.read(16)
+    if start.startswith(MAGIC):
+        return read_gguf(path)
+    if path.suffix == ".safetensors" or path.name.endswith((".safetensors.index.json", "config.json")):
+        if is_hf_dir(path.parent):
+            return read_hf_dir(path.parent)
+        raise InvalidInput(f"{path} has no config.json beside it; name a whole Hugging Face directory")
+    raise InvalidInput(f"{path} is not a model file: it starts with {_shown(start)}; {_READS}")
+
+
+def _shown(start: bytes) -> str:
+    text = start.decode("ascii", "replace")
+    if text.isprintable() and "�" not in text:
+        return repr(text)
+    return "bytes " + start[:8].hex(" ")
+
+
+def _read_directory(folder: Path) -> ModelFacts:
+    candidates = _gguf_candidates(folder)
+    hf = is_hf_dir(folder)
+    if hf and (not candidates or any(folder.glob("*.safetensors"))):
+        return read_hf_dir(folder)
+    if len(candidates) == 1:
+        return _read(candidates[0])
+    if candidates:
+        shown = ", ".join(each.name for each in candidates[:5]) + (", …" if len(candidates) > 5 else "")
+        raise InvalidInput(f"{folder} holds {len(candidates)} GGUF models; name one of them: {shown}")
+    if any(folder.glob("*.safetensors")):
+        raise InvalidInput(
+            f"{folder} holds safetensors weights but no config.json; copy or download the rest"
+        )
+    raise InvalidInput(f"{folder} holds no model: neither a GGUF file nor a config.json; {_READS}")
+
+
+def _gguf_candidates(folder: Path) -> list[Path]:
+    """Return the GGUF models in ``folder``: of a split one its first part, and no projectors."""
+    found: dict[str, Path] = {}
+    for each in sorted(folder.iterdir()):
+        if each.suffix.lower() != ".gguf" or "mmproj" in each.name.lower() or not each.is_file():
+            continue
+        part = part_of(each.name)
+        found.setdefault(f"{part.stem} of {part.count}" if part else each.name, each)
+    return list(found.values())

@@ -1,0 +1,150 @@
+"""All instances of this worker: follows what the server wants, and makes it so."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from gpustack.kit.tasks import Tasks
+from gpustack.schemas import Event, EventType, InstanceReport, InstanceState, ModelInstancePublic
+from gpustack.worker.instance import InstanceDriver, Workshop
+from gpustack.worker.outbox import Outbox
+from gpustack.worker.runners.ending import end_engines
+from gpustack.worker.runners.logfile import prune
+from gpustack.worker.runners.records import read_records
+
+log = logging.getLogger(__name__)
+
+#: In these states the server has not placed the instance, or is about to place it elsewhere.
+_NOT_PLACED = frozenset({InstanceState.PENDING, InstanceState.ANALYZING})
+
+#: Seconds in which an answer and the event of the same change are both here.
+_SETTLE = 0.5
+
+
+def newest(old: InstanceReport, new: InstanceReport) -> InstanceReport:
+    """Join a report that was not sent yet with a newer one: a restart stays told."""
+    return new.model_copy(update={"restarted": True}) if old.restarted else new
+
+
+class Instances:
+    """The drivers of this worker's instances, by instance id.
+
+    They live on while the server is away, and over a new registration.
+    """
+
+    def __init__(self, shop: Workshop, outbox: Outbox[InstanceReport]) -> None:
+        self._shop = shop
+        self._outbox = outbox
+        self._drivers: dict[int, InstanceDriver] = {}
+        self._ending: dict[int, asyncio.Task[None]] = {}
+        #: What the server said last of each.
+        self._latest: dict[int, ModelInstancePublic] = {}
+        self._tasks = Tasks("instances")
+
+    async def follow(self, events: AsyncIterator[Event], worker_id: int, on_open: Callable[[], None]) -> None:
+        """Do what the watch of this worker's instances says, for as long as it goes.
+
+        ``on_open`` is called at the end of each replay, when what is recorded but not wanted was dealt with.
+        """
+        named: set[int] = set()
+        async for event in events:
+            if event.type is EventType.HEARTBEAT:
+                await self._compare(named)
+                on_open()
+            elif event.type is EventType.DELETED:
+                named.discard(event.id)
+                self.withdraw(event.id)
+            else:
+                named.add(event.id)
+                self._placed(event, worker_id)
+
+    def withdraw(self, instance_id: int) -> None:
+        """End the engine of an instance that is no longer this worker's."""
+        if (driver := self._drivers.pop(instance_id, None)) is not None:
+            self._outbox.forget(instance_id)
+            self._latest.pop(instance_id, None)
+            driver.withdraw()
+
+    def log_of(self, instance_id: int) -> Path | None:
+        """Return the log of an instance, also before it exists; None for one that is not here."""
+        driver = self._drivers.get(instance_id)
+        return None if driver is None else driver.log_path
+
+    def lives(self, instance_id: int) -> bool:
+        """Tell whether an instance has, or is getting, a process."""
+        driver = self._drivers.get(instance_id)
+        return driver is not None and not driver.resting
+
+    async def stop(self) -> None:
+        """Stop driving; engines go on running."""
+        await self._tasks.stop()
+
+    def _placed(self, event: Event, worker_id: int) -> None:
+        try:
+            instance = ModelInstancePublic.model_validate(event.data)
+        except ValidationError as error:
+            log.warning(
+                "instance %d: the server describes it in a way that is not understood: %s", event.id, error
+            )
+            return
+        if instance.worker_id != worker_id or instance.state in _NOT_PLACED:
+            self.withdraw(instance.id)
+            return
+        self._latest[instance.id] = instance
+        driver = self._drivers.get(instance.id)
+        if driver is None:
+            self._drive(instance)
+        elif instance.state is InstanceState.UNREACHABLE:
+            driver.report_again()
+        elif instance.state is InstanceState.SCHEDULED and driver.resting:
+            self._tasks.start(f"{instance.name} again", self._assign_again(driver, instance))
+
+    async def _assign_again(self, driver: InstanceDriver, instance: ModelInstancePublic) -> None:
+        """Start a failed instance afresh, if the server still says so once it knows of the failure."""
+        latest = self._latest.get(instance.id)
+        while self._outbox.pending(instance.id):
+            await asyncio.sleep(_SETTLE)
+        await asyncio.sleep(_SETTLE)
+        if self._latest.get(instance.id) is latest and self._drivers.get(instance.id) is driver:
+            driver.assign(instance)
+
+    def _drive(self, instance: ModelInstancePublic) -> None:
+        driver = self._drivers[instance.id] = InstanceDriver(self._shop, instance)
+        before = self._ending.get(instance.id)
+        task = self._tasks.start(instance.name, self._run(driver, before))
+        self._ending[instance.id] = task
+        task.add_done_callback(lambda ended: self._forget(instance.id, ended))
+
+    async def _run(self, driver: InstanceDriver, before: asyncio.Task[None] | None) -> None:
+        """Run the driver once an earlier one of the same instance has ended its engine."""
+        if before is not None:
+            await asyncio.wait([before])
+        await driver.run()
+        await asyncio.to_thread(
+            shutil.rmtree, self._shop.config.scratch(driver.instance.id), ignore_errors=True
+        )
+        in_use = {each.log_path for each in self._drivers.values()}
+        await asyncio.to_thread(prune, self._shop.config.log_dir, in_use=in_use)
+
+    def _forget(self, instance_id: int, task: asyncio.Task[None]) -> None:
+        if self._ending.get(instance_id) is task:
+            del self._ending[instance_id]
+            # It was not withdrawn from outside when its own model was gone, or when it failed.
+            self._drivers.pop(instance_id, None)
+
+    async def _compare(self, named: set[int]) -> None:
+        """End what is driven or recorded and not wanted."""
+        for instance_id in set(self._drivers) - named:
+            self.withdraw(instance_id)
+        run_dir = self._shop.config.run_dir
+        records = await asyncio.to_thread(read_records, run_dir)
+        orphans = [record for record in records if record.instance_id not in self._ending]
+        for record in orphans:
+            log.info("instance %s is not wanted any more: ending its engine", record.instance_name)
+        await asyncio.to_thread(end_engines, run_dir, orphans, grace=self._shop.config.grace)

@@ -1,0 +1,77 @@
+"""The ports that engines listen on: each checked to be free, held until its engine starts, given back after."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from gpustack.kit.errors import Unavailable
+from gpustack.kit.net import hold
+
+#: Seconds after which another attempt may find a port that an engine gave back.
+_RETRY = 10.0
+_SHOWN = 6
+
+
+@dataclass(slots=True)
+class Lease:
+    """One port with its owner. :meth:`let_go` right before the engine starts, :meth:`free` after its end."""
+
+    port: int
+    owner: str
+    _pool: PortPool = field(repr=False)
+    _held: socket.socket | None = field(default=None, repr=False)
+
+    def let_go(self) -> None:
+        """Close the socket that held the port, so that the engine can open it; the lease goes on."""
+        if self._held is not None:
+            self._held.close()
+            self._held = None
+
+    def free(self) -> None:
+        """Give the port back; again is harmless."""
+        self.let_go()
+        self._pool._leases.pop(self.port, None)
+
+
+class PortPool:
+    """Hands out the ports of ``ports`` in turn, so that one just given back is not the next one taken."""
+
+    def __init__(self, ports: Sequence[int], *, option: str = "--service-port-range") -> None:
+        self._ports = ports
+        self._option = option
+        self._leases: dict[int, Lease] = {}
+        self._next = 0
+
+    def take(self, owner: str) -> Lease:
+        """Return a free port, held for ``owner``.
+
+        Raises Unavailable with one line naming the option, the range and the owners when there is none.
+        """
+        for step in range(len(self._ports)):
+            port = self._ports[(self._next + step) % len(self._ports)]
+            if port not in self._leases and (held := hold(port)) is not None:
+                self._next = (self._next + step + 1) % len(self._ports)
+                lease = self._leases[port] = Lease(port, owner, self, held)
+                return lease
+        raise Unavailable(self._exhausted(), retry_after=_RETRY)
+
+    def adopt(self, port: int, owner: str) -> Lease:
+        """Return a lease on the port that an engine found running uses already."""
+        lease = self._leases[port] = Lease(port, owner, self)
+        return lease
+
+    def _exhausted(self) -> str:
+        ours = [f"{lease.owner} ({port})" for port, lease in sorted(self._leases.items())]
+        others = len(self._ports) - len(set(self._leases) & set(self._ports))
+        parts = ours[:_SHOWN]
+        if len(ours) > _SHOWN:
+            parts.append(f"{len(ours) - _SHOWN} more instances")
+        if others:
+            parts.append(f"other programs ({others} {'port' if others == 1 else 'ports'})")
+        first_last = f"{self._ports[0]}-{self._ports[-1]}" if len(self._ports) else "it is empty"
+        return (
+            f"no free port in {self._option} ({first_last}): held by {', '.join(parts) or 'nobody'}; "
+            f"widen {self._option} or remove instances"
+        )

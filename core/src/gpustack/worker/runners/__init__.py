@@ -1,0 +1,1 @@
+"""How engines are run: as processes of their own session, which outlive the worker."""

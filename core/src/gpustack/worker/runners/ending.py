@@ -1,0 +1,114 @@
+"""Ending engines with all that they started. Light to import: the supervisor uses it when everything stops."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import psutil
+
+from gpustack.kit.process import identify, is_running
+from gpustack.worker.runners.environment import RECORD_MARKER
+from gpustack.worker.runners.records import EngineRecord, read_records, record_path, records_dir
+
+log = logging.getLogger(__name__)
+
+#: Seconds that killing for good may take.
+_FOR_GOOD = 2.0
+
+
+def end_engines(run_dir: Path, records: Sequence[EngineRecord], *, grace: float) -> None:
+    """End the engines of ``records`` with everything they started, all at once; blocks until they are gone.
+
+    Politely first, after ``grace`` seconds for good. Removes each record whose engine is gone, and keeps the
+    others, so that the next attempt finds them.
+    """
+    if not records:
+        return
+    wanted = {str(record_path(run_dir, record.instance_id)): record for record in records}
+    members = _members(wanted)
+    _signal(members, kill=False)
+    psutil.wait_procs(members, timeout=grace)
+    deadline = time.monotonic() + _FOR_GOOD
+    while (alive := _members(wanted)) and time.monotonic() < deadline:
+        _signal(alive, kill=True)
+        psutil.wait_procs(alive, timeout=0.5)
+    if alive:
+        log.error("processes of engines could not be ended: %s", ", ".join(str(each.pid) for each in alive))
+        return
+    for path in wanted:
+        Path(path).unlink(missing_ok=True)
+
+
+def end_recorded(run_dir: Path, *, grace: float = 4.0) -> int:
+    """End every engine that is written down below ``run_dir``; return how many records there were.
+
+    Needs nothing of the worker, which may be dead. Records that cannot be read go by the marker alone.
+    """
+    records = read_records(run_dir)
+    known = {record.instance_id for record in records}
+    unreadable = [
+        EngineRecord(instance_id=int(path.stem), instance_name="", port=0, log_path="", argv_digest="")
+        for path in records_dir(run_dir).glob("*.json")
+        if path.stem.isdecimal() and int(path.stem) not in known
+    ]
+    end_engines(run_dir, [*records, *unreadable], grace=grace)
+    return len(records) + len(unreadable)
+
+
+def _members(wanted: dict[str, EngineRecord]) -> list[psutil.Process]:
+    """Return the running processes of these engines: by session, by marker, and what descends from either."""
+    sessions = {record.pid for record in wanted.values() if _leads(record)}
+    found: dict[int, psutil.Process] = {}
+    parents: dict[int, list[psutil.Process]] = {}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.pid == os.getpid() or process.status() == psutil.STATUS_ZOMBIE:
+                continue
+            parents.setdefault(process.ppid(), []).append(process)
+            if _session(process) in sessions or _marker(process) in wanted:
+                found[process.pid] = process
+    queue = list(found)
+    while queue:
+        for child in parents.get(queue.pop(), ()):
+            if child.pid not in found:
+                found[child.pid] = child
+                queue.append(child.pid)
+    return list(found.values())
+
+
+def _leads(record: EngineRecord) -> bool:
+    """Tell whether the session with the record's number is the engine's.
+
+    A number is not given to another process while a session bears it, so a stranger under that number means
+    that nothing of the session is left.
+    """
+    if (who := record.process) is None:
+        return False
+    return is_running(who) or identify(who.pid) is None
+
+
+def _session(process: psutil.Process) -> int:
+    if sys.platform == "win32":
+        return process.pid
+    return os.getsid(process.pid)
+
+
+def _marker(process: psutil.Process) -> str:
+    with contextlib.suppress(psutil.Error, OSError):
+        return process.environ().get(RECORD_MARKER, "")
+    return ""
+
+
+def _signal(processes: Iterable[psutil.Process], *, kill: bool) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            if kill:
+                process.kill()
+            else:
+                process.terminate()

@@ -1,0 +1,111 @@
+"""What is written down about each engine, so that whoever comes after a crash finds and adopts or ends it.
+
+A record is written before the process starts and completed right after. A crash in between leaves one without
+a process number: then the process is found by the marker in its environment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import psutil
+
+from gpustack.kit.paths import write_atomic
+from gpustack.kit.process import ProcessId, identify, is_running
+from gpustack.worker.runners.environment import RECORD_MARKER
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineRecord:
+    """One engine. ``pid`` 0: about to be started."""
+
+    instance_id: int
+    instance_name: str
+    port: int
+    log_path: str
+    #: Digest of the command line.
+    argv_digest: str
+    #: How it is probed.
+    ready_path: str = "/health"
+    ready_timeout: float = 2.0
+    pid: int = 0
+    #: When the process started, in seconds since the epoch.
+    started: float = 0.0
+
+    @property
+    def process(self) -> ProcessId | None:
+        """Its process, when it is known."""
+        return ProcessId(pid=self.pid, started=self.started) if self.pid > 0 else None
+
+
+def digest(argv: Sequence[str]) -> str:
+    """Return the digest of a command line."""
+    return hashlib.sha256("\0".join(argv).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def records_dir(run_dir: Path) -> Path:
+    """Return the folder of the records below ``run_dir``."""
+    return run_dir / "instances"
+
+
+def record_path(run_dir: Path, instance_id: int) -> Path:
+    """Return the file that holds the record of one instance."""
+    return records_dir(run_dir) / f"{instance_id}.json"
+
+
+def write_record(run_dir: Path, record: EngineRecord) -> None:
+    """Write the record; a reader sees the old one or the new one."""
+    records_dir(run_dir).mkdir(parents=True, exist_ok=True, mode=0o700)
+    write_atomic(record_path(run_dir, record.instance_id), json.dumps(asdict(record)), mode=0o600)
+
+
+def remove_record(run_dir: Path, instance_id: int) -> None:
+    """Remove the record; there need not be one."""
+    record_path(run_dir, instance_id).unlink(missing_ok=True)
+
+
+def read_record(path: Path) -> EngineRecord | None:
+    """Return the record in ``path``; None when there is none or it cannot be understood."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        known = {field.name: field.type for field in fields(EngineRecord)}
+        record = EngineRecord(**{name: value for name, value in values.items() if name in known})
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        log.warning("%s is not a record of an engine: %s", path, error)
+        return None
+    whole = all(isinstance(each, int) for each in (record.instance_id, record.port, record.pid))
+    return record if whole and isinstance(record.started, int | float) else None
+
+
+def read_records(run_dir: Path) -> list[EngineRecord]:
+    """Return all records, by instance."""
+    found = [record for path in records_dir(run_dir).glob("*.json") if (record := read_record(path))]
+    return sorted(found, key=lambda record: record.instance_id)
+
+
+def find_process(run_dir: Path, record: EngineRecord) -> ProcessId | None:
+    """Return the running process of ``record``, or None when it has ended or never started."""
+    if (known := record.process) is not None:
+        return known if is_running(known) else None
+    path = str(record_path(run_dir, record.instance_id))
+    # The leader of the session is the engine; what it started inherits the marker.
+    found = sorted(marked(path), key=lambda process: process.create_time())
+    return identify(found[0].pid) if found else None
+
+
+def marked(record: str) -> Iterator[psutil.Process]:
+    """Yield the processes whose environment says that they belong to the record of this path."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.environ().get(RECORD_MARKER) == record:
+                yield process
