@@ -1,0 +1,290 @@
+"""Rows as reconcile sees them, by builders; a store in memory; and a backend that does as it is told."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from copy import deepcopy
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from gpustack.kit.errors import Conflict, NotFound, Unavailable
+from gpustack.kit.text import GIB
+from gpustack.plugin import (
+    Artifact,
+    EstimateRequest,
+    GpuDevice,
+    Host,
+    InferenceBackend,
+    LaunchPlan,
+    LaunchRequest,
+    ModelFacts,
+    NoSettings,
+    PipxPackage,
+    Platform,
+    ResourceClaim,
+    Verdict,
+)
+from gpustack.schemas import (
+    EventType,
+    FactsDocument,
+    InstanceState,
+    MemoryStatus,
+    ModelFilePublic,
+    ModelFileReport,
+    ModelFileState,
+    ModelInstancePublic,
+    ModelPublic,
+    WorkerPublic,
+    WorkerState,
+    WorkerStatus,
+)
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+STAMPS = {"created_at": NOW, "updated_at": NOW}
+PATH = "/models/tiny.gguf"
+FACTS = FactsDocument(format="gguf", path=PATH, weight_bytes=GIB, categories=("llm",))
+
+
+def a_worker(number: int = 1, **more: Any) -> WorkerPublic:
+    status = WorkerStatus(memory=MemoryStatus(total=more.pop("ram", 24) * GIB))
+    values: dict[str, Any] = {
+        "id": number,
+        "name": f"worker-{number}",
+        "ip": f"10.0.0.{number}",
+        "cluster_id": 1,
+        "worker_uuid": f"uuid-of-worker-{number}",
+        "version": "1",
+        "state": WorkerState.READY,
+        "status": status,
+        "catalogue": {"backends": ["obedient"]},
+        **STAMPS,
+    }
+    return WorkerPublic(**{**values, **more})
+
+
+def a_model(number: int = 1, **more: Any) -> ModelPublic:
+    values: dict[str, Any] = {
+        "id": number,
+        "name": "tiny" if number == 1 else f"tiny-{number}",
+        "local_path": PATH,
+        "cluster_id": 1,
+        "categories": ["llm"],
+        **STAMPS,
+    }
+    return ModelPublic(**{**values, **more})
+
+
+def an_instance(
+    number: int = 1, state: InstanceState = InstanceState.PENDING, **more: Any
+) -> ModelInstancePublic:
+    model_id = more.get("model_id", 1)
+    values: dict[str, Any] = {
+        "id": number,
+        "name": f"tiny-{number:05}",
+        "model_id": model_id,
+        "model_name": "tiny",
+        "cluster_id": 1,
+        "state": state,
+        "state_since": NOW,
+        **STAMPS,
+    }
+    if (worker := more.get("worker_id")) is not None:
+        values["worker_name"] = f"worker-{worker}"
+    return ModelInstancePublic(**{**values, **more})
+
+
+def a_file(worker: int = 1, state: ModelFileState = ModelFileState.READY, **more: Any) -> ModelFilePublic:
+    values: dict[str, Any] = {
+        "id": worker,
+        "worker_id": worker,
+        "source": "local_path",
+        "local_path": PATH,
+        "source_key": hashlib.sha256(PATH.encode()).hexdigest(),
+        "state": state,
+        "facts": FACTS if state is ModelFileState.READY else None,
+        **STAMPS,
+    }
+    return ModelFilePublic(**{**values, **more})
+
+
+class Obedient(InferenceBackend[NoSettings]):
+    """Serves GGUF files and claims ``claim``; counts how often it is asked."""
+
+    name = "obedient"
+    settings_type = NoSettings
+    default_version = "1.0"
+
+    def __init__(self, claim: ResourceClaim | None = None) -> None:
+        host = Host(log=logging.getLogger("test"), data_dir=Path(), bin_dir=Path())
+        super().__init__(NoSettings(), host)
+        self.claim = claim or ResourceClaim(ram=4 * GIB)
+        self.verdict = Verdict.yes()
+        self.asked = 0
+
+    def accepts(self, model: ModelFacts, devices: tuple[GpuDevice, ...]) -> Verdict:
+        self.asked += 1
+        return self.verdict
+
+    def estimate(self, request: EstimateRequest) -> ResourceClaim:
+        return self.claim
+
+    def artifact(self, version: str, platform: Platform) -> Artifact:
+        return PipxPackage(package="obedient", version=version, command="obedient")
+
+    def launch(self, request: LaunchRequest) -> LaunchPlan:
+        raise NotImplementedError
+
+
+class MemoryStore:
+    """The store's interface as far as reconcile uses it, on dictionaries; every write makes its event."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, dict[int, Any]] = {
+            topic: {} for topic in ("models", "model-instances", "workers", "model-files")
+        }
+        self.log: list[SimpleNamespace] = []
+        self.down = False
+        self.reads = 0
+        self.models = _Models(self, "models")
+        self.instances = _Instances(self, "model-instances")
+        self.workers = _Workers(self, "workers")
+        self.model_files = _Files(self, "model-files")
+        self.events = SimpleNamespace(last_number=self._last)
+
+    async def _last(self) -> int:
+        self.check()
+        return len(self.log)
+
+    def check(self) -> None:
+        if self.down:
+            raise Unavailable("the database does not answer", retry_after=0.1)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[MemoryStore]:
+        before, count = deepcopy(self.rows), len(self.log)
+        try:
+            yield self
+        except BaseException:
+            self.rows = before
+            del self.log[count:]
+            raise
+
+    def put(self, topic: str, row: Any) -> Any:
+        kind = EventType.UPDATED if row.id in self.rows[topic] else EventType.CREATED
+        self.rows[topic][row.id] = row
+        self._event(topic, kind, row)
+        return row
+
+    def remove(self, topic: str, number: int) -> None:
+        self._event(topic, EventType.DELETED, self.rows[topic].pop(number))
+
+    def _event(self, topic: str, kind: EventType, row: Any) -> None:
+        number = len(self.log) + 1
+        data = row.model_dump(mode="json")
+        self.log.append(SimpleNamespace(number=number, topic=topic, type=kind, id=row.id, data=data))
+
+    @asynccontextmanager
+    async def subscribe(self, topics: set[str], since: int | None = None) -> AsyncIterator[Any]:
+        events = self._follow(topics, since)
+        try:
+            yield events
+        finally:
+            await events.aclose()
+
+    async def _follow(self, topics: set[str], since: int | None = None) -> AsyncIterator[SimpleNamespace]:
+        at = len(self.log) if since is None else since
+        while True:
+            self.check()
+            while at < len(self.log):
+                event = self.log[at]
+                at += 1
+                if event.topic in topics:
+                    yield event
+            await asyncio.sleep(0.005)
+
+
+class _Repository:
+    def __init__(self, store: MemoryStore, topic: str) -> None:
+        self._store, self._topic = store, topic
+
+    @property
+    def all(self) -> dict[int, Any]:
+        return self._store.rows[self._topic]
+
+    def put(self, row: Any) -> Any:
+        return self._store.put(self._topic, row)
+
+    async def list(self, **_: Any) -> SimpleNamespace:
+        self._store.check()
+        self._store.reads += 1
+        return SimpleNamespace(items=list(self.all.values()))
+
+    async def get(self, number: int) -> Any:
+        self._store.check()
+        if number not in self.all:
+            raise NotFound(f"{self._topic} {number} does not exist")
+        return self.all[number]
+
+    async def delete(self, number: int) -> None:
+        await self.get(number)
+        self._store.remove(self._topic, number)
+
+    async def change(self, number: int, **columns: Any) -> Any:
+        row = await self.get(number)
+        return self.put(row.model_copy(update={**columns, "updated_at": datetime.now(UTC)}))
+
+
+class _Models(_Repository):
+    async def set_ready(self, number: int, count: int) -> ModelPublic:
+        return await self.change(number, ready_replicas=count)
+
+    async def set_facts(self, number: int, *, categories: list[str]) -> ModelPublic:
+        return await self.change(number, categories=categories)
+
+
+class _Instances(_Repository):
+    async def create(self, model: ModelPublic, name: str) -> ModelInstancePublic:
+        self._store.check()
+        if model.id not in self._store.rows["models"]:
+            raise NotFound(f"model {model.id} does not exist")
+        number = max((e.id for e in self._store.log if e.topic == self._topic), default=0) + 1
+        return self.put(
+            an_instance(
+                number, name=name, model_id=model.id, model_name=model.name, state_since=datetime.now(UTC)
+            )
+        )
+
+    async def update(self, number: int, *, expect_state: Any = None, **columns: Any) -> ModelInstancePublic:
+        row = await self.get(number)
+        if expect_state is not None and row.state != expect_state:
+            raise Conflict(f"instance {number} is {row.state}")
+        if columns.get("state", row.state) != row.state:
+            columns["state_since"] = datetime.now(UTC)
+        return await self.change(number, **columns)
+
+
+class _Workers(_Repository):
+    async def set_state(self, number: int, state: WorkerState, message: str) -> WorkerPublic:
+        return await self.change(number, state=state, state_message=message)
+
+
+class _Files(_Repository):
+    async def request(self, worker_id: int, source: str, local_path: str) -> ModelFilePublic:
+        self._store.check()
+        for row in self.all.values():
+            if (row.worker_id, row.local_path) == (worker_id, local_path):
+                return await self.change(row.id, state=ModelFileState.ANALYZING, request=row.request + 1)
+        return self.put(
+            a_file(worker_id, ModelFileState.ANALYZING, id=len(self.all) + 1, local_path=local_path)
+        )
+
+    async def report(self, number: int, report: ModelFileReport) -> ModelFilePublic:
+        return await self.change(
+            number, state=report.state, state_message=report.state_message, facts=report.facts
+        )

@@ -1,0 +1,103 @@
+"""A plugin's method may raise or hang; its caller gets one line in time."""
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from gpustack.extensions import Guard
+from gpustack.plugin import PluginError, Refused, TryAgain
+
+
+@pytest.fixture
+def door() -> Iterator[threading.Event]:
+    """What a hanging method waits for; opened at the end of the test."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+async def test_the_answer_comes_back() -> None:
+    assert await Guard.call("acme", max, 3, 5) == 5
+
+
+async def test_a_refusal_passes_unchanged() -> None:
+    refusal = Refused("no such version")
+
+    def artifact() -> None:
+        raise refusal
+
+    with pytest.raises(Refused) as caught:
+        await Guard.call("acme", artifact)
+    assert caught.value is refusal
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("bad\nworse"), StopIteration(), SystemExit(2), KeyboardInterrupt()]
+)
+async def test_a_defect_is_one_line_with_the_plugins_name(
+    error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    def estimate() -> None:
+        raise error
+
+    with pytest.raises(PluginError, match=f"^plugin acme: estimate failed: {type(error).__name__}") as caught:
+        await Guard.call("acme", estimate)
+    assert "\n" not in str(caught.value)
+    assert caplog.records[0].exc_info is not None
+
+
+async def test_a_method_that_hangs_is_left_behind(door: threading.Event) -> None:
+    began = time.monotonic()
+
+    with pytest.raises(TryAgain, match=r"plugin hangs: wait did not answer within 0.05 s"):
+        await Guard.call("hangs", door.wait, timeout=0.05)
+
+    assert time.monotonic() - began < 1.0
+
+
+async def test_a_plugin_that_hangs_again_and_again_takes_no_more_threads(door: threading.Event) -> None:
+    for _ in range(Guard.MOST_HUNG):
+        with pytest.raises(TryAgain):
+            await Guard.call("hangs often", door.wait, timeout=0.01)
+    threads = threading.active_count()
+
+    with pytest.raises(TryAgain, match="earlier calls still hang"):
+        await Guard.call("hangs often", door.wait, timeout=5)
+
+    assert threading.active_count() == threads
+    assert await Guard.call("another", max, 1, 2) == 2
+
+
+async def test_a_plugin_that_came_back_is_called_again() -> None:
+    door = threading.Event()
+    for _ in range(Guard.MOST_HUNG):
+        with pytest.raises(TryAgain):
+            await Guard.call("recovers", door.wait, timeout=0.01)
+    door.set()
+    for thread in threading.enumerate():
+        if thread.name.startswith("plugin recovers"):
+            thread.join()
+
+    assert await Guard.call("recovers", max, 1, 2) == 2
+
+
+def test_a_hung_thread_does_not_keep_the_program_from_ending() -> None:
+    program = """
+import asyncio, time
+from gpustack.extensions import Guard
+try:
+    asyncio.run(Guard.call("hangs", time.sleep, 60, timeout=0.05))
+except Exception as error:
+    print(error)
+"""
+    began = time.monotonic()
+    answer = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True
+    )
+
+    assert "did not answer" in answer.stdout
+    assert time.monotonic() - began < 25

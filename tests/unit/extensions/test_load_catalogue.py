@@ -1,0 +1,220 @@
+"""Plugins are found in really installed distributions; a broken one harms nobody but itself."""
+
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gpustack.extensions import Catalogue, load_catalogue
+
+GOOD = """
+from gpustack.plugin import InferenceBackend, NoSettings, ResourceClaim, Verdict, hookimpl
+
+class {cls}(InferenceBackend[NoSettings]):
+    name = "{name}"
+    settings_type = NoSettings
+    default_version = "1.0"
+
+    def accepts(self, model, devices):
+        return Verdict.yes()
+
+    def estimate(self, request):
+        return ResourceClaim(ram=1)
+
+    def artifact(self, version, platform):
+        raise NotImplementedError
+
+    def launch(self, request):
+        raise NotImplementedError
+
+@hookimpl
+def register_inference_backends():
+    return [{cls}]
+"""
+
+Install = Callable[..., None]
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
+    """Install a distribution as a wheel would be: a module, metadata and its entry point."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = set(sys.modules)
+
+    def _install(name: str, source: str | None, *, distribution: str = "") -> None:
+        distribution = distribution or f"{name}_dist"
+        info = tmp_path / f"{distribution}-1.2.3.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.2.3\n")
+        (info / "entry_points.txt").write_text(f"[gpustack]\n{name} = {distribution}_module\n")
+        if source is not None:
+            (tmp_path / f"{distribution}_module.py").write_text(textwrap.dedent(source))
+
+    yield _install
+    for module in set(sys.modules) - before:
+        if module.endswith("_dist_module") or module in {"left_module", "right_module"}:
+            del sys.modules[module]
+
+
+def backend(name: str, cls: str = "Fine") -> str:
+    return GOOD.format(name=name, cls=cls)
+
+
+def failures(catalogue: Catalogue, plugin: str) -> list[tuple[str, str]]:
+    return [(each.stage, each.error) for each in catalogue.failures if each.plugin == plugin]
+
+
+def test_a_class_is_found_with_where_it_comes_from(install: Install) -> None:
+    install("t_fine", backend("t-fine"))
+
+    found = load_catalogue().backends["t-fine"]
+
+    assert (found.name, found.plugin, found.distribution, found.version) == (
+        "t-fine",
+        "t_fine",
+        "t_fine_dist",
+        "1.2.3",
+    )
+
+
+BROKEN = {
+    "the module is missing": (None, "import", "No module named 't_bad_dist_module'"),
+    "the import raises": (
+        "raise RuntimeError('no driver\\nsecond line')",
+        "import",
+        "RuntimeError: no driver",
+    ),
+    "the import ends the program": ("import sys; sys.exit(3)", "import", "SystemExit: 3"),
+    "a hook takes arguments it cannot get": (
+        "from gpustack.plugin import hookimpl\n@hookimpl\ndef register_inference_backends(config): return []",
+        "register",
+        "register_inference_backends",
+    ),
+    "a hook is misspelt": (
+        "from gpustack.plugin import hookimpl\n@hookimpl\ndef register_inference_backend(): return []",
+        "check",
+        "the hooks are register_inference_backends",
+    ),
+    "a hook raises": (
+        "from gpustack.plugin import hookimpl\n@hookimpl\ndef register_inference_backends(): return 1 / 0",
+        "collect",
+        "ZeroDivisionError: division by zero",
+    ),
+    "a hook returns None": (
+        "from gpustack.plugin import hookimpl\n@hookimpl\ndef register_inference_backends(): pass",
+        "collect",
+        "returned None",
+    ),
+    "a hook returns one class": (
+        "from gpustack.plugin import hookimpl\n@hookimpl\ndef register_inference_backends(): return int",
+        "collect",
+        "return a list of classes",
+    ),
+    "a hook is a coroutine": (
+        "from gpustack.plugin import hookimpl\n@hookimpl\nasync def register_inference_backends(): return []",
+        "collect",
+        "`async def`",
+    ),
+    "a hook yields and raises": (
+        "from gpustack.plugin import hookimpl\n@hookimpl\ndef register_gpu_detectors():\n yield int\n raise KeyError('x')",
+        "collect",
+        "KeyError: 'x'",
+    ),
+    "an instance instead of a class": (
+        backend("t-bad").replace("[Fine]", "[Fine(None, None)]"),
+        "validate",
+        "is not a class",
+    ),
+    "a class of another kind": (
+        backend("t-bad").replace("[Fine]", "[dict]"),
+        "validate",
+        "dict is not a subclass of InferenceBackend",
+    ),
+    "a half-implemented class": (
+        backend("t-bad").replace("def launch", "def _launch").replace("def estimate", "def _estimate"),
+        "validate",
+        "Fine does not implement estimate, launch",
+    ),
+    "a class without a name": (
+        backend("t-bad").replace('name = "t-bad"', ""),
+        "validate",
+        "has the name None",
+    ),
+    "a class with a name nobody can type": (backend("T Bad"), "validate", "has the name 'T Bad'"),
+    "a class without settings": (
+        backend("t-bad").replace("settings_type = NoSettings", ""),
+        "validate",
+        "has no settings_type",
+    ),
+    "a class without a version": (
+        backend("t-bad").replace('default_version = "1.0"', ""),
+        "validate",
+        "has no default_version",
+    ),
+    "a method that nobody would await": (
+        backend("t-bad").replace("def accepts", "async def accepts"),
+        "validate",
+        "has accepts as `async def`",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_plugin_is_a_named_failure_and_its_neighbours_work(install: Install, kind: str) -> None:
+    source, stage, words = BROKEN[kind]
+    install("t_bad", source)
+    install("t_after", backend("t-after"))
+    install("t_a_before", backend("t-before"))
+
+    catalogue = load_catalogue()
+
+    ((failed_at, error),) = failures(catalogue, "t_bad")
+    assert failed_at == stage
+    assert words in error
+    assert "\n" not in error
+    assert {"t-before", "t-after"} <= set(catalogue.backends)
+    assert "t-bad" not in catalogue.backends
+
+
+def test_what_is_whole_of_a_half_broken_plugin_is_used(install: Install) -> None:
+    source = backend("t-whole", "Whole") + "\nclass Half(InferenceBackend): name = 't-half'\n"
+    install("t_mixed", source.replace("[Whole]", "[Half, Whole]"))
+
+    catalogue = load_catalogue()
+
+    assert "t-whole" in catalogue.backends
+    assert [stage for stage, _ in failures(catalogue, "t_mixed")] == ["validate"]
+
+
+def test_two_plugins_claiming_one_name_are_both_named(install: Install) -> None:
+    install("t_two", backend("t-same"))
+    install("t_one", backend("t-same"))
+
+    catalogue = load_catalogue()
+
+    assert catalogue.backends["t-same"].plugin == "t_one"
+    assert failures(catalogue, "t_one") == []
+    ((stage, error),) = failures(catalogue, "t_two")
+    assert stage == "add"
+    assert "t_one (t_one_dist 1.2.3)" in error
+    assert "t_two (t_two_dist 1.2.3)" in error
+
+
+def test_two_distributions_with_one_plugin_name_are_told_apart(install: Install) -> None:
+    install("t_same", backend("t-same"), distribution="right")
+    install("t_same", backend("t-same"), distribution="left")
+
+    catalogue = load_catalogue()
+
+    assert catalogue.backends["t-same"].distribution == "left"
+    ((_, error),) = failures(catalogue, "t_same")
+    assert "left 1.2.3" in error
+    assert "right 1.2.3" in error
+
+
+def test_loading_twice_gives_the_same(install: Install) -> None:
+    install("t_fine", backend("t-fine"))
+
+    assert load_catalogue() == load_catalogue()
