@@ -241,7 +241,7 @@ async def test_a_worker_that_falls_silent_is_lost_and_found_with_its_instances(s
 async def test_signs_of_life_that_another_process_received_count(store: Store) -> None:
     async with store.feed() as feed:
         worker = FakeWorker(store, feed, "box")
-        async with worker.working(), reconciling(store, feed, heartbeat_loss=1.0):
+        async with worker.working(), reconciling(store, feed, heartbeat_loss=1.5):
             await deploy(store)
             await until(all_in(store, S.RUNNING))
             await asyncio.sleep(3)

@@ -437,6 +437,13 @@ class TestSilence:
         (lost,) = decide(state, 20.1)
         assert lost == LoseWorker(1, "no sign of life for 20 s", (1, 2))
 
+    def test_time_in_which_the_server_stood_still_does_not_count(self) -> None:
+        state = a_state(models=[a_model(ready_replicas=1)], instances=[running(1)])
+        state.forgive(30.0)
+
+        assert decide(state, 49.0) == []
+        assert [type(each) for each in decide(state, 50.1)] == [LoseWorker]
+
     def test_a_lost_worker_that_speaks_returns(self) -> None:
         state = a_state(instances=[an_instance(1, S.UNREACHABLE, worker_id=1)])
         state.put_worker(a_worker(state=WorkerState.UNREACHABLE), 30.0)

@@ -217,6 +217,8 @@ def main() -> int:
     """Run the supervisor with the settings that the given descriptor holds."""
     with os.fdopen(int(sys.argv[1]), encoding="utf-8") as pipe:
         settings = json.load(pipe)
+    # The database's own user has to pass through our folders, whatever root's mask; secrets have modes of their own.
+    os.umask(0o022)
     _allow_open_files()
     # A reader that went away (a closed terminal, `| head`) is no reason to end.
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)

@@ -60,7 +60,8 @@ class EmbeddedPostgres:
     @property
     def url(self) -> str:
         """The database's URL with its password; valid once it is started."""
-        return f"postgresql://{cluster.ROLE}:{quote(self._password)}@{LOOPBACK}:{self._port}/{cluster.ROLE}"
+        # Loopback needs no TLS, and the driver would otherwise ask for it first at each connection.
+        return f"postgresql://{cluster.ROLE}:{quote(self._password)}@{LOOPBACK}:{self._port}/{cluster.ROLE}?sslmode=disable"
 
     @property
     def pid(self) -> int | None:

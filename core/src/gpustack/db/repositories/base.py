@@ -53,12 +53,15 @@ class Repository(Generic[P]):
 
     _columns: ClassVar[list[Column]]
     _json: ClassVar[tuple[str, ...]]
+    #: Made once: pydantic builds a new class whenever a generic one is given a type variable.
+    _page_type: ClassVar[type[Page[Any]]]
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         # Only what is public is read: digests and tokens stay in the database.
         cls._columns = [c for c in cls.table._meta.columns if c._meta.name in cls.public.model_fields]
         json_columns = {c._meta.name for c in cls.table._meta.json_columns}
+        cls._page_type = Page[cls.public]  # type: ignore[name-defined]  # known at run time
         cls._json = tuple(c._meta.name for c in cls._columns if c._meta.name in json_columns)
 
     def __init__(self, session: Session) -> None:
@@ -103,7 +106,7 @@ class Repository(Generic[P]):
             total = (await self._session.fetch(self.table.count().where(*where)))[0]["count"]
         elif page > 1:
             total += (page - 1) * per_page
-        return Page[P].model_construct(items=items, pagination=listing.pagination(page, per_page, total))
+        return self._page_type.model_construct(items=items, pagination=listing.pagination(page, per_page, total))
 
     def _parse(self, rows: Iterable[Row]) -> list[P]:
         """Turn rows into public objects."""

@@ -1,0 +1,90 @@
+"""Errors as OpenAI's clients expect them: ``{"error": {message, type, param, code}}``."""
+
+from __future__ import annotations
+
+import json
+
+
+class ApiError(Exception):
+    """An answer that is an error. ``retry_after`` is seconds, 0 for none."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        retry_after: int = 0,
+        allow: str = "",
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.code = code
+        self.param = param
+        self.retry_after = retry_after
+        self.allow = allow
+
+    def body(self) -> bytes:
+        """Return the JSON document."""
+        return json.dumps(
+            {
+                "error": {
+                    "message": self.message,
+                    "type": _type(self.status),
+                    "param": self.param,
+                    "code": self.code,
+                }
+            }
+        ).encode()
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Return the headers that go with it."""
+        headers = [(b"content-type", b"application/json")]
+        if self.retry_after:
+            headers.append((b"retry-after", str(self.retry_after).encode()))
+        if self.allow:
+            headers.append((b"allow", self.allow.encode()))
+        if self.status == 401:
+            headers.append((b"www-authenticate", b"Bearer"))
+        return headers
+
+
+def _type(status: int) -> str:
+    if status == 401:
+        return "authentication_error"
+    if status == 403:
+        return "permission_error"
+    if status == 429:
+        return "rate_limit_error"
+    return "server_error" if status >= 500 else "invalid_request_error"
+
+
+def invalid_key() -> ApiError:
+    """Return the refusal of a request without a valid credential."""
+    return ApiError(
+        401,
+        "the API key is missing, wrong or expired; send one as `Authorization: Bearer gpustack_…`",
+        code="invalid_api_key",
+    )
+
+
+def unknown_model(name: str) -> ApiError:
+    """Return the refusal of a model that does not exist, or not for this caller: the two look alike."""
+    return ApiError(
+        404,
+        f"the model {name!r} does not exist or this key may not use it; GET /v1/models lists those it may",
+        code="model_not_found",
+        param="model",
+    )
+
+
+def not_running(name: str, obstacle: str) -> ApiError:
+    """Return the refusal of a model that no instance serves now."""
+    return ApiError(503, f"model {name} {obstacle}; try again later", code="model_not_ready", retry_after=5)
+
+
+def engine_failed(name: str, detail: str) -> ApiError:
+    """Return the answer when the engine ended before it said anything."""
+    return ApiError(502, f"the engine of model {name} {detail}; try again", code="engine_failed")

@@ -1,0 +1,141 @@
+"""One request passed to one engine, and its answer passed back piece by piece."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+from gpustack.dataplane import errors
+from gpustack.dataplane.asgi import Scope, Send
+from gpustack.dataplane.choose import Balancer
+from gpustack.dataplane.table import Route, Target
+from gpustack.dataplane.upstream import ConnectFailed, Exchange, Upstream, UpstreamDied
+
+log = logging.getLogger(__name__)
+
+_HOP_BY_HOP = {
+    b"connection",
+    b"keep-alive",
+    b"proxy-authenticate",
+    b"proxy-authorization",
+    b"proxy-connection",
+    b"te",
+    b"trailer",
+    b"transfer-encoding",
+    b"upgrade",
+}
+#: Written anew, or ours alone: credentials never reach an engine.
+_NOT_FOR_ENGINES = _HOP_BY_HOP | {
+    b"authorization",
+    b"content-length",
+    b"cookie",
+    b"expect",
+    b"host",
+    b"x-api-key",
+    b"x-request-id",
+}
+#: An engine neither sets cookies at our address nor opens it to other origins.
+_NOT_FOR_CLIENTS = _HOP_BY_HOP | {b"date", b"server", b"set-cookie", b"x-request-id"}
+
+
+class CutOff(Exception):
+    """Part of an answer went out and the rest will not: the connection must end, so that nobody takes it for all."""
+
+
+class Forwarder:
+    """Passes requests on through one pool of connections and one balance of load."""
+
+    def __init__(self, upstream: Upstream, balancer: Balancer) -> None:
+        self._upstream = upstream
+        self._balancer = balancer
+
+    async def run(
+        self, scope: Scope, send: Send, route: Route, path: str, content: bytes, request_id: str
+    ) -> None:
+        """Answer with what an engine of ``route`` says.
+
+        Another instance is tried when one cannot be connected to. Raises ApiError as long as nothing has been
+        sent; afterwards a stream ends with an error event, and anything else raises CutOff.
+        """
+        headers = _request_headers(scope, request_id)
+        query = bytes(scope["query_string"]).decode("latin-1")
+        target_path = f"{path}?{query}" if query else path
+        failed: set[int] = set()
+        while (target := self._balancer.choose(route.targets, without=failed)) is not None:
+            try:
+                await self._attempt(send, route, target, target_path, headers, content, request_id)
+                return
+            except ConnectFailed as error:
+                log.warning("model %s: instance %d %s", route.name, target.instance_id, error)
+                failed.add(target.instance_id)
+        raise errors.engine_failed(route.name, "does not accept connections")
+
+    async def _attempt(
+        self,
+        send: Send,
+        route: Route,
+        target: Target,
+        path: str,
+        headers: list[tuple[bytes, bytes]],
+        content: bytes,
+        request_id: str,
+    ) -> None:
+        with self._balancer.lease(target):
+            try:
+                async with self._upstream.request(
+                    "POST", target.host, target.port, path, headers, content
+                ) as answer:
+                    await _pass_back(send, answer, route, request_id)
+            except UpstreamDied as error:
+                log.warning("model %s: instance %d %s", route.name, target.instance_id, error)
+                raise errors.engine_failed(route.name, str(error)) from error
+
+
+async def _pass_back(send: Send, answer: Exchange, route: Route, request_id: str) -> None:
+    headers = [(name, value) for name, value in answer.headers if _is_for_clients(name)]
+    headers.append((b"x-request-id", request_id.encode()))
+    streaming = any(name == b"content-type" and b"text/event-stream" in value for name, value in headers)
+    if streaming:
+        headers.append((b"x-accel-buffering", b"no"))
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    last = b"\n\n"
+    try:
+        async for piece in answer:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+            last = (last + piece)[-2:]
+    except UpstreamDied as error:
+        log.warning("model %s: its engine %s", route.name, error)
+        if not streaming:
+            raise CutOff from error
+        await send(
+            {"type": "http.response.body", "body": _error_event(route, error, last), "more_body": False}
+        )
+        return
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _error_event(route: Route, error: UpstreamDied, last: bytes) -> bytes:
+    """Return an event that says what happened, after the end of an unfinished one."""
+    document = json.loads(errors.engine_failed(route.name, str(error)).body())
+    return (b"" if last == b"\n\n" else b"\n\n") + b"data: " + json.dumps(document).encode() + b"\n\n"
+
+
+def _request_headers(scope: Scope, request_id: str) -> list[tuple[bytes, bytes]]:
+    named = _named_by_connection(scope["headers"])
+    headers = [
+        (name, value)
+        for name, value in scope["headers"]
+        if name not in _NOT_FOR_ENGINES and name not in named
+    ]
+    headers.append((b"x-request-id", request_id.encode()))
+    return headers
+
+
+def _named_by_connection(headers: list[tuple[bytes, bytes]]) -> set[bytes]:
+    """Return the headers that ``Connection`` declares to be for one hop only."""
+    values = [value for name, value in headers if name == b"connection"]
+    return {token.strip().lower() for value in values for token in value.split(b",")}
+
+
+def _is_for_clients(name: bytes) -> bool:
+    return name not in _NOT_FOR_CLIENTS and not name.startswith(b"access-control-")

@@ -1,0 +1,68 @@
+"""What the data path serves: models with their targets, and who may ask for them. Values, no behaviour of their own."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """One running instance and where it answers."""
+
+    instance_id: int
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """One public model name. Without targets, ``obstacle`` says why in words that follow the model's name."""
+
+    name: str
+    created: int
+    targets: tuple[Target, ...] = ()
+    obstacle: str = "has no running instance"
+    categories: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Principal:
+    """Who asks. ``allowed`` None means every model; ``expires_at`` is seconds since the epoch, None is never."""
+
+    user_id: int | None
+    username: str
+    is_admin: bool = False
+    key_id: int | None = None
+    allowed: frozenset[str] | None = None
+    expires_at: float | None = None
+
+    def may_use(self, model: str) -> bool:
+        """Tell whether this principal may ask ``model``."""
+        return self.allowed is None or model in self.allowed
+
+    def expired(self, now: float) -> bool:
+        """Tell whether the credential is over at ``now``, in seconds since the epoch."""
+        return self.expires_at is not None and now >= self.expires_at
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutingTable:
+    """One snapshot of everything the data path needs. ``version`` grows with every change."""
+
+    version: int = 0
+    #: By public name.
+    routes: Mapping[str, Route] = field(default_factory=dict)
+    #: By the digest of the credential, as :func:`digest` makes it.
+    principals: Mapping[str, Principal] = field(default_factory=dict)
+
+    def principal(self, credential: str, *, now: float) -> Principal | None:
+        """Return who holds ``credential``, or None when it is unknown or over."""
+        found = self.principals.get(digest(credential))
+        return None if found is None or found.expired(now) else found
+
+
+def digest(credential: str) -> str:
+    """Return what is kept of a credential instead of itself. Credentials are long and random: no salt is needed."""
+    return hashlib.sha256(credential.encode("utf-8", "surrogatepass")).hexdigest()

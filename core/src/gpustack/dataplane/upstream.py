@@ -1,0 +1,299 @@
+"""A small HTTP/1.1 client for engines: keep-alive, streaming, abort at once, no total time limit.
+
+    async with upstream.request("POST", host, port, "/v1/embeddings", headers, body) as exchange:
+        exchange.status, exchange.headers
+        async for piece in exchange: ...
+
+Leaving the block before the answer is complete closes the connection, which is how an engine learns that
+nobody listens any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from types import TracebackType
+from typing import Self
+
+import httptools
+
+#: Bytes of an answer that may wait for a slow client before the engine is made to wait.
+_HIGH_WATER = 256 * 1024
+_MAX_HEAD = 64 * 1024
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+
+class ConnectFailed(Exception):
+    """Nobody answers there; nothing was sent."""
+
+
+class UpstreamDied(Exception):
+    """The connection ended, or its answer was no HTTP, before the answer was complete."""
+
+
+class _Connection(asyncio.Protocol):
+    """One connection; carries one exchange at a time."""
+
+    def __init__(self) -> None:
+        self.transport: asyncio.Transport
+        self.closed = False
+        self.used = False
+        self._parser = httptools.HttpResponseParser(self)
+        self._waiter: asyncio.Future[None] | None = None
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._reset()
+
+    def _reset(self) -> None:
+        self.status = 0
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.head_done = False
+        self.done = False
+        self.heard = False
+        self.framed = False
+        self.keep = False
+        self._excess = False
+        self._interim = False
+        self._head_size = 0
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._paused = False
+
+    # What the event loop calls --------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.closed = True
+        if self.head_done and not self.done and not self.framed and error is None:
+            self.done = True  # an answer that ends with the connection
+        self._writable.set()
+        self._wake()
+
+    def data_received(self, data: bytes) -> None:
+        if self.done or not self.used:
+            self.abort()  # bytes that nobody asked for
+            return
+        self.heard = True
+        if not self.head_done:
+            self._head_size += len(data)
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            self.abort()
+        if not self.head_done and self._head_size > _MAX_HEAD:
+            self.abort()
+        self._wake()
+
+    def pause_writing(self) -> None:
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        self._writable.set()
+
+    # What the parser calls ------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        self._excess = self.done  # a second answer to one request is nobody's
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self.head_done:
+            self.headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        if self._excess:
+            return
+        self.status = self._parser.get_status_code()
+        self._interim = 100 <= self.status < 200
+        if self._interim:
+            self.headers = []
+            return
+        self.framed = any(name in (b"content-length", b"transfer-encoding") for name, _ in self.headers)
+        self.keep = self._parser.should_keep_alive()
+        self.head_done = True
+
+    def on_body(self, body: bytes) -> None:
+        if self._excess:
+            return
+        self._parts.append(body)
+        self._size += len(body)
+        if self._size > _HIGH_WATER and not self._paused:
+            self._paused = True
+            self.transport.pause_reading()
+
+    def on_message_complete(self) -> None:
+        if not self._interim:
+            self.done = True
+
+    # What an exchange calls -----------------------------------------------------------------------------
+
+    async def send(self, head: bytes, body: bytes) -> None:
+        self._reset()
+        self.used = True
+        self.transport.write(head)
+        if body:
+            self.transport.write(body)
+        await self._writable.wait()
+
+    async def wait(self) -> None:
+        """Return when something arrived or the connection ended."""
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def take(self) -> bytes:
+        """Return what of the body has arrived since the last call."""
+        data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        self._parts.clear()
+        self._size = 0
+        if self._paused and not self.closed:
+            self._paused = False
+            self.transport.resume_reading()
+        return data
+
+    def abort(self) -> None:
+        self.closed = True
+        self.transport.abort()
+
+    def reusable(self) -> bool:
+        return (
+            self.done
+            and self.keep
+            and not self._excess
+            and not self.closed
+            and not self.transport.is_closing()
+        )
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class Exchange:
+    """The answer to one request."""
+
+    def __init__(self, connection: _Connection) -> None:
+        self._connection = connection
+        self.status = connection.status
+        self.headers: list[tuple[bytes, bytes]] = connection.headers
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        """Yield the pieces of the body as they arrive. Raises UpstreamDied when it ends too early."""
+        connection = self._connection
+        while True:
+            if piece := connection.take():
+                yield piece
+            elif connection.done:
+                return
+            elif connection.closed:
+                raise UpstreamDied("ended in the middle of its answer")
+            else:
+                await connection.wait()
+
+
+class Upstream:
+    """Connections to many engines. ``idle`` is how many unused ones are kept for each."""
+
+    def __init__(self, *, connect_timeout: float = 5.0, idle: int = 64) -> None:
+        self._timeout = connect_timeout
+        self._keep = idle
+        self._idle: dict[tuple[str, int], list[_Connection]] = {}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the unused connections."""
+        for connections in self._idle.values():
+            for connection in connections:
+                connection.abort()
+        self._idle.clear()
+
+    @contextlib.asynccontextmanager
+    async def request(
+        self, method: str, host: str, port: int, target: str, headers: Headers, body: bytes = b""
+    ) -> AsyncIterator[Exchange]:
+        """Send a request and wait for the head of the answer, as long as that takes.
+
+        ``target`` is path and query, ``headers`` hold neither Host nor Content-Length. Raises ConnectFailed
+        when nothing was sent, UpstreamDied when the connection ended before an answer began.
+        """
+        head = _head(method, host, port, target, headers, len(body))
+        connection = await self._exchange(host, port, head, body)
+        try:
+            yield Exchange(connection)
+        finally:
+            self._put_back((host, port), connection)
+
+    async def _exchange(self, host: str, port: int, head: bytes, body: bytes) -> _Connection:
+        while True:
+            connection, fresh = await self._connection(host, port)
+            try:
+                await self._send(connection, head, body)
+                return connection
+            except UpstreamDied:
+                # An idle connection may have been closed by the engine just as we took it.
+                if fresh or connection.heard:
+                    raise
+            except BaseException:
+                connection.abort()
+                raise
+
+    @staticmethod
+    async def _send(connection: _Connection, head: bytes, body: bytes) -> None:
+        await connection.send(head, body)
+        while not connection.head_done:
+            if connection.closed:
+                raise UpstreamDied("ended before it answered")
+            await connection.wait()
+
+    async def _connection(self, host: str, port: int) -> tuple[_Connection, bool]:
+        idle = self._idle.get((host, port), [])
+        while idle:
+            connection = idle.pop()
+            if not connection.closed and not connection.transport.is_closing():
+                return connection, False
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self._timeout):
+                _, made = await loop.create_connection(_Connection, host, port)
+        except (OSError, TimeoutError) as error:
+            raise ConnectFailed(f"cannot be reached at {host}:{port}") from error
+        return made, True
+
+    def _put_back(self, where: tuple[str, int], connection: _Connection) -> None:
+        if not connection.reusable():
+            connection.abort()
+            return
+        idle = self._idle.setdefault(where, [])
+        idle[:] = [each for each in idle if not each.closed]
+        if len(idle) >= self._keep:
+            connection.abort()
+        else:
+            idle.append(connection)
+
+    def forget_all_but(self, wanted: set[tuple[str, int]]) -> None:
+        """Close the unused connections to everything that is not in ``wanted``."""
+        for where in [each for each in self._idle if each not in wanted]:
+            for connection in self._idle.pop(where):
+                connection.abort()
+
+
+def _head(method: str, host: str, port: int, target: str, headers: Headers, length: int) -> bytes:
+    shown = f"[{host}]" if ":" in host else host
+    lines = [f"{method} {target} HTTP/1.1".encode(), f"host: {shown}:{port}".encode()]
+    lines += [name + b": " + value for name, value in headers]
+    if length or method in ("POST", "PUT", "PATCH"):
+        lines.append(b"content-length: %d" % length)
+    return b"\r\n".join([*lines, b"", b""])

@@ -1,0 +1,34 @@
+"""The management API below ``/v2``: one module per resource."""
+
+from litestar import Router
+
+from gpustack.server.api import (
+    clusters,
+    gpu_devices,
+    inference_backends,
+    keys,
+    model_files,
+    model_instances,
+    models,
+    plugins,
+    users,
+    workers,
+)
+
+ROUTER = Router(
+    path="/v2",
+    route_handlers=[
+        *users.HANDLERS,
+        *keys.HANDLERS,
+        *models.HANDLERS,
+        *model_instances.HANDLERS,
+        *model_files.HANDLERS,
+        *workers.HANDLERS,
+        *gpu_devices.HANDLERS,
+        *inference_backends.HANDLERS,
+        *clusters.HANDLERS,
+        *plugins.HANDLERS,
+    ],
+)
+
+__all__ = ["ROUTER"]

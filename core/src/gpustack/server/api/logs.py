@@ -1,0 +1,57 @@
+"""The log of an instance, fetched from its worker and passed on as it comes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator
+from typing import cast
+
+from litestar import Response
+
+from gpustack.dataplane import ConnectFailed, UpstreamDied
+from gpustack.dataplane.upstream import Exchange
+from gpustack.kit.errors import Conflict, NotFound
+from gpustack.kit.net import LOOPBACK
+from gpustack.server.auth.caller import Req
+from gpustack.server.errors import BadGateway
+from gpustack.server.services import services
+from gpustack.server.streams import Streamed
+
+
+async def log_stream(request: Req, instance_id: int, *, tail: int, follow: bool) -> Response[str]:
+    """Return the answer that streams the log. Raises Conflict before a worker has the instance."""
+    parts = services(request)
+    instance = await parts.store.instances.get(instance_id)
+    if instance.worker_id is None:
+        raise Conflict(f"instance {instance.name} is {instance.state} and has no log yet")
+    door = await parts.store.workers.door(instance.worker_id)
+    host = LOOPBACK if door.ip in parts.config.own_addresses else door.ip
+    path = f"/serveLogs/{instance_id}?tail={tail}&follow={'true' if follow else 'false'}"
+    stack = contextlib.AsyncExitStack()
+    try:
+        exchange = await stack.enter_async_context(
+            parts.upstream.request(
+                "GET", host, door.port, path, [(b"authorization", f"Bearer {door.token}".encode())]
+            )
+        )
+    except (ConnectFailed, UpstreamDied) as error:
+        raise BadGateway(f"worker {instance.worker_name} does not hand out the log: it {error}") from error
+    if exchange.status != 200:
+        await stack.aclose()
+        if exchange.status == 404:
+            raise NotFound(f"instance {instance.name} has no log on worker {instance.worker_name}")
+        raise BadGateway(
+            f"worker {instance.worker_name} does not hand out the log: it answered {exchange.status}"
+        )
+    pieces = _pieces(exchange, instance.worker_name)
+    return cast(
+        "Response[str]", Streamed(pieces, media_type="text/plain; charset=utf-8", on_end=stack.aclose)
+    )
+
+
+async def _pieces(exchange: Exchange, worker: str) -> AsyncGenerator[bytes, None]:
+    try:
+        async for piece in exchange:
+            yield piece
+    except UpstreamDied:
+        yield f"\n[worker {worker} ended the log]\n".encode()

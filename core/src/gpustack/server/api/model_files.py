@@ -1,0 +1,68 @@
+"""``/v2/model-files``: what each worker knows of each source."""
+
+from __future__ import annotations
+
+from litestar import Response, get, post
+from litestar.params import FromPath, FromQuery, JSONBody
+
+from gpustack.kit.errors import Conflict, Forbidden
+from gpustack.schemas import ModelFilePublic, ModelFileReport, Page
+from gpustack.server.api.listing import PageNumber, PerPage, Search, Since, SortBy, Watch, listed
+from gpustack.server.auth.caller import Access, Req, Via
+from gpustack.server.body import Body, one
+from gpustack.server.services import services
+
+_WORKER = {"access": Access.WORKER}
+_TAGS = ["Model files"]
+
+
+@get("/model-files", opt=_WORKER, tags=_TAGS)
+async def list_files(
+    request: Req,
+    page: PageNumber = 1,
+    per_page: PerPage = 100,
+    search: Search = None,
+    sort_by: SortBy = None,
+    watch: Watch = False,
+    since: Since = None,
+    worker_id: FromQuery[int | None] = None,
+    source_key: FromQuery[str | None] = None,
+) -> Response[Page[ModelFilePublic]]:
+    """List model files."""
+    return await listed(
+        request,
+        services(request).store.model_files,
+        topic="model-files",
+        page=page,
+        per_page=per_page,
+        search=search,
+        sort_by=sort_by,
+        watch=watch,
+        since=since,
+        filters={"worker_id": worker_id, "source_key": source_key},
+    )
+
+
+@get("/model-files/{file_id:int}", opt=_WORKER, tags=_TAGS)
+async def get_file(request: Req, file_id: FromPath[int]) -> Response[ModelFilePublic]:
+    """Return one model file."""
+    return one(await services(request).store.model_files.get(file_id))
+
+
+@post(
+    "/model-files/{file_id:int}/report", opt=_WORKER, dto=Body[ModelFileReport], status_code=200, tags=_TAGS
+)
+async def report_file(
+    request: Req, file_id: FromPath[int], data: JSONBody[ModelFileReport]
+) -> Response[ModelFilePublic]:
+    """Take what a worker found; 409 when the file is not its own."""
+    store = services(request).store
+    file = await store.model_files.get(file_id)
+    if request.user.via is not Via.WORKER:
+        raise Forbidden("only the worker that has a file reports on it")
+    if file.worker_id != request.user.worker_id:
+        raise Conflict(f"model file {file_id} is not on worker {request.user.username}")
+    return one(await store.model_files.report(file_id, data))
+
+
+HANDLERS = [list_files, get_file, report_file]

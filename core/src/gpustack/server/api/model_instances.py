@@ -1,0 +1,109 @@
+"""``/v2/model-instances``: the running copies of models."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+from litestar import Response, delete, get, post
+from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
+
+from gpustack.kit.errors import Conflict, Forbidden
+from gpustack.lifecycle.instance import ON_WORKER, may_follow
+from gpustack.schemas import InstanceReport, InstanceState, ModelInstancePublic, Page
+from gpustack.server.api.listing import PageNumber, PerPage, Search, Since, SortBy, Watch, listed
+from gpustack.server.api.logs import log_stream
+from gpustack.server.auth.caller import Access, Req, Via
+from gpustack.server.body import Body, one
+from gpustack.server.services import services
+
+_WORKER = {"access": Access.WORKER}
+_TAGS = ["Model instances"]
+#: Litestar keeps the name ``state`` for itself.
+InState = Annotated[InstanceState | None, QueryParameter(name="state")]
+
+
+@get("/model-instances", opt=_WORKER, tags=_TAGS)
+async def list_instances(
+    request: Req,
+    page: PageNumber = 1,
+    per_page: PerPage = 100,
+    search: Search = None,
+    sort_by: SortBy = None,
+    watch: Watch = False,
+    since: Since = None,
+    model_id: FromQuery[int | None] = None,
+    worker_id: FromQuery[int | None] = None,
+    in_state: InState = None,
+) -> Response[Page[ModelInstancePublic]]:
+    """List instances."""
+    return await listed(
+        request,
+        services(request).store.instances,
+        topic="model-instances",
+        page=page,
+        per_page=per_page,
+        search=search,
+        sort_by=sort_by,
+        watch=watch,
+        since=since,
+        filters={"model_id": model_id, "worker_id": worker_id, "state": in_state},
+    )
+
+
+@get("/model-instances/{instance_id:int}", opt=_WORKER, tags=_TAGS)
+async def get_instance(request: Req, instance_id: FromPath[int]) -> Response[ModelInstancePublic]:
+    """Return one instance."""
+    return one(await services(request).store.instances.get(instance_id))
+
+
+@delete("/model-instances/{instance_id:int}", tags=_TAGS)
+async def delete_instance(request: Req, instance_id: FromPath[int]) -> None:
+    """End an instance. While its model wants as many, a new one takes its place: this is how to restart."""
+    await services(request).store.instances.delete(instance_id)
+
+
+@post(
+    "/model-instances/{instance_id:int}/report",
+    opt=_WORKER,
+    dto=Body[InstanceReport],
+    status_code=200,
+    tags=_TAGS,
+)
+async def report_instance(
+    request: Req, instance_id: FromPath[int], data: JSONBody[InstanceReport]
+) -> Response[ModelInstancePublic]:
+    """Take what a worker says of an instance it runs; 409 when it is not its own, or the step is not allowed."""
+    store = services(request).store
+    instance = await store.instances.get(instance_id)
+    check_report(request, instance, data.state)
+    columns = data.model_dump(exclude_unset=True, exclude={"restarted"})
+    if data.restarted:
+        columns["restart_count"] = instance.restart_count + 1
+        columns["last_restart_time"] = datetime.now(UTC)
+    columns.setdefault("state_message", "")
+    return one(await store.instances.update(instance_id, expect_state=instance.state, **columns))
+
+
+def check_report(request: Req, instance: ModelInstancePublic, new: InstanceState) -> None:
+    """Raise Conflict or Forbidden when this caller may not move ``instance`` to ``new``."""
+    if request.user.via is not Via.WORKER:
+        raise Forbidden("only the worker that runs an instance reports on it")
+    if instance.worker_id != request.user.worker_id:
+        raise Conflict(f"instance {instance.name} is not on worker {request.user.username} any more")
+    if new not in ON_WORKER or not may_follow(instance.state, new):
+        raise Conflict(f"instance {instance.name} is {instance.state} and cannot become {new}")
+
+
+@get("/model-instances/{instance_id:int}/logs", tags=_TAGS)
+async def get_logs(
+    request: Req,
+    instance_id: FromPath[int],
+    tail: Annotated[int, QueryParameter(ge=-1, description="Last lines to begin with; -1 is all.")] = -1,
+    follow: Annotated[bool, QueryParameter(description="Go on with what is written later.")] = False,
+) -> Response[str]:
+    """Return the engine's log, from the worker that runs it."""
+    return await log_stream(request, instance_id, tail=tail, follow=follow)
+
+
+HANDLERS = [list_instances, get_instance, delete_instance, report_instance, get_logs]

@@ -1,0 +1,93 @@
+"""``/v2/models``: what is to be served."""
+
+from __future__ import annotations
+
+from litestar import Response, delete, get, post, put
+from litestar.params import FromPath, FromQuery, JSONBody
+
+from gpustack.kit.errors import InvalidInput
+from gpustack.schemas import ModelCreate, ModelInstancePublic, ModelPublic, ModelUpdate, Page
+from gpustack.server.api.listing import PageNumber, PerPage, Search, Since, SortBy, Watch, listed
+from gpustack.server.auth.caller import Access, Req
+from gpustack.server.body import Body, one
+from gpustack.server.body import page as page_answer
+from gpustack.server.services import services
+
+_WORKER = {"access": Access.WORKER}
+
+
+@get("/models", opt=_WORKER, tags=["Models"])
+async def list_models(
+    request: Req,
+    page: PageNumber = 1,
+    per_page: PerPage = 100,
+    search: Search = None,
+    sort_by: SortBy = None,
+    watch: Watch = False,
+    since: Since = None,
+    cluster_id: FromQuery[int | None] = None,
+) -> Response[Page[ModelPublic]]:
+    """List models."""
+    return await listed(
+        request,
+        services(request).store.models,
+        topic="models",
+        page=page,
+        per_page=per_page,
+        search=search,
+        sort_by=sort_by,
+        watch=watch,
+        since=since,
+        filters={"cluster_id": cluster_id},
+    )
+
+
+@get("/models/{model_id:int}", opt=_WORKER, tags=["Models"])
+async def get_model(request: Req, model_id: FromPath[int]) -> Response[ModelPublic]:
+    """Return one model."""
+    return one(await services(request).store.models.get(model_id))
+
+
+@get("/models/{model_id:int}/instances", tags=["Models"])
+async def list_instances_of_model(
+    request: Req, model_id: FromPath[int], page: PageNumber = 1, per_page: PerPage = 100
+) -> Response[Page[ModelInstancePublic]]:
+    """List the instances of one model."""
+    store = services(request).store
+    await store.models.get(model_id)
+    return page_answer(await store.instances.list(page=page or 1, per_page=per_page, model_id=model_id))
+
+
+@post("/models", dto=Body[ModelCreate], tags=["Models"])
+async def create_model(request: Req, data: JSONBody[ModelCreate]) -> Response[ModelPublic]:
+    """Serve a model from now on. The answer comes at once; its instances tell how far it is."""
+    parts = services(request)
+    _check_backend(request, data.backend)
+    cluster = data.cluster_id if data.cluster_id is not None else (await parts.default_cluster()).id
+    return one(await parts.store.models.create(data, cluster), status=201)
+
+
+@put("/models/{model_id:int}", dto=Body[ModelUpdate], tags=["Models"])
+async def update_model(
+    request: Req, model_id: FromPath[int], data: JSONBody[ModelUpdate]
+) -> Response[ModelPublic]:
+    """Replace a model's description. Running instances stay as they are until they are deleted."""
+    _check_backend(request, data.backend)
+    return one(await services(request).store.models.update(model_id, data))
+
+
+@delete("/models/{model_id:int}", tags=["Models"])
+async def delete_model(request: Req, model_id: FromPath[int]) -> None:
+    """Stop serving a model, and forget it."""
+    await services(request).store.models.delete(model_id)
+
+
+def _check_backend(request: Req, name: str) -> None:
+    known = services(request).catalogue.backends
+    if name and name not in known:
+        raise InvalidInput(
+            f"backend: there is no {name!r}; installed are {', '.join(sorted(known)) or 'none'}"
+        )
+
+
+HANDLERS = [list_models, get_model, list_instances_of_model, create_model, update_model, delete_model]

@@ -1,0 +1,50 @@
+"""``/v2/plugins``: what the installed plugins bring, and what of them did not work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from litestar import Response, get
+
+from gpustack.extensions import Catalogue, Registered
+from gpustack.schemas.plugins import PluginFailurePublic, PluginPublic, PluginsPublic
+from gpustack.server.auth.caller import Req
+from gpustack.server.body import one
+from gpustack.server.services import services
+
+
+@get("/plugins", tags=["Plugins"])
+async def list_plugins(request: Req) -> Response[PluginsPublic]:
+    """List every extension of this server by its plugin, and every failure by its reason."""
+    return one(describe(services(request).catalogue))
+
+
+def describe(catalogue: Catalogue) -> PluginsPublic:
+    """Return the catalogue as the API shows it."""
+    kinds: dict[str, dict[str, Registered[Any]]] = {
+        "inference_backend": dict(catalogue.backends),
+        "gpu_detector": dict(catalogue.gpu_detectors),
+        "system_detector": dict(catalogue.system_detectors),
+        "database": dict(catalogue.databases),
+    }
+    items = [
+        PluginPublic(
+            kind=kind, name=name, plugin=each.plugin, distribution=each.distribution, version=each.version
+        )
+        for kind, members in kinds.items()
+        for name, each in sorted(members.items())
+    ]
+    failures = [
+        PluginFailurePublic(
+            plugin=each.plugin,
+            distribution=each.distribution,
+            version=each.version,
+            stage=each.stage,
+            error=each.error,
+        )
+        for each in catalogue.failures
+    ]
+    return PluginsPublic(items=items, failures=failures)
+
+
+HANDLERS = [list_plugins]

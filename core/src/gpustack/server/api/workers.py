@@ -1,0 +1,95 @@
+"""``/v2/workers`` and ``/v2/worker-heartbeat``: machines that run engines."""
+
+from __future__ import annotations
+
+import secrets
+
+from litestar import Response, delete, get, post, put
+from litestar.params import FromPath, FromQuery, JSONBody
+
+from gpustack.dataplane.table import digest
+from gpustack.kit.errors import Forbidden
+from gpustack.schemas import Heartbeat, Page, WorkerPublic, WorkerRegistered, WorkerRegistration
+from gpustack.schemas.workers import WorkerUpdate
+from gpustack.server.api.listing import PageNumber, PerPage, Search, Since, SortBy, Watch, listed
+from gpustack.server.auth.authenticate import WORKER_TOKEN
+from gpustack.server.auth.caller import Access, Req, Via
+from gpustack.server.body import Body, nothing, one
+from gpustack.server.services import services
+
+_WORKER = {"access": Access.WORKER}
+_TAGS = ["Workers"]
+
+
+@post("/workers", opt={"access": Access.REGISTRATION}, dto=Body[WorkerRegistration], tags=_TAGS)
+async def register_worker(request: Req, data: JSONBody[WorkerRegistration]) -> Response[WorkerRegistered]:
+    """Let a worker join, or come back: the same ``worker_uuid`` is the same worker. Its old token ends."""
+    parts = services(request)
+    token = WORKER_TOKEN + secrets.token_hex(24)
+    cluster = await parts.default_cluster()
+    worker = await parts.store.workers.register(data, digest(token), cluster.id)
+    return one(WorkerRegistered(id=worker.id, name=worker.name, token=token), status=201)
+
+
+@get("/workers", opt=_WORKER, tags=_TAGS)
+async def list_workers(
+    request: Req,
+    page: PageNumber = 1,
+    per_page: PerPage = 100,
+    search: Search = None,
+    sort_by: SortBy = None,
+    watch: Watch = False,
+    since: Since = None,
+    cluster_id: FromQuery[int | None] = None,
+) -> Response[Page[WorkerPublic]]:
+    """List workers."""
+    return await listed(
+        request,
+        services(request).store.workers,
+        topic="workers",
+        page=page,
+        per_page=per_page,
+        search=search,
+        sort_by=sort_by,
+        watch=watch,
+        since=since,
+        filters={"cluster_id": cluster_id},
+    )
+
+
+@get("/workers/{worker_id:int}", opt=_WORKER, tags=_TAGS)
+async def get_worker(request: Req, worker_id: FromPath[int]) -> Response[WorkerPublic]:
+    """Return one worker."""
+    return one(await services(request).store.workers.get(worker_id))
+
+
+@put("/workers/{worker_id:int}", dto=Body[WorkerUpdate], tags=_TAGS)
+async def update_worker(
+    request: Req, worker_id: FromPath[int], data: JSONBody[WorkerUpdate]
+) -> Response[WorkerPublic]:
+    """Replace a worker's labels."""
+    return one(await services(request).store.workers.update(worker_id, labels=data.labels))
+
+
+@delete("/workers/{worker_id:int}", tags=_TAGS)
+async def delete_worker(request: Req, worker_id: FromPath[int]) -> None:
+    """Remove a worker. Its instances are placed elsewhere; when it still runs, it joins again."""
+    await services(request).store.workers.delete(worker_id)
+
+
+@post(
+    "/worker-heartbeat",
+    opt={**_WORKER, "worker_may_be_gone": True},
+    dto=Body[Heartbeat],
+    status_code=204,
+    tags=_TAGS,
+)
+async def heartbeat(request: Req, data: JSONBody[Heartbeat]) -> Response[None]:
+    """Take a worker's sign of life; 404 when the worker was removed and has to register again."""
+    if request.user.via is not Via.WORKER:
+        raise Forbidden("only workers send heartbeats")
+    services(request).heartbeats.add(request.user.worker_id, data)
+    return nothing()
+
+
+HANDLERS = [register_worker, list_workers, get_worker, update_worker, delete_worker, heartbeat]

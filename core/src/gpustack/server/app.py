@@ -1,0 +1,190 @@
+"""The server put together: store, routing, reconciliation and the two APIs, on a socket that is handed in.
+
+await run_server(config, database_url, catalogue, socket, on_ready)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import socket
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from litestar import Litestar
+from litestar.datastructures import State
+from litestar.exceptions import HTTPException
+from litestar.openapi.config import OpenAPIConfig
+
+from gpustack.dataplane import Balancer, InferenceApp, Upstream
+from gpustack.dataplane.app import serves
+from gpustack.dataplane.asgi import Receive, Scope, Send
+from gpustack.db import Store
+from gpustack.extensions import Catalogue
+from gpustack.kit.errors import NotFound
+from gpustack.kit.paths import write_atomic
+from gpustack.kit.tasks import Tasks
+from gpustack.plugin import Host, InferenceBackend
+from gpustack.server import api, docs, probes
+from gpustack.server.auth import routes as auth
+from gpustack.server.auth.authenticate import Authenticator, guard
+from gpustack.server.auth.passwords import hash_now
+from gpustack.server.config import ServerConfig, kept_secret
+from gpustack.server.errors import MAX_BODY, answer
+from gpustack.server.heartbeats import Heartbeats
+from gpustack.server.listen import serve
+from gpustack.server.routing import Routing
+from gpustack.server.services import Services
+
+log = logging.getLogger(__name__)
+
+#: The name of the first administrator.
+ADMIN = "admin"
+
+App = Callable[[Scope, Receive, Send], Any]
+
+
+def create_app(services: Services, inference: InferenceApp) -> App:
+    """Return the ASGI application: paths below ``/v1`` go to ``inference``, all others to the management API."""
+    management = create_management_app(services)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and serves(scope["path"]):
+            await inference(scope, receive, send)
+        else:
+            await management(scope, receive, send)  # type: ignore[arg-type]  # litestar's own names of the same types
+
+    return app
+
+
+def create_management_app(services: Services) -> Litestar:
+    """Return the management API: ``/v2``, ``/auth``, the probes and the documentation."""
+    handlers: list[Any] = [api.ROUTER, auth.ROUTER, *probes.HANDLERS]
+    if not services.config.disable_openapi_docs:
+        handlers += docs.HANDLERS
+    return Litestar(
+        route_handlers=handlers,
+        guards=[guard],
+        exception_handlers={HTTPException: answer, Exception: answer},
+        openapi_config=OpenAPIConfig(
+            title="GPUStack", version=services.config.version, path="/_openapi", use_handler_docstrings=True
+        ),
+        state=State({"services": services}),
+        request_max_body_size=MAX_BODY,
+        logging_config=None,
+    )
+
+
+async def run_server(
+    config: ServerConfig,
+    database_url: str,
+    catalogue: Catalogue,
+    listener: socket.socket,
+    on_ready: Callable[[], None],
+) -> None:
+    """Run the server until it is cancelled; ``on_ready`` is called once requests are answered.
+
+    Cancelling lets requests in flight go on for ``config.drain`` seconds, ends watches at once, and then raises
+    CancelledError as usual. Raises GPUStackError with one line when the database cannot be used.
+    """
+    async with started(config, database_url, catalogue) as (app, services):
+        await serve(
+            app, listener, drain=config.drain, closing=services.closing, on_ready=on_ready, debug=config.debug
+        )
+
+
+@contextlib.asynccontextmanager
+async def started(
+    config: ServerConfig, database_url: str, catalogue: Catalogue, *, reconcile: bool = True
+) -> AsyncIterator[tuple[App, Services]]:
+    """Run everything but the socket: yields the application and its parts."""
+    async with contextlib.AsyncExitStack() as stack:
+        store = await Store.open(database_url, pool=config.pool, wait=config.database_wait)
+        await stack.enter_async_context(store)
+        await store.migrate()
+        await bootstrap(store, config)
+        feed = await stack.enter_async_context(store.feed())
+        upstream = await stack.enter_async_context(Upstream())
+        balancer = Balancer()
+        routing = Routing(store, feed, upstream, balancer, own_addresses=config.own_addresses)
+        await routing.load()
+        heartbeats = Heartbeats(store)
+        services = Services(
+            config=config,
+            store=store,
+            feed=feed,
+            catalogue=catalogue,
+            routing=routing,
+            authenticator=await _authenticator(store, routing, config),
+            heartbeats=heartbeats,
+            upstream=upstream,
+        )
+        tasks = await stack.enter_async_context(Tasks("server"))
+        tasks.start("routing", routing.run())
+        tasks.start("heartbeats", heartbeats.run())
+        if reconcile:
+            await _start_reconciling(stack, services)
+        inference = InferenceApp(
+            lambda: routing.table, upstream, balancer, fallback=services.authenticator.principal
+        )
+        yield create_app(services, inference), services
+
+
+async def _start_reconciling(stack: contextlib.AsyncExitStack, services: Services) -> None:
+    from gpustack.server.reconcile import Reconciler
+
+    backends = await usable_backends(stack, services.catalogue, services.config)
+    reconciler = await stack.enter_async_context(Reconciler(services.store, services.feed, backends))
+    services.heartbeats.listeners.append(reconciler.heard)
+
+
+async def usable_backends(
+    stack: contextlib.AsyncExitStack, catalogue: Catalogue, config: ServerConfig
+) -> dict[str, tuple[InferenceBackend[Any], str]]:
+    """Return an open object of each backend with its plugin's name; one that cannot be opened is left out."""
+    found: dict[str, tuple[InferenceBackend[Any], str]] = {}
+    for name, registered in catalogue.backends.items():
+        host = Host(log=logging.getLogger(f"plugin.{name}"), data_dir=config.data_dir, bin_dir=config.bin_dir)
+        try:
+            backend = await stack.enter_async_context(catalogue.make(registered, host))
+        except Exception as error:
+            log.warning("backend %s of plugin %s is left out", name, registered.plugin, exc_info=error)
+            continue
+        found[name] = (backend, registered.plugin)
+    return found
+
+
+async def bootstrap(store: Store, config: ServerConfig) -> None:
+    """Make the first administrator and the default cluster, once in the life of a database.
+
+    A generated password is written to ``initial_admin_password`` in the data directory before it is in force, so
+    that no crash in between locks everybody out.
+    """
+    if await _has_admin(store):
+        return
+    password = config.bootstrap_password or secrets.token_urlsafe(12)
+    if config.bootstrap_password is None:
+        write_atomic(config.data_dir / "initial_admin_password", password + "\n", mode=0o600)
+    hashed = await asyncio.to_thread(hash_now, password)
+    if await store.bootstrap(hashed, require_password_change=config.bootstrap_password is None):
+        log.info("made the user %s and the default cluster", ADMIN)
+
+
+async def _has_admin(store: Store) -> bool:
+    try:
+        return await store.users.by_name(ADMIN) is not None
+    except NotFound:
+        return False
+
+
+async def _authenticator(store: Store, routing: Routing, config: ServerConfig) -> Authenticator:
+    admin = await store.users.by_name(ADMIN)
+    return Authenticator(
+        store,
+        routing,
+        registration_token=kept_secret(config.data_dir / "token", config.registration_token),
+        cli_token=kept_secret(config.data_dir / "run" / "cli_token"),
+        admin=await store.users.get(admin.id),
+    )

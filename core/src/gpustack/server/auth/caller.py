@@ -1,0 +1,73 @@
+"""Callers and the degrees of access that paths ask for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from litestar import Request
+from litestar.datastructures import State
+
+from gpustack.kit.errors import Forbidden
+
+
+class Access(Enum):
+    """What a path asks of its callers. A path that says nothing asks for ADMIN."""
+
+    PUBLIC = auto()
+    #: Anybody who is signed in.
+    USER = auto()
+    ADMIN = auto()
+    #: A worker with its own token, or an administrator.
+    WORKER = auto()
+    #: Whoever has the registration token, or an administrator.
+    REGISTRATION = auto()
+
+
+class Via(Enum):
+    """How the caller proved who it is."""
+
+    KEY = auto()
+    SESSION = auto()
+    LOCAL = auto()
+    WORKER = auto()
+    REGISTRATION = auto()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Who makes this request. Exactly one of user, worker and the registration token is behind it."""
+
+    via: Via
+    user_id: int = 0
+    username: str = ""
+    is_admin: bool = False
+    worker_id: int = 0
+    #: Digest of the session's token, for a caller who came with a cookie.
+    session: str = ""
+    #: A key that is limited to certain models serves inference and nothing else.
+    inference_only: bool = False
+
+    def check(self, access: Access) -> None:
+        """Raise Forbidden when this caller may not use a path that asks for ``access``."""
+        if access is Access.PUBLIC or (self.is_admin and not self.inference_only):
+            return
+        if access is Access.WORKER and self.via is Via.WORKER:
+            return
+        if access is Access.REGISTRATION and self.via is Via.REGISTRATION:
+            return
+        if access is Access.USER and self.user_id and not self.inference_only:
+            return
+        raise Forbidden(self._refusal())
+
+    def _refusal(self) -> str:
+        if self.inference_only:
+            return "this API key is limited to certain models and serves the paths below /v1 only"
+        if self.via is Via.WORKER:
+            return "a worker's token may not do this"
+        if self.via is Via.REGISTRATION:
+            return "the registration token only lets workers join"
+        return "this needs an administrator"
+
+
+Req = Request[Caller, None, State]

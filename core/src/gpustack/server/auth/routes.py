@@ -1,0 +1,113 @@
+"""Signing in and out with a password."""
+
+from __future__ import annotations
+
+import secrets
+from datetime import UTC, datetime, timedelta
+from typing import TypeVar
+
+from litestar import Response, Router, post
+from litestar.datastructures import Cookie
+from litestar.params import JSONBody
+from pydantic import ValidationError
+
+from gpustack.dataplane.table import digest
+from gpustack.kit.errors import InvalidInput, NotFound, Unauthenticated
+from gpustack.schemas import Login, LoginReply, PasswordChange
+from gpustack.server.auth.authenticate import COOKIE, check_origin, session_token
+from gpustack.server.auth.caller import Access, Req
+from gpustack.server.body import Body, nothing, one
+from gpustack.server.errors import invalid
+from gpustack.server.services import Services, services
+
+SESSION = timedelta(minutes=120)
+_T = TypeVar("_T")
+
+
+@post("/login", opt={"access": Access.PUBLIC}, status_code=200)
+async def login(request: Req) -> Response[LoginReply]:
+    """Sign in with a form (or JSON object) of username and password; the session comes as a cookie."""
+    check_origin(request.scope)
+    form = await _form(request)
+    parts = services(request)
+    address = request.client.host if request.client else ""
+    by_user, by_address = (form.username, address), address
+    parts.by_user.begin(by_user)
+    parts.by_address.begin(by_address)
+    try:
+        user = await parts.store.users.by_name(form.username)
+    except NotFound:
+        user = None
+    right = await parts.passwords.verify(
+        user.password_hash if user else None, form.password.get_secret_value()
+    )
+    if user is None or not right or not user.is_active:
+        raise Unauthenticated("the user name or the password is wrong")
+    parts.by_user.succeeded(by_user)
+    parts.by_address.excuse(by_address)
+    token = secrets.token_urlsafe(32)
+    await parts.store.sessions.create(user.id, digest(token), datetime.now(UTC) + SESSION)
+    reply = LoginReply(
+        username=user.username, is_admin=user.is_admin, require_password_change=user.require_password_change
+    )
+    return _with_cookie(one(reply), request, token, int(SESSION.total_seconds()))
+
+
+@post("/logout", opt={"access": Access.PUBLIC}, status_code=200)
+async def logout(request: Req) -> Response[dict[str, str | None]]:
+    """End the session of the cookie, if there is one."""
+    if token := session_token(request.scope):
+        check_origin(request.scope)
+        await services(request).store.sessions.delete(digest(token))
+    return _with_cookie(Response({"logout_url": None}), request, "", 0)
+
+
+@post("/update-password", opt={"access": Access.USER}, dto=Body[PasswordChange], status_code=204)
+async def update_password(request: Req, data: JSONBody[PasswordChange]) -> Response[None]:
+    """Change one's own password; all other sessions of this user end."""
+    caller, parts = request.user, services(request)
+    key = ("change", caller.user_id)
+    parts.by_user.begin(key)
+    user = await parts.store.users.by_name(caller.username)
+    if not await parts.passwords.verify(user.password_hash, data.current_password.get_secret_value()):
+        raise InvalidInput("current_password: is wrong")
+    parts.by_user.succeeded(key)
+    if data.new_password.get_secret_value() == data.current_password.get_secret_value():
+        raise InvalidInput("new_password: is the same as the current one")
+    await _change(parts, caller.user_id, data.new_password.get_secret_value(), caller.session or None)
+    return nothing()
+
+
+async def _change(parts: Services, user_id: int, password: str, keep: str | None) -> None:
+    hashed = await parts.passwords.hash(password)
+    async with parts.store.transaction() as tx:
+        await tx.users.set_password(user_id, hashed)
+        await tx.sessions.delete_of_user(user_id, except_digest=keep)
+
+
+async def _form(request: Req) -> Login:
+    kind = request.content_type[0]
+    try:
+        if kind in ("application/x-www-form-urlencoded", "multipart/form-data"):
+            return Login.model_validate(dict((await request.form()).items()))
+        return Login.model_validate_json(await request.body())
+    except ValidationError as error:
+        raise invalid(error) from None
+
+
+def _with_cookie(response: Response[_T], request: Req, value: str, max_age: int) -> Response[_T]:
+    response.set_cookie(
+        Cookie(
+            key=COOKIE,
+            value=value,
+            max_age=max_age,
+            path="/",
+            httponly=True,
+            samesite="lax",
+            secure=request.scope["scheme"] == "https",
+        )
+    )
+    return response
+
+
+ROUTER = Router(path="/auth", route_handlers=[login, logout, update_password], tags=["Authentication"])

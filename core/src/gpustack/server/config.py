@@ -1,0 +1,48 @@
+"""What the server needs to know to run."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gpustack.kit.errors import GPUStackError
+from gpustack.kit.net import LOOPBACK
+from gpustack.kit.paths import make_dir, write_atomic
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """Settings of one server. Times are seconds."""
+
+    data_dir: Path
+    bin_dir: Path
+    version: str
+    git_commit: str = ""
+    #: Password of the first administrator; None makes one and writes it to the data directory.
+    bootstrap_password: str | None = None
+    #: What a worker shows to join; empty uses the one kept in the data directory.
+    registration_token: str = ""
+    disable_openapi_docs: bool = False
+    debug: bool = False
+    #: Addresses of this machine: the engines of a worker at one of them are asked over loopback.
+    own_addresses: frozenset[str] = field(default_factory=lambda: frozenset({LOOPBACK}))
+    #: Connections to the database: kept, and at most.
+    pool: tuple[int, int] = (1, 10)
+    database_wait: float = 10.0
+    #: How long requests in flight may go on when the server stops.
+    drain: float = 3.0
+
+
+def kept_secret(path: Path, given: str = "") -> str:
+    """Return the secret in the file ``path`` (0600), made at first use; ``given`` replaces what is there."""
+    make_dir(path.parent, what="directory", mode=0o700)
+    try:
+        present = path.read_text(encoding="ascii").strip() if path.exists() else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise GPUStackError(f"{path} cannot be read: {error}; remove it or change its owner") from error
+    if present and given in ("", present):
+        return present
+    value = given or secrets.token_hex(32)
+    write_atomic(path, value, mode=0o600)
+    return value

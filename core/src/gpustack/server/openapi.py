@@ -1,0 +1,196 @@
+"""The OpenAPI document: litestar's paths, pydantic's schemas, our errors and credentials, and the inference paths."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, cast
+
+from litestar import Litestar
+from pydantic.json_schema import models_json_schema
+
+from gpustack import schemas
+from gpustack.dataplane.app import FORWARDED
+from gpustack.schemas import workers
+from gpustack.schemas.plugins import PluginsPublic
+from gpustack.server.auth.authenticate import COOKIE
+from gpustack.server.auth.caller import Access
+
+_PAGED = (
+    schemas.ApiKeyPublic,
+    schemas.ModelPublic,
+    schemas.ModelInstancePublic,
+    schemas.ModelFilePublic,
+    schemas.WorkerPublic,
+    schemas.GpuDevicePublic,
+    schemas.InferenceBackendPublic,
+    schemas.ClusterPublic,
+)
+_READ = (
+    schemas.Login,
+    schemas.PasswordChange,
+    schemas.ModelCreate,
+    schemas.ModelUpdate,
+    schemas.ApiKeyCreate,
+    schemas.InstanceReport,
+    schemas.ModelFileReport,
+    schemas.WorkerRegistration,
+    schemas.Heartbeat,
+    schemas.UserSelfUpdate,
+    workers.WorkerUpdate,
+)
+_WRITTEN = (
+    *_PAGED,
+    *(schemas.Page[each] for each in _PAGED),  # type: ignore[valid-type]  # built at run time
+    schemas.UserPublic,
+    schemas.ApiKeyCreated,
+    schemas.WorkerRegistered,
+    schemas.LoginReply,
+    schemas.VersionInfo,
+    schemas.ErrorBody,
+    schemas.Event,
+    PluginsPublic,
+)
+_OPENAI_ERROR = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "null"]},
+            },
+        }
+    },
+}
+_SUMMARIES = {
+    "/v1/chat/completions": "Answer a conversation",
+    "/v1/completions": "Continue a text",
+    "/v1/embeddings": "Turn texts into vectors",
+    "/v1/rerank": "Sort documents by how well they fit a query",
+}
+_ERRORS = {
+    400: "Something in the request is wrong; the message names every problem",
+    401: "No credential, or one that is wrong or over",
+    403: "This caller may not do this",
+    404: "There is no such thing",
+    409: "The state of the thing forbids this",
+    413: "The body is too large",
+    429: "Too many attempts; Retry-After says how long to wait",
+    503: "Cannot be answered now; Retry-After says how long to wait",
+}
+_PUBLIC_ERRORS = (400, 429)
+
+_documents: dict[int, bytes] = {}
+
+
+def document(app: Litestar) -> bytes:
+    """Return the document of ``app`` as JSON; it is made once. Takes some tenths of a second the first time."""
+    found = _documents.get(id(app))
+    if found is None:
+        found = _documents[id(app)] = json.dumps(_build(app)).encode()
+    return found
+
+
+def _build(app: Litestar) -> dict[str, Any]:
+    made = app.openapi_schema.to_schema()
+    access = _access_by_operation(app)
+    for path, item in made["paths"].items():
+        for method, operation in item.items():
+            _complete(operation, access.get((path, method), Access.ADMIN))
+    components = made.setdefault("components", {})
+    components["schemas"] = {**_schemas(), "OpenAIError": _OPENAI_ERROR}
+    components["securitySchemes"] = {
+        "key": {"type": "http", "scheme": "bearer", "description": "An API key: gpustack_…"},
+        "keyHeader": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+        "session": {"type": "apiKey", "in": "cookie", "name": COOKIE},
+    }
+    made["security"] = _anyone()
+    made["paths"] |= _inference_paths()
+    return made
+
+
+def _anyone() -> list[dict[str, list[str]]]:
+    return [{"key": []}, {"keyHeader": []}, {"session": []}]
+
+
+def _access_by_operation(app: Litestar) -> dict[tuple[str, str], Access]:
+    found = {}
+    for route in app.routes:
+        for handler in getattr(route, "route_handlers", ()):
+            for method in getattr(handler, "http_methods", ()):
+                found[route.path_format, str(method).lower()] = handler.opt.get("access", Access.ADMIN)
+    return found
+
+
+def _complete(operation: dict[str, Any], access: Access) -> None:
+    responses = operation["responses"]
+    responses.pop("400", None)
+    takes_body = "requestBody" in operation
+    for status, description in _ERRORS.items():
+        if access is Access.PUBLIC and status not in _PUBLIC_ERRORS:
+            continue
+        if (status == 413 and not takes_body) or status == 429:
+            continue
+        responses[str(status)] = {
+            "description": description,
+            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}},
+        }
+    if access is Access.PUBLIC:
+        operation["security"] = []
+
+
+def _schemas() -> dict[str, Any]:
+    pairs: list[Any] = [(each, "validation") for each in _READ]
+    pairs += [(each, "serialization") for each in _WRITTEN]
+    _, definitions = models_json_schema(pairs, ref_template="#/components/schemas/{model}")
+    return cast("dict[str, Any]", definitions["$defs"])
+
+
+def _inference_paths() -> dict[str, Any]:
+    paths = {
+        path: {
+            "post": {
+                "tags": ["Inference"],
+                "summary": _SUMMARIES[path],
+                "operationId": path.strip("/").replace("/", "_"),
+                "description": "As OpenAI's API has it. Passed on to the engine as it is; `stream` streams.",
+                "requestBody": {
+                    "required": True,
+                    "content": {
+                        "application/json": {
+                            "schema": {
+                                "type": "object",
+                                "required": ["model"],
+                                "properties": {"model": {"type": "string"}, "stream": {"type": "boolean"}},
+                                "additionalProperties": True,
+                            }
+                        }
+                    },
+                },
+                "responses": _inference_responses({"application/json": {}, "text/event-stream": {}}),
+            }
+        }
+        for path in sorted(FORWARDED)
+    }
+    models: dict[str, Any] = {
+        "get": {
+            "tags": ["Inference"],
+            "summary": "List the models that run and that the caller may ask",
+            "operationId": "v1_models",
+            "responses": _inference_responses({"application/json": {"schema": {"type": "object"}}}),
+        }
+    }
+    return {**paths, "/v1/models": models}
+
+
+def _inference_responses(content: dict[str, Any]) -> dict[str, Any]:
+    error = {"application/json": {"schema": {"$ref": "#/components/schemas/OpenAIError"}}}
+    answers = {"200": {"description": "The engine's answer", "content": content}}
+    for status in (400, 401, 404, 413, 502, 503):
+        text = _ERRORS.get(status, "The engine ended before it answered")
+        answers[str(status)] = {"description": text, "content": error}
+    return answers

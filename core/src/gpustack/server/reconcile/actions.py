@@ -1,0 +1,138 @@
+"""What reconcile may decide to do. Values only; :mod:`.execute` has the hands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gpustack.scheduling import Placed
+from gpustack.schemas import InstanceState
+from gpustack.server.reconcile.questions import Question
+
+
+@dataclass(frozen=True, slots=True)
+class Create:
+    """Make ``count`` new instances of a model."""
+
+    model_id: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Remove an instance; its worker ends the engine when it sees that."""
+
+    instance_id: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Analyze:
+    """Let the instance wait in ANALYZING for ``workers`` to read the model's files.
+
+    ``request`` are those to be told to; the others read them already.
+    """
+
+    instance_id: int
+    workers: tuple[int, ...]
+    request: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Put questions to backends."""
+
+    questions: tuple[Question, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Give an instance to a worker."""
+
+    placed: Placed
+    #: What the engine loads, on that worker.
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Park:
+    """Leave an instance in PENDING, or put it there, until capacity changes."""
+
+    instance_id: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """Put an instance that has no worker in ERROR. ``tried`` names workers that need not be tried again."""
+
+    instance_id: int
+    message: str
+    tried: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Restart:
+    """Put an instance back to PENDING for a wholly new attempt, off its worker if it has one."""
+
+    instance_id: int
+    message: str
+    #: The worker did not take it, so others come first now.
+    avoid: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Change the state of an instance that stays on its worker."""
+
+    instance_id: int
+    state: InstanceState
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoseWorker:
+    """Note that a worker is silent, and with it its instances."""
+
+    worker_id: int
+    message: str
+    instances: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReturnWorker:
+    """Note that a silent worker speaks again; its instances follow when it reports them."""
+
+    worker_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetReady:
+    """Keep the model's count of running instances."""
+
+    model_id: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetCategories:
+    """Keep what the model's files say it can do."""
+
+    model_id: int
+    categories: tuple[str, ...]
+
+
+Action = (
+    Create
+    | Delete
+    | Analyze
+    | Ask
+    | Schedule
+    | Park
+    | Fail
+    | Restart
+    | Move
+    | LoseWorker
+    | ReturnWorker
+    | SetReady
+    | SetCategories
+)

@@ -1,0 +1,110 @@
+"""What follows from time alone: states that last too long, and workers that fell silent."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator
+
+from gpustack.lifecycle.instance import HOLDS_CLAIM, overdue
+from gpustack.schemas import InstanceState, ModelInstancePublic, WorkerPublic, WorkerState
+from gpustack.server.reconcile.actions import Action, Fail, LoseWorker, Move, Restart, ReturnWorker
+from gpustack.server.reconcile.placing import prints
+from gpustack.server.reconcile.state import State
+
+_S = InstanceState
+
+
+def workers(state: State, now: float) -> Iterator[Action]:
+    """Note who fell silent and who came back. When the server itself seems cut off, nobody is lost."""
+    spared = cut_off(state, now)
+    placed: dict[int, list[ModelInstancePublic]] = {}
+    for each in state.instances.values():
+        if each.worker_id is not None and each.state is not _S.UNREACHABLE:
+            placed.setdefault(each.worker_id, []).append(each)
+    for worker in sorted(state.workers.values(), key=lambda each: each.id):
+        quiet = silence(state, worker, now)
+        lost = worker.state is WorkerState.UNREACHABLE
+        if quiet <= state.limits.heartbeat_loss:
+            if lost:
+                yield ReturnWorker(worker.id)
+        elif worker.id not in spared and (not lost or worker.id in placed):
+            mine = tuple(sorted(each.id for each in placed.get(worker.id, ())))
+            yield LoseWorker(worker.id, f"no sign of life for {state.limits.heartbeat_loss:.0f} s", mine)
+
+
+def suspects(state: State, now: float) -> frozenset[int]:
+    """Return the workers that would be lost now, by what was heard in this process alone."""
+    return frozenset(
+        worker.id
+        for worker in state.workers.values()
+        if worker.state is not WorkerState.UNREACHABLE
+        and silence(state, worker, now) > state.limits.heartbeat_loss
+    )
+
+
+def silence(state: State, worker: WorkerPublic, now: float) -> float:
+    """Return the seconds since the last sign of life."""
+    return now - state.seen.get(worker.id, state.loaded_at)
+
+
+def cut_off(state: State, now: float) -> frozenset[int]:
+    """Return the workers that are silent only because the server is cut off from most of its fleet.
+
+    They are those whose last signs of life lie within ``storm`` seconds of each other, when they are more than
+    half of all workers that were alive at that time, and those were at least ``fleet``.
+    """
+    limits = state.limits
+    if len(state.workers) < limits.fleet:
+        return frozenset()
+    last = sorted((now - silence(state, each, now), each.id) for each in state.workers.values())
+    times = [when for when, _ in last]
+    silent = bisect_left(times, now - limits.heartbeat_loss)
+    spared: set[int] = set()
+    end = 0
+    for first in range(silent):
+        alive = len(last) - first
+        while end < silent and times[end] <= times[first] + limits.storm:
+            end += 1
+        if alive >= limits.fleet and 2 * (end - first) > alive:
+            spared.update(worker_id for _, worker_id in last[first:end])
+    return frozenset(spared)
+
+
+def instances(state: State, now: float) -> Iterator[Action]:
+    """End what lasts too long, and free what is on a worker that no longer exists."""
+    spared = cut_off(state, now)
+    for instance in sorted(state.instances.values(), key=lambda each: each.id):
+        if _lost_its_worker(state, instance):
+            yield _without_worker(instance)
+        elif instance.worker_id in spared:
+            continue
+        elif (due := state.due(instance)) is not None and due <= now:
+            yield from _overdue(state, instance)
+
+
+def _lost_its_worker(state: State, instance: ModelInstancePublic) -> bool:
+    if instance.worker_id is None:
+        return instance.state in HOLDS_CLAIM and instance.state is not _S.ERROR
+    return instance.worker_id not in state.workers
+
+
+def _without_worker(instance: ModelInstancePublic) -> Action:
+    message = f"worker {instance.worker_name} was removed; placing the instance again"
+    # A running instance may only leave its worker by way of UNREACHABLE.
+    if instance.state is _S.RUNNING:
+        return Move(instance.id, _S.UNREACHABLE, message)
+    return Restart(instance.id, message)
+
+
+def _overdue(state: State, instance: ModelInstancePublic) -> Iterator[Action]:
+    seconds = state.allowed(instance) or 0.0
+    step = overdue(instance.state, instance.worker_name, seconds)
+    if step is None:
+        return
+    if instance.state is _S.ANALYZING:
+        yield Fail(instance.id, step.message, prints(state, instance))
+    elif step.state is _S.PENDING:
+        avoid = instance.worker_id if instance.state is _S.SCHEDULED else None
+        yield Restart(instance.id, step.message, avoid)
+    else:
+        yield Move(instance.id, step.state, step.message)

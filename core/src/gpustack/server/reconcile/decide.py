@@ -1,0 +1,53 @@
+"""From the state and the time to a list of actions. Pure: nothing is waited for, asked or written here.
+
+Each instance and worker is in at most one action of a list, except that an instance may be scheduled right
+after another one was: later decisions of a list see the memory that earlier ones took.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from gpustack.schemas import InstanceState, ModelFileState
+from gpustack.server.reconcile import clock, placing, replicas
+from gpustack.server.reconcile.actions import Action, SetCategories, SetReady
+from gpustack.server.reconcile.questions import facts_of
+from gpustack.server.reconcile.state import State
+
+
+def decide(state: State, now: float) -> list[Action]:
+    """Return everything that is to be done now, empty when observed and wanted agree."""
+    actions = [*clock.workers(state, now), *replicas.wanted(state)]
+    taken = {each for action in actions for each in _instances(action)}
+    for action in clock.instances(state, now):
+        if not taken & set(_instances(action)):
+            taken.update(_instances(action))
+            actions.append(action)
+    actions += placing.unplaced(state, now, skip=taken)
+    actions += _keep_counts(state)
+    return actions
+
+
+def _instances(action: Action) -> tuple[int, ...]:
+    many: tuple[int, ...] = getattr(action, "instances", ())
+    one: int | None = getattr(action, "instance_id", None)
+    return many if one is None else (*many, one)
+
+
+def _keep_counts(state: State) -> Iterator[Action]:
+    running: dict[int, int] = {}
+    for each in state.instances.values():
+        if each.state is InstanceState.RUNNING:
+            running[each.model_id] = running.get(each.model_id, 0) + 1
+    files = sorted(state.files.values(), key=lambda file: (file.worker_id, file.id))
+    facts = {
+        (file.source, file.local_path): file.facts
+        for file in reversed(files)
+        if file.state is ModelFileState.READY and file.facts is not None
+    }
+    for model in state.models.values():
+        if running.get(model.id, 0) != model.ready_replicas:
+            yield SetReady(model.id, running.get(model.id, 0))
+        found = facts.get((model.source, model.local_path))
+        if found is not None and list(facts_of(found).categories) != model.categories:
+            yield SetCategories(model.id, facts_of(found).categories)

@@ -1,0 +1,64 @@
+"""The values that the state of reconcile is made of, beside the rows themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from gpustack.lifecycle.instance import Deadlines
+from gpustack.schemas import ModelFilePublic, ModelInstancePublic, ModelPublic, WorkerPublic
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Seconds that the reconciler goes by; tests make them short."""
+
+    deadlines: Deadlines = field(default_factory=Deadlines)
+    #: Without a heartbeat for this long a worker is unreachable.
+    heartbeat_loss: float = 20.0
+    #: How long the answers of slow workers are waited for when others have the files.
+    patience: float = 5.0
+    #: After a start of the server nothing is overdue for this long: workers could not report before.
+    grace: float = 30.0
+    #: More than half of at least ``fleet`` workers silent within ``storm`` seconds: the server is cut off.
+    storm: float = 60.0
+    fleet: int = 10
+
+
+@dataclass(slots=True, kw_only=True)
+class Notes:
+    """What is remembered of an instance beside its row."""
+
+    #: When it entered its state.
+    since: float
+    #: The count of capacity changes and the time when it was last refused; None before the first look.
+    parked: int | None = None
+    looked: float = 0.0
+    #: Workers that were asked for its files.
+    asked: set[int] = field(default_factory=set)
+    #: In ERROR before it was placed: the workers that could not serve it, so that only others are tried.
+    tried: frozenset[str] = frozenset()
+    #: Try again although nothing else changed.
+    retry: bool = False
+    #: It runs what its model was before a change.
+    outdated: bool = False
+    #: Workers that did not take it.
+    avoid: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Others:
+    """What others than our instances used on a worker when it was last measured; ``vram`` by GPU index."""
+
+    ram: int = 0
+    vram: Mapping[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rows:
+    """All rows of one reading of the database."""
+
+    models: Sequence[ModelPublic]
+    instances: Sequence[ModelInstancePublic]
+    workers: Sequence[WorkerPublic]
+    files: Sequence[ModelFilePublic]

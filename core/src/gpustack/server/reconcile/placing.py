@@ -1,0 +1,254 @@
+"""From PENDING by way of the files and the backends to a worker, or to a reason why not."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from gpustack.scheduling import FilesThere, Offer, Placed, Refused, Request, Snapshot, Way, explain, place
+from gpustack.scheduling.filters import CANDIDATES, sift
+from gpustack.schemas import (
+    InstanceState,
+    ModelFilePublic,
+    ModelFileState,
+    ModelInstancePublic,
+    ModelPublic,
+    WorkerPublic,
+)
+from gpustack.server.reconcile.actions import Action, Analyze, Ask, Fail, Park, Restart, Schedule
+from gpustack.server.reconcile.notes import Notes
+from gpustack.server.reconcile.questions import Answer, Question, facts_of, questions
+from gpustack.server.reconcile.state import State, worker_print
+
+_S = InstanceState
+_READING = (ModelFileState.ANALYZING, ModelFileState.DOWNLOADING)
+
+
+def unplaced(state: State, now: float, *, skip: Collection[int]) -> list[Action]:
+    """Return what is next for every instance without a worker, oldest first."""
+    waiting = [each for each in state.instances.values() if each.worker_id is None and each.id not in skip]
+    actions: list[Action] = []
+    snapshot = state.snapshot() if waiting else Snapshot({})
+    asked: set[Question] = set(state.asking)
+    requested: set[tuple[int, str]] = set()
+    for instance in sorted(waiting, key=lambda each: each.id):
+        model = state.models.get(instance.model_id)
+        if model is None:
+            continue  # deleted with its model; the event is on its way
+        action = _Look(state, snapshot, instance, model, now).action()
+        match action:
+            case Schedule():
+                snapshot = snapshot.hold(action.placed.holding())
+            case Ask():
+                action = Ask(tuple(each for each in action.questions if each not in asked))
+                asked.update(action.questions)
+                if not action.questions:
+                    continue
+            case Analyze():
+                # One reading serves all replicas that wait for it.
+                fresh = tuple(w for w in action.request if (w, model.local_path) not in requested)
+                requested.update((w, model.local_path) for w in fresh)
+                action = Analyze(action.instance_id, action.workers, fresh)
+            case None:
+                continue
+            case _:
+                pass
+        actions.append(action)
+    return actions
+
+
+def prints(state: State, instance: ModelInstancePublic) -> frozenset[str]:
+    """Return which workers, as they are now, may be considered for the instance."""
+    model = state.models.get(instance.model_id)
+    if model is None:
+        return frozenset()
+    return frozenset(worker_print(each) for each in _candidates(state, state.snapshot(), instance, model))
+
+
+def _candidates(
+    state: State, snapshot: Snapshot, instance: ModelInstancePublic, model: ModelPublic
+) -> list[WorkerPublic]:
+    workers = [room.worker for room in snapshot.rooms.values()]
+    passed = sift(workers, _wish(instance, model), CANDIDATES).passed
+    return [state.workers[each.id] for each in passed]
+
+
+def _wish(instance: ModelInstancePublic, model: ModelPublic) -> Request:
+    return Request(
+        instance_id=instance.id,
+        model_id=model.id,
+        model_name=model.name,
+        cluster_id=model.cluster_id,
+        selector=model.worker_selector,
+        strategy=model.placement_strategy,
+        backend=model.backend,
+    )
+
+
+@dataclass(slots=True)
+class _Known:
+    """What files and backends have said so far."""
+
+    files: dict[int, FilesThere] = field(default_factory=dict)
+    offers: dict[int, Offer] = field(default_factory=dict)
+    open: list[Question] = field(default_factory=list)
+    #: Some reason may go away by itself.
+    passing: bool = False
+
+
+class _Look:
+    """One look at one instance."""
+
+    def __init__(
+        self, state: State, snapshot: Snapshot, instance: ModelInstancePublic, model: ModelPublic, now: float
+    ) -> None:
+        self._state = state
+        self._snapshot = snapshot
+        self._instance = instance
+        self._model = model
+        self._now = now
+        self._notes: Notes = state.notes[instance.id]
+        self._workers = _candidates(state, snapshot, instance, model)
+
+    def action(self) -> Action | None:
+        """Return the next step, or None when there is nothing to do but wait."""
+        match self._instance.state:
+            case _S.PENDING:
+                return self._pending()
+            case _S.ANALYZING:
+                return self._analyzing()
+            case _S.ERROR:
+                return self._failed()
+            case _:
+                return None
+
+    def _pending(self) -> Action | None:
+        state, notes = self._state, self._notes
+        if notes.parked == state.capacity and self._now < (state.due(self._instance) or 0.0):
+            return None
+        new = [w for w in self._workers if w.id not in notes.asked or self._file(w) is None]
+        if new:
+            return self._analyze(new)
+        return self._place() if self._workers else self._park()
+
+    def _analyzing(self) -> Action | None:
+        if not self._workers:
+            return self._park()
+        if unread := [w for w in self._workers if self._file(w) is None]:
+            return self._analyze(unread)
+        files = [self._file(w) for w in self._workers]
+        reading = any(file is not None and file.state in _READING for file in files)
+        patient = self._now < self._notes.since + self._state.limits.patience
+        some = any(file is not None and file.state is ModelFileState.READY for file in files)
+        if reading and (patient or not some):
+            return None
+        return self._place(others_reading=reading)
+
+    def _analyze(self, workers: list[WorkerPublic]) -> Analyze:
+        """Have the files read anew, except where they are being read right now."""
+        request = [w.id for w in workers if (file := self._file(w)) is None or file.state not in _READING]
+        return Analyze(self._instance.id, tuple(w.id for w in self._workers), tuple(request))
+
+    def _failed(self) -> Action | None:
+        if self._notes.retry:
+            return Restart(self._instance.id, "the model was changed; trying again")
+        if not {worker_print(each) for each in self._workers} <= self._notes.tried:
+            return Restart(self._instance.id, "another worker is ready; trying again")
+        return None
+
+    def _place(self, *, others_reading: bool = False) -> Action | None:
+        known = _Known()
+        for worker in self._workers:
+            self._learn(worker, known)
+        if known.open:
+            return Ask(tuple(dict.fromkeys(known.open)))
+        match place(self._snapshot, self._request(known)):
+            case Placed() as placed:
+                return Schedule(placed, self._path(placed.worker_id))
+            case Refused() as refused if refused.for_room_only or known.passing:
+                return None if others_reading else Park(self._instance.id, "\n".join(explain(refused)))
+            case Refused() as refused:
+                return None if others_reading else self._fail(refused)
+
+    def _fail(self, refused: Refused) -> Fail:
+        lines = [
+            f"no worker can serve model {self._model.name}",
+            *(
+                f"{each.name}: {refused.reasons[each.id]}"
+                for each in self._workers
+                if each.id in refused.reasons
+            ),
+            "correct this, then update the model or delete this instance to try again",
+        ]
+        return Fail(self._instance.id, "\n".join(lines), frozenset(worker_print(w) for w in self._workers))
+
+    def _park(self) -> Action | None:
+        refused = place(self._snapshot, self._request(_Known()))
+        assert isinstance(refused, Refused), "without an offer nothing can be placed"
+        return Park(self._instance.id, "\n".join(explain(refused)))
+
+    def _request(self, known: _Known) -> Request:
+        wish = _wish(self._instance, self._model)
+        return Request(
+            instance_id=wish.instance_id,
+            model_id=wish.model_id,
+            model_name=wish.model_name,
+            cluster_id=wish.cluster_id,
+            selector=wish.selector,
+            strategy=wish.strategy,
+            backend=wish.backend,
+            files=known.files,
+            offers=known.offers,
+            avoid=self._notes.avoid,
+        )
+
+    def _learn(self, worker: WorkerPublic, known: _Known) -> None:
+        file = self._file(worker)
+        if file is None or file.state in _READING:
+            known.files[worker.id] = FilesThere(ready=False, reason="is still reading the model's files")
+            known.passing = True
+        elif file.state is ModelFileState.ERROR or file.facts is None:
+            reason = file.state_message or "could not read the model's files"
+            known.files[worker.id] = FilesThere(ready=False, reason=reason)
+        else:
+            known.files[worker.id] = FilesThere(ready=True)
+            asked = questions(self._model, worker, facts_of(file.facts), self._state.versions)
+            known.offers[worker.id] = self._offer(asked, known)
+
+    def _offer(self, asked: list[Question], known: _Known) -> Offer:
+        if not asked:
+            names = ", ".join(self._state.versions) or "none"
+            return Offer(refusals=(f"backend {self._model.backend!r} is not installed; there are: {names}",))
+        answers: list[tuple[Question, Answer]] = []
+        for question in asked:
+            answer = self._state.answers.get(question)
+            if answer is None or (answer.expires is not None and answer.expires <= self._now):
+                known.open.append(question)
+            else:
+                answers.append((question, answer))
+                known.passing |= answer.refused_by == "trouble"
+        return Offer(
+            ways=tuple(
+                Way(backend=question.backend, version=question.version, claim=answer.claim)
+                for question, answer in answers
+                if answer.claim is not None
+            ),
+            refusals=_reasons(answers, platform=False),
+            platform_refusals=_reasons(answers, platform=True),
+        )
+
+    def _file(self, worker: WorkerPublic) -> ModelFilePublic | None:
+        return self._state.file(worker.id, self._model)
+
+    def _path(self, worker_id: int) -> str:
+        file = self._state.file(worker_id, self._model)
+        return file.facts.path if file is not None and file.facts is not None else self._model.local_path
+
+
+def _reasons(answers: list[tuple[Question, Answer]], *, platform: bool) -> tuple[str, ...]:
+    reasons = [
+        answer.reason
+        for _, answer in answers
+        if answer.refused_by and (answer.refused_by == "platform") == platform
+    ]
+    return tuple(dict.fromkeys(reasons))

@@ -1,0 +1,166 @@
+"""What backends are asked of a model on a kind of worker, and what they answered.
+
+A question holds everything that its answer depends on, so answers are kept by it and one answer serves all equal
+workers and all replicas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from gpustack.extensions import Guard
+from gpustack.plugin import (
+    EstimateRequest,
+    GpuDevice,
+    InferenceBackend,
+    ModelFacts,
+    Platform,
+    PluginError,
+    Refused,
+    ResourceClaim,
+    TryAgain,
+)
+from gpustack.schemas import FactsDocument, GpuStatus, ModelPublic, WorkerPublic
+
+#: Backend instances with the names of their plugins, by backend name, in the order in which they are asked.
+Backends = Mapping[str, tuple[InferenceBackend[Any], str]]
+
+#: Seconds after which a backend that failed, rather than refused, is asked again.
+RETRY = 60.0
+#: Seconds that one method of a backend may take.
+TIME_LIMIT = 5.0
+
+_FACTS = frozenset(each.name for each in fields(ModelFacts))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """Can ``backend`` serve these files with these devices there, and what does that take?"""
+
+    backend: str
+    version: str
+    facts: ModelFacts
+    parameters: tuple[str, ...]
+    devices: tuple[GpuDevice, ...]
+    platform: Platform
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """The claim, or a refusal. ``expires`` is set for passing trouble: a time after which to ask again."""
+
+    claim: ResourceClaim | None = None
+    refused_by: Literal["", "model", "platform", "parameters", "trouble"] = ""
+    reason: str = ""
+    expires: float | None = None
+
+
+def facts_of(document: FactsDocument) -> ModelFacts:
+    """Return the facts in ``document``; fields that a newer worker adds are left out."""
+    values = {key: value for key, value in document.model_dump().items() if key in _FACTS}
+    if "categories" in values:
+        values["categories"] = tuple(values["categories"]) or ("unknown",)
+    return ModelFacts(**values)
+
+
+def platform_of(worker: WorkerPublic) -> Platform:
+    """Return the platform that ``worker`` reports; x86-64 Linux where it says nothing."""
+    kernel = worker.status.kernel
+    return Platform(
+        system=kernel.get("name", "linux").lower(),
+        machine=kernel.get("architecture", "x86_64"),
+        accelerators=tuple(sorted({gpu.type for gpu in worker.status.gpu_devices if gpu.type})),
+    )
+
+
+def devices_of(worker: WorkerPublic) -> tuple[GpuDevice, ...]:
+    """Return the GPUs that ``worker`` reports, by index."""
+    return tuple(_device(each) for each in sorted(worker.status.gpu_devices, key=lambda gpu: gpu.index))
+
+
+def _device(gpu: GpuStatus) -> GpuDevice:
+    return GpuDevice(
+        uuid=gpu.uuid,
+        index=gpu.index,
+        vendor=gpu.vendor,
+        name=gpu.name,
+        memory_total=gpu.memory.total,
+        type=gpu.type,
+        driver_version=gpu.driver_version,
+        runtime_version=gpu.runtime_version,
+        compute_capability=gpu.compute_capability,
+    )
+
+
+def questions(
+    model: ModelPublic, worker: WorkerPublic, facts: ModelFacts, versions: Mapping[str, str]
+) -> list[Question]:
+    """Return what to ask for ``model`` on ``worker``: with its GPUs first, then without.
+
+    ``versions`` holds the default version of every backend there is to ask, by name, in order.
+    """
+    names = [model.backend] if model.backend else list(versions)
+    devices = devices_of(worker)
+    return [
+        Question(
+            backend=name,
+            version=model.backend_version or versions[name],
+            facts=facts,
+            parameters=tuple(model.backend_parameters),
+            devices=each,
+            platform=platform_of(worker),
+        )
+        for each in ([devices, ()] if devices else [()])
+        for name in names
+        if name in versions
+    ]
+
+
+async def ask(question: Question, backends: Backends, now: float) -> Answer:
+    """Put ``question`` to its backend. Never raises: a backend's trouble is an answer too."""
+    backend, plugin = backends[question.backend]
+    refused_by: Literal["model", "platform", "parameters"] = "model"
+    try:
+        verdict = await _call(plugin, backend.accepts, question.facts, question.devices)
+        if not verdict.ok:
+            return Answer(refused_by="model", reason=f"{question.backend}: {verdict.reason}")
+        refused_by = "platform"
+        await _call(plugin, backend.artifact, question.version, question.platform)
+        refused_by = "parameters"
+        request = EstimateRequest(
+            model=question.facts,
+            version=question.version,
+            parameters=question.parameters,
+            devices=question.devices,
+        )
+        claim = await _call(plugin, backend.estimate, request)
+        _check(claim, question)
+        return Answer(claim=claim)
+    except Refused as error:
+        return Answer(refused_by=refused_by, reason=f"{question.backend}: {error}")
+    except TryAgain as error:
+        return _trouble(question, error, now + error.after)
+    except (PluginError, AttributeError, TypeError) as error:
+        return _trouble(question, error, now + RETRY)
+
+
+async def _call(plugin: str, method: Any, *args: Any) -> Any:
+    return await Guard.call(plugin, method, *args, timeout=TIME_LIMIT)
+
+
+def _check(claim: object, question: Question) -> None:
+    """Refuse a claim that cannot be met or counted."""
+    good = (
+        isinstance(claim, ResourceClaim)
+        and min(claim.ram, claim.vram, claim.gpus) >= 0
+        and bool(claim.vram) == bool(claim.gpus)
+        and claim.gpus <= len(question.devices)
+    )
+    if not good:
+        raise PluginError(f"its estimate {claim!r} makes no sense for {len(question.devices)} GPUs")
+
+
+def _trouble(question: Question, error: Exception, expires: float) -> Answer:
+    return Answer(refused_by="trouble", reason=f"{question.backend}: {error}", expires=expires)

@@ -1,0 +1,362 @@
+"""Everything reconcile knows, in memory: the rows as events tell them, and notes that no row holds.
+
+Times are those of one monotonic clock, in seconds. A worker's clock is never looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from gpustack.lifecycle.instance import HOLDS_CLAIM, time_allowed
+from gpustack.scheduling import Gpu, Holding, Snapshot, Worker, others_use
+from gpustack.schemas import (
+    EventType,
+    Heartbeat,
+    InstanceState,
+    ModelFilePublic,
+    ModelInstancePublic,
+    ModelPublic,
+    WorkerPublic,
+    WorkerState,
+    WorkerStatus,
+)
+from gpustack.schemas.common import Record
+from gpustack.server.reconcile.notes import Limits, Notes, Others, Rows
+from gpustack.server.reconcile.questions import Answer, Question
+from gpustack.server.reconcile.timers import Timers
+
+#: What a change of the model must touch for its instances to be out of date.
+SPEC = ("source", "local_path", "backend", "backend_version", "backend_parameters", "env")
+
+FileKey = tuple[int, str, str]
+
+
+class State:
+    """The rows and notes. Methods here keep them consistent and decide nothing."""
+
+    def __init__(self, limits: Limits, versions: Mapping[str, str], *, now: float) -> None:
+        self.limits = limits
+        #: The default version of each backend, in the order in which they are asked.
+        self.versions = versions
+        self.loaded_at = now
+        self.models: dict[int, ModelPublic] = {}
+        self.instances: dict[int, ModelInstancePublic] = {}
+        self.workers: dict[int, WorkerPublic] = {}
+        self.files: dict[int, ModelFilePublic] = {}
+        self.notes: dict[int, Notes] = {}
+        self.seen: dict[int, float] = {}
+        self.others: dict[int, Others] = {}
+        self.answers: dict[Question, Answer] = {}
+        self.asking: set[Question] = set()
+        #: Counts changes after which a refused instance may fit.
+        self.capacity = 0
+        self.timers = Timers()
+        self._deleted: set[int] = set()
+        self._file_ids: dict[FileKey, int] = {}
+
+    # Rows ------------------------------------------------------------------------------------------------
+
+    def apply(self, topic: str, kind: EventType, id: int, data: dict[str, Any], now: float) -> None:  # noqa: A002
+        """Take in one event of the feed."""
+        if kind is EventType.DELETED:
+            self._drop(topic, id)
+        elif topic == "models":
+            self.put_model(ModelPublic.model_validate(data))
+        elif topic == "model-instances":
+            self.put_instance(ModelInstancePublic.model_validate(data), now)
+        elif topic == "workers":
+            self.put_worker(WorkerPublic.model_validate(data), now)
+        elif topic == "model-files":
+            self.put_file(ModelFilePublic.model_validate(data))
+
+    def put_model(self, new: ModelPublic) -> None:
+        """Take in a model; a change of what it runs puts its instances out of date."""
+        old = self.models.get(new.id)
+        self.models[new.id] = new
+        if old is None:
+            return
+        changed = any(getattr(old, name) != getattr(new, name) for name in SPEC)
+        moved = old.worker_selector != new.worker_selector or old.cluster_id != new.cluster_id
+        for each in self.instances_of(new.id):
+            notes = self.notes[each.id]
+            if changed and each.worker_id is not None:
+                notes.outdated = True
+            if changed or moved:
+                notes.retry, notes.parked = True, None
+                notes.asked.clear()
+
+    def put_instance(self, new: ModelInstancePublic, now: float) -> None:
+        """Take in an instance, with the deadline of its state; one that was deleted stays so."""
+        if new.id in self._deleted:
+            return  # the answer to our own write came after the event of its deletion
+        old = self.instances.get(new.id)
+        notes = self.notes.get(new.id)
+        if notes is None:
+            notes = self.notes[new.id] = Notes(since=now)
+        if old is None or old.state is not new.state:
+            notes.since = now
+        if old is not None and _held(old) and _held(old) != _held(new):
+            self.capacity += 1
+        self.instances[new.id] = new
+        self._set_deadline(new, notes)
+
+    def put_worker(self, new: WorkerPublic, now: float) -> None:
+        """Take in a worker. Joining and becoming ready are signs of life; other changes are the server's own."""
+        old = self.workers.get(new.id)
+        self.workers[new.id] = new
+        if old is None or (old.state is not WorkerState.READY and new.state is WorkerState.READY):
+            self.seen[new.id] = now
+        if old is None or _offers(old) != _offers(new):
+            self.capacity += 1
+        if old is None or old.status != new.status:
+            self.measured(new.id, new.status)
+        self.timers.put(("worker", new.id), self.silent_at(new.id))
+
+    def put_file(self, new: ModelFilePublic) -> None:
+        """Take in a model file; a row from before a newer request is old news."""
+        old = self.files.get(new.id)
+        if old is not None and new.request < old.request:
+            return
+        self.files[new.id] = new
+        self._file_ids[new.worker_id, new.source, new.local_path] = new.id
+        if old is None or old.state is not new.state:
+            self.capacity += 1
+
+    def _drop(self, topic: str, id: int) -> None:  # noqa: A002
+        if topic == "models":
+            self.models.pop(id, None)
+        elif topic == "model-instances":
+            self.drop_instance(id)
+        elif topic == "workers":
+            self.drop_worker(id)
+        elif topic == "model-files" and (file := self.files.pop(id, None)) is not None:
+            self._file_ids.pop((file.worker_id, file.source, file.local_path), None)
+
+    def drop_worker(self, worker_id: int) -> None:
+        """Forget a worker."""
+        self.workers.pop(worker_id, None)
+        self.seen.pop(worker_id, None)
+        self.others.pop(worker_id, None)
+        self.timers.drop(("worker", worker_id))
+
+    def drop_instance(self, instance_id: int) -> None:
+        """Forget an instance; what it held is free."""
+        self._deleted.add(instance_id)
+        old = self.instances.pop(instance_id, None)
+        self.notes.pop(instance_id, None)
+        self.timers.drop(("instance", instance_id))
+        self.timers.drop(("patience", instance_id))
+        if old is not None and _held(old):
+            self.capacity += 1
+
+    # Signs of life and measurements ------------------------------------------------------------------------
+
+    def heard(self, worker_id: int, beat: Heartbeat, now: float) -> bool:
+        """Take in a heartbeat; return True when something may follow from it."""
+        worker = self.workers.get(worker_id)
+        if worker is None:
+            return False
+        self.alive(worker_id, now)
+        before = self.capacity
+        if beat.status is not None:
+            self.take_status(worker_id, beat.status)
+        return self.capacity != before or worker.state is WorkerState.UNREACHABLE
+
+    def alive(self, worker_id: int, when: float) -> None:
+        """Note that the worker gave a sign of life at ``when``; an older one than is known changes nothing."""
+        self.seen[worker_id] = max(when, self.seen.get(worker_id, when))
+        self.timers.put(("worker", worker_id), self.silent_at(worker_id))
+
+    def forgive(self, seconds: float) -> None:
+        """Do not count ``seconds`` in which nothing could be heard as silence of the workers."""
+        for worker_id in self.seen:
+            self.alive(worker_id, self.seen[worker_id] + seconds)
+
+    def take_status(self, worker_id: int, status: WorkerStatus) -> None:
+        """Take in a measurement."""
+        worker = self.workers[worker_id]
+        if worker.status != status:
+            self.workers[worker_id] = worker.model_copy(update={"status": status})
+            self.measured(worker_id, status)
+
+    def measured(self, worker_id: int, status: WorkerStatus) -> None:
+        """Work out others' use from a measurement, with the instances that run at its time."""
+        running = [
+            each.computed_resource_claim
+            for each in self.instances.values()
+            if each.worker_id == worker_id and each.state is InstanceState.RUNNING
+        ]
+        unified = status.memory.is_unified_memory
+        ram = sum(each.ram + (sum(each.vram.values()) if unified else 0) for each in running)
+        new = Others(
+            ram=others_use(status.memory.used, ram),
+            vram={
+                gpu.index: others_use(gpu.memory.used, sum(each.vram.get(gpu.index, 0) for each in running))
+                for gpu in status.gpu_devices
+            },
+        )
+        old = self.others.get(worker_id)
+        self.others[worker_id] = new
+        if old is None or _fell(old, new):
+            self.capacity += 1
+
+    # Views -------------------------------------------------------------------------------------------------
+
+    def instances_of(self, model_id: int) -> list[ModelInstancePublic]:
+        """Return the instances of a model, oldest first."""
+        return sorted((i for i in self.instances.values() if i.model_id == model_id), key=lambda i: i.id)
+
+    def file(self, worker_id: int, model: ModelPublic) -> ModelFilePublic | None:
+        """Return what is known of the model's files on a worker."""
+        id_ = self._file_ids.get((worker_id, model.source, model.local_path))
+        return None if id_ is None else self.files.get(id_)
+
+    def silent_at(self, worker_id: int) -> float:
+        """Return when the worker counts as silent if it says nothing more."""
+        # A little later than that, so that rounding never wakes anybody in the moment before.
+        return self.seen[worker_id] + self.limits.heartbeat_loss + 0.001
+
+    def due(self, instance: ModelInstancePublic) -> float | None:
+        """Return when the instance's time in its state is over; None when it may stay."""
+        notes = self.notes[instance.id]
+        allowed = self.allowed(instance)
+        if allowed is None:
+            return None
+        if instance.state is InstanceState.PENDING:
+            return max(notes.since, notes.looked) + allowed
+        return max(notes.since + allowed, self.loaded_at + self.limits.grace)
+
+    def allowed(self, instance: ModelInstancePublic) -> float | None:
+        """Return the seconds that the instance may stay in its state."""
+        weights = 0
+        if instance.state is InstanceState.STARTING and instance.worker_id is not None:
+            model = self.models.get(instance.model_id)
+            file = self.file(instance.worker_id, model) if model is not None else None
+            weights = file.facts.weight_bytes if file is not None and file.facts is not None else 0
+        return time_allowed(instance.state, self.limits.deadlines, weight_bytes=weights)
+
+    def snapshot(self) -> Snapshot:
+        """Return the workers with what instances hold there, for the scheduler."""
+        return Snapshot.of(
+            (self._worker(each) for each in self.workers.values()),
+            (held for each in self.instances.values() if (held := _held(each)) is not None),
+        )
+
+    def _worker(self, worker: WorkerPublic) -> Worker:
+        status, others = worker.status, self.others.get(worker.id, Others())
+        known = worker.catalogue.get("backends")
+        return Worker(
+            id=worker.id,
+            name=worker.name,
+            cluster_id=worker.cluster_id,
+            ready=worker.state is WorkerState.READY,
+            state_message=worker.state_message,
+            labels=worker.labels,
+            backends=frozenset(self.versions if known is None else known),
+            ram_total=status.memory.total,
+            ram_others=others.ram,
+            ram_reserved=worker.system_reserved.get("ram", 0),
+            vram_reserved=worker.system_reserved.get("vram", 0),
+            unified_memory=status.memory.is_unified_memory,
+            gpus=tuple(
+                Gpu(
+                    index=gpu.index,
+                    uuid=gpu.uuid,
+                    name=gpu.name,
+                    total=gpu.memory.total,
+                    others=others.vram.get(gpu.index, 0),
+                )
+                for gpu in sorted(status.gpu_devices, key=lambda gpu: gpu.index)
+            ),
+        )
+
+    def _set_deadline(self, instance: ModelInstancePublic, notes: Notes) -> None:
+        key = ("instance", instance.id)
+        due = self.due(instance)
+        if due is None:
+            self.timers.drop(key)
+        else:
+            self.timers.put(key, due)
+        if instance.state is InstanceState.ANALYZING:
+            self.timers.put(("patience", instance.id), notes.since + self.limits.patience)
+
+    def park(self, instance_id: int, now: float) -> None:
+        """Note that the instance was refused at the present capacity."""
+        if (notes := self.notes.get(instance_id)) is None:
+            return
+        notes.parked, notes.looked, notes.retry = self.capacity, now, False
+        self._set_deadline(self.instances[instance_id], notes)
+
+    def replace_rows(self, rows: Rows, *, now: float, wall: datetime) -> None:
+        """Take in all rows as they are in the database, and forget those that are gone; notes stay.
+
+        ``wall`` is the time of day that belongs to ``now``.
+        """
+        self._deleted.clear()
+        self._forget("models", self.models, rows.models)
+        self._forget("model-instances", self.instances, rows.instances)
+        self._forget("workers", self.workers, rows.workers)
+        self._forget("model-files", self.files, rows.files)
+        for model in rows.models:
+            self.put_model(model)
+        for instance in rows.instances:
+            fresh = instance.id not in self.instances
+            self.put_instance(instance, now - _age(wall, instance.state_since))
+            if fresh and instance.state is InstanceState.ERROR and instance.worker_id is None:
+                self.notes[instance.id].tried = frozenset(worker_print(each) for each in rows.workers)
+        for worker in rows.workers:
+            fresh = worker.id not in self.workers
+            self.put_worker(worker, now)
+            if fresh and worker.state is WorkerState.UNREACHABLE and worker.heartbeat_time is not None:
+                self.seen[worker.id] = now - _age(wall, worker.heartbeat_time)
+        for file in rows.files:
+            self.put_file(file)
+
+    def _forget(self, topic: str, known: Iterable[int], rows: Sequence[Record]) -> None:
+        for gone in set(known) - {each.id for each in rows}:
+            self._drop(topic, gone)
+
+
+TOPICS = ("models", "model-instances", "workers", "model-files")
+
+
+def _age(wall: datetime, when: datetime) -> float:
+    return max(0.0, (wall - when).total_seconds())
+
+
+def worker_print(worker: WorkerPublic) -> str:
+    """Return what must change about a worker before a model that it could not serve is tried there again."""
+    return f"{worker.id} {worker.version} {worker.catalogue.get('backends')}"
+
+
+def _held(instance: ModelInstancePublic) -> Holding | None:
+    if instance.worker_id is None or instance.state not in HOLDS_CLAIM:
+        return None
+    claim = instance.computed_resource_claim
+    return Holding(
+        instance_id=instance.id,
+        model_id=instance.model_id,
+        worker_id=instance.worker_id,
+        ram=claim.ram,
+        vram=claim.vram,
+    )
+
+
+def _offers(worker: WorkerPublic) -> tuple[object, ...]:
+    """Return what of a worker decides who fits there, without what is measured."""
+    gpus = [(gpu.index, gpu.uuid, gpu.memory.total) for gpu in worker.status.gpu_devices]
+    return (
+        worker.state,
+        worker.cluster_id,
+        worker.labels,
+        worker.catalogue,
+        worker.system_reserved,
+        worker.status.memory.total,
+        gpus,
+    )
+
+
+def _fell(old: Others, new: Others) -> bool:
+    return new.ram < old.ram or any(size < old.vram.get(index, 0) for index, size in new.vram.items())
