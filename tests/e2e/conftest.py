@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,13 +14,12 @@ from support.running import Running, a_port_range, gpustack
 
 
 @pytest.fixture(scope="session")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that the database's own user can enter too."""
-    folder = tmp_path_factory.mktemp("gpustack")
-    for parent in (folder, *folder.parents):
-        if parent.stat().st_mode & 0o001 == 0:
-            parent.chmod(parent.stat().st_mode | 0o011)
-    return folder
+def place() -> Iterator[Path]:
+    """A folder that the database's own user can enter too, which pytest's own are not."""
+    folder = Path(tempfile.mkdtemp(prefix="gpustack-e2e-"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")

@@ -73,11 +73,11 @@ def test_an_engine_that_ends_at_once_shows_its_last_lines(stack: Running, tiny_g
     stack.cli("rm", "broken")
 
 
-def test_an_unknown_backend_and_version(stack: Running, tiny_gguf: Path) -> None:
+def test_an_unknown_backend(stack: Running, tiny_gguf: Path) -> None:
     said = refused(stack, "deploy", str(tiny_gguf), "--name", "other", "--backend", "acme")
     assert "acme" in said
     assert "llama-cpp" in said
-    stack.cli("rm", "other")
+    assert json.loads(stack.cli("ls", "--json").stdout) == []
 
 
 def test_a_name_that_is_taken(stack: Running, tiny_gguf: Path) -> None:

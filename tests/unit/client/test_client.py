@@ -73,7 +73,7 @@ async def test_a_server_that_is_not_there_is_named_with_the_reason() -> None:
 
 
 async def test_a_server_that_does_not_answer_is_given_up(api: FakeApi) -> None:
-    api.on("GET", "/v2/users/me", lambda asked: api.ending.wait(5) and Reply() or Reply())
+    api.on("GET", "/v2/users/me", lambda asked: (api.ending.wait(5) and Reply()) or Reply())
 
     async with Client(api.url, timeout=0.2) as client:
         with pytest.raises(errors.Unavailable, match="did not answer in time"):
@@ -97,7 +97,9 @@ async def test_a_redirect_is_not_followed_with_the_key(api: FakeApi) -> None:
             await client.version()
 
 
-@pytest.mark.parametrize("url", ["", "ftp://host", "host:80", "http://", "http://user:pass@host", "http://h/?a=b"])
+@pytest.mark.parametrize(
+    "url", ["", "ftp://host", "host:80", "http://", "http://user:pass@host", "http://h/?a=b"]
+)
 def test_what_is_no_servers_url_is_refused(url: str) -> None:
     with pytest.raises(errors.InvalidInput) as caught:
         Client(url)
@@ -123,7 +125,9 @@ async def test_this_machine_is_never_asked_through_a_proxy(
         assert (await client.version()).version == "1.2.3"
 
 
-async def test_other_machines_are_asked_through_the_proxy(api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_other_machines_are_asked_through_the_proxy(
+    api: FakeApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("http_proxy", api.url)
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)

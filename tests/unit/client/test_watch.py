@@ -28,7 +28,10 @@ def api() -> Iterator[FakeApi]:
 async def seen(api: FakeApi, count: int, **options: Any) -> list[tuple[str, int]]:
     """Return kind and id of the first ``count`` events of a watch."""
     found: list[tuple[str, int]] = []
-    async with Client(api.url, "key") as client, aclosing(client.watch(PATH, {"worker_id": 3}, **options)) as events:
+    async with (
+        Client(api.url, "key") as client,
+        aclosing(client.watch(PATH, {"worker_id": 3}, **options)) as events,
+    ):
         async for each in events:
             found.append((each.type.name, each.id))
             if len(found) == count:
@@ -67,7 +70,12 @@ def _cut(*pieces: bytes) -> Iterator[bytes]:
 
 async def test_a_broken_connection_goes_on_where_it_was(api: FakeApi) -> None:
     first = _cut(event(CREATED, 1, number=9), event(HEARTBEAT, 0, number=9), event(UPDATED, 1, number=12))
-    api.on("GET", PATH, Reply(pieces=first), Reply(pieces=itertools.chain([event(DELETED, 1, number=13)], api.hold())))
+    api.on(
+        "GET",
+        PATH,
+        Reply(pieces=first),
+        Reply(pieces=itertools.chain([event(DELETED, 1, number=13)], api.hold())),
+    )
 
     assert await seen(api, 4) == [("CREATED", 1), ("HEARTBEAT", 0), ("UPDATED", 1), ("DELETED", 1)]
     assert [each.query.get("since") for each in api.asked] == [None, "12"]
@@ -77,7 +85,10 @@ async def test_a_replay_cut_in_the_middle_is_asked_for_again(api: FakeApi) -> No
     # Its lines carry the number of its end: going on from there would lose instance 2.
     second = [event(CREATED, 1, number=9), event(CREATED, 2, number=9), event(HEARTBEAT, 0, number=9)]
     api.on(
-        "GET", PATH, Reply(pieces=_cut(event(CREATED, 1, number=9))), Reply(pieces=itertools.chain(second, api.hold()))
+        "GET",
+        PATH,
+        Reply(pieces=_cut(event(CREATED, 1, number=9))),
+        Reply(pieces=itertools.chain(second, api.hold())),
     )
 
     assert await seen(api, 4) == [("CREATED", 1), ("UPDATED", 1), ("CREATED", 2), ("HEARTBEAT", 0)]
@@ -132,7 +143,11 @@ async def test_the_servers_last_word_ends_a_connection_and_is_no_event(api: Fake
 
 
 async def test_what_waiting_cannot_help_is_raised_at_once(api: FakeApi) -> None:
-    api.on("GET", PATH, Reply(403, {"code": 403, "reason": "Forbidden", "message": "this needs an administrator"}))
+    api.on(
+        "GET",
+        PATH,
+        Reply(403, {"code": 403, "reason": "Forbidden", "message": "this needs an administrator"}),
+    )
 
     with pytest.raises(Forbidden, match="this needs an administrator"):
         await seen(api, 1)

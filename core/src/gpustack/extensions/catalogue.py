@@ -1,0 +1,118 @@
+"""What the installed plugins bring, by kind and name, and what of them did not work."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from gpustack.kit.errors import SettingsError
+from gpustack.plugin import (
+    Database,
+    Extension,
+    GpuDetector,
+    Host,
+    InferenceBackend,
+    PluginError,
+    SystemDetector,
+)
+
+log = logging.getLogger(__name__)
+
+E = TypeVar("E", bound=Extension[Any])
+
+#: Where a plugin failed, in the order in which it is loaded.
+Stage = Literal["import", "register", "check", "collect", "validate", "add"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registered(Generic[E]):
+    """One extension class with where it comes from."""
+
+    cls: type[E]
+    #: The name of the plugin's entry point.
+    plugin: str
+    distribution: str
+    #: The version of the distribution.
+    version: str
+
+    @property
+    def name(self) -> str:
+        """Return what users call the extension."""
+        return self.cls.name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """A plugin, or a part of one, that could not be used. ``error`` is one line."""
+
+    plugin: str
+    distribution: str
+    version: str
+    stage: Stage
+    error: str
+
+    def __str__(self) -> str:
+        return (
+            f"plugin {self.plugin} ({self.distribution} {self.version}) failed at {self.stage}: {self.error}"
+        )
+
+
+@dataclass(slots=True, kw_only=True)
+class Catalogue:
+    """Every usable extension by its name, sorted by plugin; and every failure."""
+
+    backends: dict[str, Registered[InferenceBackend[Any]]] = field(default_factory=dict)
+    gpu_detectors: dict[str, Registered[GpuDetector[Any]]] = field(default_factory=dict)
+    system_detectors: dict[str, Registered[SystemDetector[Any]]] = field(default_factory=dict)
+    databases: dict[str, Registered[Database[Any]]] = field(default_factory=dict)
+    failures: list[Failure] = field(default_factory=list)
+
+    def names(self) -> dict[str, list[str]]:
+        """Return the names by kind, the field of the catalogue, as a worker reports them."""
+        return {
+            "backends": sorted(self.backends),
+            "gpu_detectors": sorted(self.gpu_detectors),
+            "system_detectors": sorted(self.system_detectors),
+            "databases": sorted(self.databases),
+        }
+
+    @staticmethod
+    def make(registered: Registered[E], host: Host, settings: BaseModel | None = None) -> E:
+        """Return a new instance with ``settings``, or with the defaults of its settings model.
+
+        Raises SettingsError when a setting has no default and none is given, PluginError when the class itself
+        cannot be made; both are one line naming the plugin.
+        """
+        cls = registered.cls
+        if settings is None:
+            settings = _default_settings(registered)
+        try:
+            return cls(settings, host)
+        except PluginError:
+            raise
+        except Exception as error:
+            log.exception("plugin %s: %s cannot be made", registered.plugin, registered.name)
+            raise PluginError(
+                f"plugin {registered.plugin}: {registered.name} cannot be made: {one_line(error)}"
+            ) from error
+
+
+def _default_settings(registered: Registered[Any]) -> BaseModel:
+    settings_type: type[BaseModel] = registered.cls.settings_type
+    try:
+        return settings_type()
+    except ValidationError as error:
+        missing = ", ".join(".".join(map(str, each["loc"])) for each in error.errors())
+        raise SettingsError(
+            f"{registered.name} (plugin {registered.plugin}) needs settings that are not given: {missing}"
+        ) from error
+
+
+def one_line(error: BaseException) -> str:
+    """Return the error with its kind as one line, for people who never see the traceback."""
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    kind = type(error).__name__
+    return f"{kind}: {text}" if text else kind

@@ -1,0 +1,144 @@
+"""Finds plugins by their entry points and loads each inside its own guard.
+
+Every plugin gets a plugin manager of its own. In a common one, a hook that raises would take the answers of all
+others with it, and answers could not be told apart by plugin.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Iterable
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+import pluggy
+
+from gpustack.extensions.catalogue import Catalogue, Failure, Registered, Stage, one_line
+from gpustack.extensions.kinds import KINDS, Kind, defect
+from gpustack.plugin import hookspecs
+
+log = logging.getLogger(__name__)
+
+
+class _DefectError(Exception):
+    """A plugin does not keep its side; the text is the whole line."""
+
+
+def load_catalogue(found: Iterable[EntryPoint] | None = None) -> Catalogue:
+    """Load every plugin of the entry-point group ``gpustack``, sorted by name, and return what they bring.
+
+    Never raises for a plugin: what fails is in :attr:`Catalogue.failures` and logged as one warning. Of two
+    plugins that claim one name the first keeps it, and the failure of the second names both. ``found``
+    replaces the search through the installed distributions.
+    """
+    catalogue = Catalogue()
+    points = entry_points(group=hookspecs.PROJECT) if found is None else found
+    for point in sorted(points, key=lambda each: (each.name, _distribution(each))):
+        _Loading(point, catalogue).run()
+    return catalogue
+
+
+class _Loading:
+    """The way of one plugin into the catalogue."""
+
+    def __init__(self, point: EntryPoint, catalogue: Catalogue) -> None:
+        self._point = point
+        self._catalogue = catalogue
+        self._plugin = point.name
+        self._distribution = _distribution(point)
+        self._version = point.dist.version if point.dist is not None else ""
+
+    def run(self) -> None:
+        """Import, register, check, then collect and add kind by kind."""
+        manager = self._opened()
+        if manager is None:
+            return
+        for kind in KINDS:
+            self._take(kind, manager)
+
+    def _opened(self) -> pluggy.PluginManager | None:
+        """Return a plugin manager that knows this plugin alone, or None when it cannot be used at all."""
+        manager = pluggy.PluginManager(hookspecs.PROJECT)
+        manager.add_hookspecs(hookspecs)
+        stage: Stage = "import"
+        # An import may also end the program by sys.exit(); a plugin does not decide that.
+        try:
+            module = self._point.load()
+            stage = "register"
+            manager.register(module, name=self._plugin)
+            stage = "check"
+            _check_hooks(manager)
+        except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever it is, it is the plugin's
+            self._fail(stage, error)
+            return None
+        return manager
+
+    def _take(self, kind: Kind, manager: pluggy.PluginManager) -> None:
+        try:
+            candidates = _collect(kind, manager)
+        except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever it is, it is the plugin's
+            self._fail("collect", error)
+            return
+        for candidate in candidates:
+            stage: Stage = "validate"
+            try:
+                if reason := defect(kind, candidate):
+                    raise _DefectError(reason)
+                stage = "add"
+                self._add(kind, candidate)
+            except Exception as error:  # noqa: BLE001  # a class may run its own code when it is looked at
+                self._fail(stage, error)
+
+    def _add(self, kind: Kind, cls: Any) -> None:
+        known: dict[str, Registered[Any]] = getattr(self._catalogue, kind.field)
+        new = Registered(cls=cls, plugin=self._plugin, distribution=self._distribution, version=self._version)
+        if (old := known.get(cls.name)) is not None:
+            raise _DefectError(
+                f"the {kind.label} {cls.name!r} is claimed by two plugins: {_source(old)}, which is used, and "
+                f"{_source(new)}; uninstall one of them"
+            )
+        known[cls.name] = new
+
+    def _fail(self, stage: Stage, error: BaseException) -> None:
+        failure = Failure(
+            plugin=self._plugin,
+            distribution=self._distribution,
+            version=self._version,
+            stage=stage,
+            error=str(error) if isinstance(error, _DefectError) else one_line(error),
+        )
+        self._catalogue.failures.append(failure)
+        log.warning("%s", failure, exc_info=error if log.isEnabledFor(logging.DEBUG) else None)
+
+
+def _check_hooks(manager: pluggy.PluginManager) -> None:
+    try:
+        manager.check_pending()
+    except pluggy.PluginValidationError as error:
+        known = ", ".join(kind.hook for kind in KINDS)
+        raise _DefectError(f"{one_line(error)}; the hooks are {known}") from error
+
+
+def _collect(kind: Kind, manager: pluggy.PluginManager) -> list[object]:
+    caller = getattr(manager.hook, kind.hook)
+    if not caller.get_hookimpls():
+        return []
+    answers = caller()
+    if not answers:  # pluggy leaves out None
+        raise _DefectError(f"{kind.hook} returned None; return a list of classes, which may be empty")
+    (answer,) = answers
+    if inspect.iscoroutine(answer):
+        answer.close()
+        raise _DefectError(f"{kind.hook} is `async def`; a hook is a plain function")
+    if isinstance(answer, str | type) or not isinstance(answer, Iterable):
+        raise _DefectError(f"{kind.hook} returned {answer!r}; return a list of classes")
+    return list(answer)
+
+
+def _distribution(point: EntryPoint) -> str:
+    return point.dist.name if point.dist is not None else ""
+
+
+def _source(registered: Registered[Any]) -> str:
+    return f"{registered.plugin} ({registered.distribution} {registered.version})"

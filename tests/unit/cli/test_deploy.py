@@ -1,0 +1,264 @@
+"""Deploying: each phase is shown, and the end says what is and what to do."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpustack.cli.deploy import default_name
+from support.fake_api import Asked, FakeApi, Reply, a_model, after, an_instance, event, fake_api, page
+
+Cli = Any
+CREATED, UPDATED, DELETED = 1, 2, 3
+_END = event(5, 0, number=1)
+RETRY = "the engine exited with status 2; trying again in 10 s\nlast lines of its log:\nbad flag"
+
+
+@pytest.fixture
+def model_file(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.gguf"
+    path.write_bytes(b"GGUF")
+    return path
+
+
+def script(api: FakeApi, *steps: bytes, model: dict[str, Any] | None = None) -> None:
+    """Let the server create a model whose instances do ``steps``."""
+    model = model or a_model()
+    api.on("POST", "/v2/models", Reply(201, model))
+    api.on("GET", "/v2/models/1", Reply(body={**model, "ready_replicas": 1}))
+    api.on("GET", "/v2/model-instances", lambda asked: _instances(api, asked, steps))
+
+
+def _instances(api: FakeApi, asked: Asked, steps: tuple[bytes, ...]) -> Reply:
+    if asked.query.get("watch") != "true":
+        return Reply(body=page(an_instance(state="running")))
+    assert asked.query["model_id"] == "1"
+    return Reply(pieces=itertools.chain([_END], _slowly(steps), api.hold()))
+
+
+def _slowly(steps: tuple[bytes, ...]) -> Iterator[bytes]:
+    for step in steps:
+        yield from after(0.01, step)
+
+
+def step(state: str, message: str = "", *, kind: int = UPDATED, **fields: Any) -> bytes:
+    return event(kind, 11, an_instance(state=state, state_message=message, **fields), number=2)
+
+
+def test_each_phase_is_shown_and_the_next_command(cli: Cli, api: FakeApi, model_file: Path) -> None:
+    script(
+        api,
+        step("pending", kind=CREATED),
+        step("analyzing", "reading the model's files"),
+        step("scheduled"),
+        step("initializing", "installing"),
+        step("starting"),
+        step("running"),
+        model=a_model(categories=["llm"]),
+    )
+
+    ended = cli("deploy", str(model_file))
+
+    assert (ended.status, ended.err) == (0, "")
+    shown = [line.split()[3].rstrip(":") for line in ended.out.splitlines() if " s  tiny-" in line]
+    assert shown == ["pending", "analyzing", "scheduled", "initializing", "starting", "running"]
+    assert "gpustack chat tiny" in ended.out
+
+
+def test_what_is_sent(cli: Cli, api: FakeApi, model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(model_file.parent)
+    script(api)
+
+    ended = cli(
+        "deploy", "./tiny.gguf", "--name", "other", "--replicas", "2", "--backend", "llama-cpp",
+        "--backend-version", "1.2", "-p", "--ctx-size=512", "-p", "--verbose", "--env", "A=b=c", "--no-wait",
+    )  # fmt: skip
+
+    assert ended.status == 0
+    (asked,) = api.requests("POST", "/v2/models")
+    assert asked.json == {
+        "name": "other", "local_path": str(model_file), "replicas": 2, "backend": "llama-cpp",
+        "backend_version": "1.2", "backend_parameters": ["--ctx-size=512", "--verbose"], "env": {"A": "b=c"},
+    }  # fmt: skip
+    assert not api.requests("GET", "/v2/model-instances")
+
+
+def test_an_embedding_model_names_its_own_request(cli: Cli, api: FakeApi, model_file: Path) -> None:
+    script(api, step("running", kind=CREATED), model=a_model(categories=["embedding"]))
+    assert f"curl {api.url}/v1/embeddings" in cli("deploy", str(model_file)).out
+
+
+def test_all_replicas_are_waited_for(cli: Cli, api: FakeApi, model_file: Path) -> None:
+    second = an_instance(id=12, name="tiny-zzzzz", state="running")
+    script(
+        api,
+        step("running", kind=CREATED),
+        event(CREATED, 12, {**second, "state": "starting"}, number=3),
+        event(UPDATED, 12, second, number=4),
+        model=a_model(replicas=2),
+    )
+
+    ended = cli("deploy", str(model_file), "--replicas", "2")
+
+    assert ended.status == 0
+    assert "tiny-zzzzz  running" in ended.out
+
+
+def test_an_error_that_is_final_ends_with_the_engines_last_lines(
+    cli: Cli, api: FakeApi, model_file: Path
+) -> None:
+    message = "the engine exited with status 2\nlast lines of its log:\nbad flag; trying again never helps"
+    script(api, step("pending", kind=CREATED), step("error", message))
+
+    ended = cli("deploy", str(model_file))
+
+    assert ended.status == 1
+    assert "bad flag" in ended.err
+    assert "gpustack logs tiny-abcde" in ended.err
+    assert "goes on trying" not in ended.err
+
+
+def test_an_engine_that_is_started_again_is_waited_for(cli: Cli, api: FakeApi, model_file: Path) -> None:
+    script(api, step("error", RETRY, kind=CREATED), step("initializing"), step("running"))
+
+    ended = cli("deploy", str(model_file))
+
+    assert ended.status == 0
+    assert "error: the engine exited with status 2; trying again in 10 s" in ended.out
+
+
+def test_an_engine_that_fails_again_and_again_is_given_up(cli: Cli, api: FakeApi, model_file: Path) -> None:
+    script(api, *[step("error", RETRY), step("initializing")] * 2, step("error", RETRY))
+
+    ended = cli("deploy", str(model_file))
+
+    assert ended.status == 1
+    assert "bad flag" in ended.err
+    assert "GPUStack goes on trying" in ended.err
+
+
+def test_no_room_is_explained_and_stays_queued(cli: Cli, api: FakeApi, model_file: Path) -> None:
+    reason = "no worker has room:\nw1: 4.0 GiB of memory missing"
+    script(api, step("pending", kind=CREATED), step("analyzing"), step("pending", reason))
+
+    ended = cli("deploy", str(model_file))
+
+    assert ended.status == 1
+    assert "w1: 4.0 GiB of memory missing" in ended.err
+    assert "stays queued" in ended.err
+
+
+def test_being_placed_again_is_no_lack_of_room(cli: Cli, api: FakeApi, model_file: Path) -> None:
+    again = "worker w1 did not take the instance within 60 s; placing it again"
+    script(api, step("pending", again, kind=CREATED), step("analyzing"), step("running"))
+    assert cli("deploy", str(model_file)).status == 0
+
+
+def test_time_runs_out(cli: Cli, api: FakeApi, model_file: Path) -> None:
+    script(api, step("starting", "loading", kind=CREATED))
+
+    ended = cli("deploy", str(model_file), "--timeout", "0.5")
+
+    assert ended.status == 1
+    assert "0 of 1 running" in ended.err
+    assert "tiny-abcde is starting: loading" in ended.err
+    assert "goes on being deployed" in ended.err
+
+
+def test_somebody_deletes_the_model_meanwhile(cli: Cli, api: FakeApi, model_file: Path) -> None:
+    script(api, step("pending", kind=CREATED), event(DELETED, 11, number=9))
+
+    ended = cli("deploy", str(model_file))
+
+    assert ended.status == 1
+    assert "tiny was deleted meanwhile" in ended.err
+
+
+def test_json_is_the_model_with_its_instances_and_nothing_else(
+    cli: Cli, api: FakeApi, model_file: Path
+) -> None:
+    script(api, step("pending", kind=CREATED), step("running"))
+
+    ended = cli("deploy", str(model_file), "--json")
+
+    document = json.loads(ended.out)
+    assert (ended.status, ended.err) == (0, "")
+    assert (document["name"], document["ready_replicas"]) == ("tiny", 1)
+    assert [each["state"] for each in document["instances"]] == ["running"]
+
+
+def test_a_name_that_is_taken(cli: Cli, api: FakeApi, model_file: Path) -> None:
+    api.on("POST", "/v2/models", Reply(409, {"code": 409, "reason": "x", "message": "a model 'tiny' exists"}))
+    ended = cli("deploy", str(model_file))
+    assert (ended.status, ended.err) == (1, "Error: a model 'tiny' exists\n")
+
+
+def test_a_missing_path_is_found_before_the_server_is_asked(cli: Cli, api: FakeApi, tmp_path: Path) -> None:
+    ended = cli("deploy", str(tmp_path / "no.gguf"))
+    assert ended.status == 1
+    assert f"{tmp_path / 'no.gguf'} is not there" in ended.err
+    assert api.asked == []
+
+
+def test_a_relative_path_for_another_machine_is_refused(cli: Cli, api: FakeApi, model_file: Path) -> None:
+    ended = cli("deploy", "tiny.gguf", "--server", "http://192.0.2.1:9080")
+    assert ended.status == 1
+    assert "whole path" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--env", "NOVALUE"], "KEY=VALUE"),
+        (["--env", "1x=2"], "1x"),
+        (["--name", "bad name!"], "name"),
+        (["--backend-version", "; rm"], "backend-version"),
+    ],
+)
+def test_bad_values_are_told_without_asking_the_server(
+    cli: Cli, api: FakeApi, model_file: Path, args: list[str], said: str
+) -> None:
+    ended = cli("deploy", str(model_file), *args)
+    assert ended.status == 1
+    assert said in ended.err
+    assert api.asked == []
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/m/tiny.gguf", "tiny"),
+        ("/m/Qwen3-8B.Q4_K_M.gguf", "Qwen3-8B.Q4_K_M"),
+        ("/m/Qwen3-0.6B", "Qwen3-0.6B"),
+        ("/m/my model (1).gguf", "my-model-1"),
+        ("/m/模型 a.gguf", "a"),
+    ],
+)
+def test_names_come_from_the_file(path: str, name: str) -> None:
+    assert default_name(path) == name
+
+
+def test_ctrl_c_ends_the_waiting_and_not_the_deployment(model_file: Path) -> None:
+    with fake_api() as api:
+        script(api, step("starting", "loading", kind=CREATED))
+        command = [sys.executable, "-m", "gpustack", "deploy", str(model_file)]
+        command += ["--server", api.url, "--api-key", "key"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        while "starting" not in (line := process.stdout.readline()):
+            assert line
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=20)
+
+        assert process.returncode == 130
+        assert "tiny goes on being deployed" in said
+        assert "Traceback" not in said
+        assert not api.requests("DELETE", "/v2/models/1")

@@ -1,0 +1,236 @@
+"""Listings, removing, logs, keys, chat and logins against a scripted server."""
+
+from __future__ import annotations
+
+import io
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpustack.cli.output import clean
+from support.fake_api import Asked, FakeApi, Reply, a_model, an_instance, page
+
+Cli = Any
+_TIME = "2026-01-02T03:04:05Z"
+
+
+def a_key(**fields: Any) -> dict[str, Any]:
+    return {
+        "id": 3, "name": "k", "user_id": 1, "access_key": "0011", "created_at": _TIME, "updated_at": _TIME, **fields,
+    }  # fmt: skip
+
+
+def test_a_listing_for_people_and_one_for_programs(cli: Cli, api: FakeApi) -> None:
+    api.on("GET", "/v2/models", Reply(body=page(a_model(categories=["llm"], ready_replicas=1))))
+
+    table = cli("ls").out.splitlines()
+    assert table[0].split() == ["NAME", "READY", "CATEGORIES", "BACKEND", "AGE", "SOURCE"]
+    assert table[1].split()[:4] == ["tiny", "1/1", "llm", "auto"]
+    assert json.loads(cli("ls", "--json").out)[0]["ready_replicas"] == 1
+
+
+def test_an_empty_listing_is_an_empty_list(cli: Cli, api: FakeApi) -> None:
+    api.on("GET", "/v2/models", Reply(body=page()))
+
+    ended = cli("ls")
+    assert (ended.status, ended.out) == (0, "")
+    assert "gpustack deploy" in ended.err
+    assert json.loads(cli("ls", "--json").out) == []
+
+
+def test_only_the_first_line_of_a_message_is_listed(cli: Cli, api: FakeApi) -> None:
+    instance = an_instance(state="error", state_message="it broke\nsecond line", worker_name="w1")
+    api.on("GET", "/v2/model-instances", Reply(body=page(instance)))
+
+    out = cli("ps").out
+    assert "it broke" in out
+    assert "second line" not in out
+
+
+def test_what_others_named_cannot_drive_the_terminal() -> None:
+    assert clean("a\x1b]0;title\x07b\u202ec\r\n") == "a]0;titlebc"
+
+
+def test_removing_waits_until_the_instances_are_gone_and_tells_what_is_missing(
+    cli: Cli, api: FakeApi
+) -> None:
+    api.on("GET", "/v2/models", Reply(body=page(a_model())))
+    api.on("DELETE", "/v2/models/1", Reply(204))
+    api.on("GET", "/v2/model-instances", Reply(body=page(an_instance())), Reply(body=page()))
+
+    ended = cli("rm", "nothing", "tiny", "tiny")
+
+    assert ended.status == 1
+    assert ended.out == "Removed tiny.\n"
+    assert "'nothing'" in ended.err
+    assert len(api.requests("GET", "/v2/model-instances")) == 2
+    assert len(api.requests("DELETE", "/v2/models/1")) == 1
+
+
+def test_one_log_comes_as_it_is(cli: Cli, api: FakeApi) -> None:
+    api.on("GET", "/v2/model-instances", Reply(body=page(an_instance())))
+    api.on("GET", "/v2/model-instances/11/logs", Reply(pieces=[b"one\ntw", b"o\nno newline"]))
+
+    assert cli("logs", "tiny-abcde", "--tail", "5").out == "one\ntwo\nno newline"
+    assert api.asked[-1].query == {"tail": "5", "follow": "false"}
+
+
+def test_several_logs_name_their_instance(cli: Cli, api: FakeApi) -> None:
+    def instances(asked: Asked) -> Reply:
+        both = [an_instance(), an_instance(id=12, name="tiny-zz")]
+        return Reply(body=page(*(both if asked.query.get("model_id") == "1" else [])))
+
+    api.on("GET", "/v2/model-instances", instances)
+    api.on("GET", "/v2/models", Reply(body=page(a_model())))
+    api.on("GET", "/v2/model-instances/11/logs", Reply(pieces=[b"one\n"]))
+    api.on("GET", "/v2/model-instances/12/logs", Reply(409, {"message": "has no log yet"}))
+
+    ended = cli("logs", "tiny")
+
+    assert (ended.status, ended.out) == (0, "tiny-abcde | one\n")
+    assert "tiny-zz: has no log yet" in ended.err
+
+
+def test_a_key_alone_goes_to_standard_output(cli: Cli, api: FakeApi) -> None:
+    api.on("POST", "/v2/api-keys", Reply(201, a_key(value="gpustack_0011_secret")))
+
+    ended = cli("keys", "create", "k", "--expires", "30d", "--model", "tiny")
+
+    assert ended.out == "gpustack_0011_secret\n"
+    assert api.asked[0].json == {
+        "name": "k", "description": "", "expires_in": 30 * 86400, "allowed_model_names": ["tiny"],
+    }  # fmt: skip
+
+
+def test_nothing_is_revoked_when_one_name_is_wrong(cli: Cli, api: FakeApi) -> None:
+    api.on("GET", "/v2/api-keys", Reply(body=page(a_key())))
+    api.on("DELETE", "/v2/api-keys/3", Reply(204))
+
+    assert cli("keys", "revoke", "k", "typo").status == 1
+    assert not api.requests("DELETE", "/v2/api-keys/3")
+    assert cli("keys", "revoke", "k").out == "Revoked k.\n"
+
+
+def script_chat(api: FakeApi, **model: Any) -> None:
+    api.on("GET", "/v2/models", Reply(body=page(a_model(**model))))
+    pieces = [
+        b'data: {"choices": [{"delta": {"content": "Hel"}}]}\n\n',
+        b'data: {"choices": [{"delta": {"content": "lo"}, "finish_reason": "stop"}]}\n\n',
+        b'data: {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 2}}\n\ndata: [DONE]\n\n',
+    ]
+    api.on("POST", "/v1/chat/completions", lambda _: Reply(pieces=pieces))
+
+
+def test_one_prompt(cli: Cli, api: FakeApi) -> None:
+    script_chat(api, categories=["llm"])
+
+    ended = cli("chat", "tiny", "--once", "Hi", "--system", "Be brief", "--max-tokens", "5", "--verbose")
+
+    assert ended.out == "Hello\n"
+    assert "2 tokens" in ended.err
+    asked = api.requests("POST", "/v1/chat/completions")[0].json
+    assert [each["role"] for each in asked["messages"]] == ["system", "user"]
+    assert asked["max_tokens"] == 5
+    assert "temperature" not in asked
+
+
+def test_a_prompt_from_a_pipe(cli: Cli, api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    script_chat(api)
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hi\nthere"))
+
+    document = json.loads(cli("chat", "tiny", "--json").out)
+
+    assert (document["text"], document["finish_reason"]) == ("Hello", "stop")
+    assert document["usage"] == {"prompt_tokens": 3, "completion_tokens": 2}
+    assert api.requests("POST", "/v1/chat/completions")[0].json["messages"][0]["content"] == "Hi\nthere"
+
+
+def test_a_conversation_is_kept_and_forgotten(
+    cli: Cli, api: FakeApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script_chat(api)
+    typed = iter(
+        ["one", KeyboardInterrupt(), "two", "/reset", "three", KeyboardInterrupt(), KeyboardInterrupt()]
+    )
+
+    def type_next(_: str) -> str:
+        entry = next(typed)
+        if isinstance(entry, KeyboardInterrupt):
+            raise entry
+        return entry
+
+    monkeypatch.setattr("builtins.input", type_next)
+    monkeypatch.setattr("gpustack.cli.chat._piped", lambda: None)
+
+    ended = cli("chat", "tiny")
+
+    asked = [
+        [each["content"] for each in request.json["messages"]]
+        for request in api.requests("POST", "/v1/chat/completions")
+    ]
+    assert asked == [["one"], ["one", "Hello", "two"], ["three"]]
+    assert ended.status == 0
+
+
+def test_an_embedding_model_does_not_chat(cli: Cli, api: FakeApi) -> None:
+    script_chat(api, categories=["embedding"])
+    ended = cli("chat", "tiny", "--once", "Hi")
+    assert ended.status == 1
+    assert "does not chat" in ended.err
+    assert "/v1/embeddings" in ended.err
+
+
+def test_a_key_that_may_only_infer_may_chat(cli: Cli, api: FakeApi) -> None:
+    script_chat(api)
+    api.on("GET", "/v2/models", Reply(403, {"message": "this API key is limited"}))
+    assert cli("chat", "tiny", "--once", "Hi").out == "Hello\n"
+
+
+def test_login_keeps_a_key_and_logout_revokes_it(
+    cli: Cli, api: FakeApi, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("GPUSTACK_SERVER")
+    monkeypatch.delenv("GPUSTACK_API_KEY")
+    reply = {"username": "admin", "is_admin": True, "require_password_change": True}
+    api.on("POST", "/auth/login", Reply(body=reply, headers={"Set-Cookie": "gpustack_session=abc; Path=/"}))
+    api.on("POST", "/auth/logout", Reply(body={"logout_url": None}))
+    api.on("POST", "/v2/api-keys", Reply(201, a_key(value="gpustack_0011_secret")))
+    api.on("DELETE", "/v2/api-keys/3", Reply(204))
+    api.on("GET", "/v2/models", Reply(body=page(a_model())))
+    monkeypatch.setattr("sys.stdin", io.StringIO("pass word\n"))
+
+    ended = cli("login", api.url + "/", "--username", "admin", "--password-stdin")
+
+    assert ended.status == 0
+    assert "change it" in ended.err
+    assert "secret" not in ended.out + ended.err
+    assert api.requests("POST", "/auth/login")[0].body == b"username=admin&password=pass+word"
+    assert "gpustack_session=abc" in api.requests("POST", "/v2/api-keys")[0].headers["cookie"]
+    saved = tmp_path / "config" / "gpustack" / "logins.json"
+    assert stat.S_IMODE(saved.stat().st_mode) == 0o600
+
+    assert "tiny" in cli("ls").out
+    assert api.requests("GET", "/v2/models")[0].headers["authorization"] == "Bearer gpustack_0011_secret"
+
+    assert cli("logout").status == 0
+    assert api.requests("DELETE", "/v2/api-keys/3")
+    assert cli("ls").status == 3
+
+
+def test_a_wrong_password_is_told_with_the_server(
+    cli: Cli, api: FakeApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api.on("POST", "/auth/login", Reply(401, {"message": "the user name or the password is wrong"}))
+    monkeypatch.setattr("sys.stdin", io.StringIO("wrong\n"))
+    ended = cli("login", api.url, "--username", "admin", "--password-stdin")
+    assert (ended.status, ended.err) == (1, f"Error: {api.url}: the user name or the password is wrong\n")
+
+
+def test_login_without_a_terminal_says_how(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    ended = cli("login", "http://192.0.2.1:9080")
+    assert ended.status == 1
+    assert "--password-stdin" in ended.err
