@@ -110,10 +110,11 @@ class Supervisor:
         becoming_ready = asyncio.create_task(self._announce())
         status = 0
         try:
-            done, _ = await asyncio.wait([ending, *keeping], return_when=asyncio.FIRST_COMPLETED)
-            for task in done - {ending}:
-                status = 1
-                _say(f"cannot start: {_one_line(task)}")
+            await asyncio.wait([ending, *keeping], return_when=asyncio.FIRST_COMPLETED)
+            for task in keeping:
+                if task.done():
+                    status = 1
+                    _say(f"Error: {_one_line(task)}")
         finally:
             becoming_ready.cancel()
             for task in keeping:
@@ -133,10 +134,12 @@ class Supervisor:
 
     async def _or_hurry(self, stops: list[Coroutine[Any, Any, None]]) -> None:
         """Wait for ``stops``, but no longer than until the second signal."""
-        work = asyncio.gather(*stops)
-        hurry = asyncio.create_task(self._hurry.wait())
-        await asyncio.wait([work, hurry], return_when=asyncio.FIRST_COMPLETED)
-        for task in (work, hurry):
+        waiting: list[asyncio.Future[Any]] = [
+            asyncio.gather(*stops),
+            asyncio.create_task(self._hurry.wait()),
+        ]
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        for task in waiting:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task

@@ -106,7 +106,9 @@ class Repository(Generic[P]):
             total = (await self._session.fetch(self.table.count().where(*where)))[0]["count"]
         elif page > 1:
             total += (page - 1) * per_page
-        return self._page_type.model_construct(items=items, pagination=listing.pagination(page, per_page, total))
+        return self._page_type.model_construct(
+            items=items, pagination=listing.pagination(page, per_page, total)
+        )
 
     def _parse(self, rows: Iterable[Row]) -> list[P]:
         """Turn rows into public objects."""
