@@ -120,7 +120,7 @@ def test_a_reader_that_leaves_is_no_trouble(api: FakeApi) -> None:
     api.on("GET", "/v2/models", Reply(body=page(*models)))
 
     listing = subprocess.Popen(
-        [sys.executable, "-m", "gpustack", "ls", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-m", "gpustack", "ls"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     assert listing.stdout is not None
     assert listing.stderr is not None
@@ -139,12 +139,15 @@ def test_not_signed_in_names_the_command(cli: Cli) -> None:
 
 
 def test_another_users_gpustack_is_told(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def denied(self: Path, **_: object) -> str:
-        raise PermissionError(13, "Permission denied")
+    read = Path.read_text
 
-    with monkeypatch.context() as patched:
-        patched.setattr(Path, "read_text", denied)  # root may read everything
-        ended = cli("ls")
+    def denied(self: Path, **how: str) -> str:
+        if self.parent == tmp_path / "data" / "run":
+            raise PermissionError(13, "Permission denied")
+        return read(self, **how)
+
+    monkeypatch.setattr(Path, "read_text", denied)  # root may read everything
+    ended = cli("ls")
     assert ended.status == 1
     assert "belongs to another user" in ended.err
     assert "gpustack login URL" in ended.err

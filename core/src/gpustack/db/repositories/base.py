@@ -114,14 +114,12 @@ class Repository(Generic[P]):
         """Turn rows into public objects."""
         validate = self.public.__pydantic_validator__.validate_python
         names = self._json
-        parsed = []
+        parsed: list[Any] = []
         for row in rows:
             values = dict(row)
             for name in names:
-                text = values[name]
-                if text is not None:
-                    empty = _EMPTY.get(text)
-                    values[name] = from_json(text) if empty is None else empty
+                if (text := values[name]) is not None:
+                    values[name] = _EMPTY[text] if text in _EMPTY else from_json(text)
             parsed.append(validate(values))
         return parsed
 
