@@ -1,0 +1,90 @@
+"""``gpustack logs``."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from gpustack.cli.output import note
+from gpustack.cli.target import Target, server_options
+from gpustack.kit.errors import GPUStackError, NotFound
+
+if TYPE_CHECKING:
+    from gpustack.client import Client
+    from gpustack.schemas import ModelInstancePublic
+
+
+@click.command("logs")
+@click.argument("name")
+@click.option("--follow", "-f", is_flag=True, help="Go on with what is written later, until Ctrl-C.")
+@click.option(
+    "--tail",
+    type=click.IntRange(-1),
+    default=-1,
+    metavar="N",
+    help="Begin with the last N lines. [default: all]",
+)
+@server_options
+def command(name: str, follow: bool, tail: int, target: Target) -> int:
+    """Show the log of an engine.
+
+    NAME is an instance, or a model; with several instances each line begins with its instance's name.
+    """
+    return target.ask(lambda client: _show(client, name, follow=follow, tail=tail))
+
+
+async def _show(client: Client, name: str, *, follow: bool, tail: int) -> int:
+    instances = await _find(client, name)
+    if len(instances) == 1:
+        async for chunk in client.logs(instances[0].id, tail=tail, follow=follow):
+            _write(chunk)
+        return 0
+    width = max(len(each.name) for each in instances)
+    results: list[bool] = []
+    if follow:
+        shown = (_prefixed(client, each, width, follow=True, tail=tail) for each in instances)
+        results = list(await asyncio.gather(*shown))
+    else:
+        # One after the other: mixed up by chance they would tell no order anyway.
+        for each in instances:
+            results.append(await _prefixed(client, each, width, follow=False, tail=tail))
+    return 0 if any(results) else 1
+
+
+async def _find(client: Client, name: str) -> list[ModelInstancePublic]:
+    """Return the instance called ``name``, or all those of the model of that name."""
+    found = await client.instances.list_all(search=name)
+    if exact := [each for each in found if each.name == name]:
+        return exact
+    try:
+        model = await client.models.by_name(name)
+    except NotFound:
+        raise NotFound(f"there is no instance and no model {name!r}; see `gpustack ps`") from None
+    instances = await client.instances.list_all(model_id=model.id, sort_by="name")
+    if not instances:
+        raise NotFound(f"model {name} has no instances; see `gpustack ls`")
+    return instances
+
+
+async def _prefixed(
+    client: Client, instance: ModelInstancePublic, width: int, *, follow: bool, tail: int
+) -> bool:
+    """Show one log with its name before each line; tell whether that was possible."""
+    from gpustack.client.watch import lines
+
+    prefix = f"{instance.name:<{width}} | ".encode()
+    try:
+        async for line in lines(client.logs(instance.id, tail=tail, follow=follow)):
+            _write(prefix + line + b"\n")
+    except GPUStackError as error:
+        note(f"{instance.name}: {error}")
+        return False
+    return True
+
+
+def _write(data: bytes) -> None:
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()

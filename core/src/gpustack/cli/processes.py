@@ -1,0 +1,82 @@
+"""The processes of the GPUStack on this machine, as ``status`` shows and ``stop`` ends them."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from gpustack.client.local import RunState, run_dir
+from gpustack.kit.process import ProcessId, identify, is_running
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """One process. ``pid`` None: it is between two lives. Memory is the resident one of its whole tree, in bytes."""
+
+    name: str
+    pid: int | None
+    state: str
+    restarts: int = 0
+    uptime: float | None = None
+    memory: int | None = None
+
+    def document(self) -> dict[str, Any]:
+        """Return it for ``--json``."""
+        document = asdict(self)
+        del document["name"]
+        return document
+
+
+def supervisor(state: RunState) -> Seen:
+    """Return the supervisor's own process."""
+    return Seen(name="supervisor", pid=state.pid, state="running", **_measured(state.pid, whole=False))
+
+
+def children(state: RunState) -> Iterator[Seen]:
+    """Yield the supervisor's children."""
+    for name, child in state.children.items():
+        # Engines are below the worker by parentage and counted by themselves.
+        measured = _measured(child.pid, whole=name != "worker")
+        yield Seen(name=name, pid=child.pid, state=child.state, restarts=child.restarts, **measured)
+
+
+def engines(data_dir: Path) -> Iterator[Seen]:
+    """Yield the engines that the worker wrote down and that run."""
+    from gpustack.worker.runners.records import find_process, read_records
+
+    for record in read_records(run_dir(data_dir)):
+        if (who := find_process(run_dir(data_dir), record)) is not None:
+            yield Seen(name=record.instance_name, pid=who.pid, state="running", **_measured(who.pid))
+
+
+def identities(state: RunState) -> list[ProcessId]:
+    """Return who the supervisor and its children are now, to look for them later."""
+    pids = [child.pid for child in state.children.values() if child.pid is not None]
+    return [state.process, *(who for pid in pids if (who := identify(pid)) is not None)]
+
+
+def still_running(processes: list[ProcessId]) -> list[ProcessId]:
+    """Return those of ``processes`` that run."""
+    return [who for who in processes if is_running(who)]
+
+
+def _measured(pid: int | None, *, whole: bool = True) -> dict[str, Any]:
+    """Return ``uptime`` and ``memory``, None where they cannot be read."""
+    try:
+        process = psutil.Process(pid) if pid is not None else None
+        if process is None:
+            return {}
+        memory = process.memory_info().rss
+        if whole:
+            for child in process.children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    memory += child.memory_info().rss
+        return {"uptime": round(max(0.0, time.time() - process.create_time()), 1), "memory": memory}
+    except psutil.Error:
+        return {}

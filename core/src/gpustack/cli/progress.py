@@ -1,0 +1,122 @@
+"""Shows the steps of a deployment: a live view on a terminal, a line each elsewhere."""
+
+from __future__ import annotations
+
+import time
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol, Self
+
+import click
+
+from gpustack.cli.output import clean, coloured, first_line, on_terminal
+
+if TYPE_CHECKING:
+    from rich.live import Live
+    from rich.spinner import Spinner
+    from rich.table import Table
+
+    from gpustack.cli.rollout import Step
+    from gpustack.schemas import InstanceState
+
+
+class Progress(AbstractContextManager["Progress"], Protocol):
+    """Something that shows steps."""
+
+    def show(self, step: Step) -> None:
+        """Show one step."""
+
+
+class NoProgress:
+    """Shows nothing, for ``--json``."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing to end."""
+
+    def show(self, step: Step) -> None:
+        """Show nothing."""
+
+
+class Lines:
+    """One line for each step, with the seconds since the beginning."""
+
+    def __enter__(self) -> Self:
+        self._began = time.monotonic()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing to end."""
+
+    def show(self, step: Step) -> None:
+        """Print the step."""
+        seconds = time.monotonic() - self._began
+        message = clean(first_line(step.message))
+        click.echo(
+            f"{seconds:6.1f} s  {clean(step.instance)}  {step.state}{': ' + message if message else ''}"
+        )
+
+
+class LiveView:
+    """Each instance's phases with their times, redrawn in place."""
+
+    def __init__(self) -> None:
+        self._phases: dict[str, list[tuple[InstanceState, float, str]]] = {}
+        self._live: Live
+        self._spinner: Spinner
+
+    def __enter__(self) -> Self:
+        from rich.console import Console
+        from rich.live import Live
+        from rich.spinner import Spinner
+
+        # One for all drawings: a new one would always show its first frame.
+        self._spinner = Spinner("dots")
+        console = Console(highlight=False, no_color=not coloured())
+        self._live = Live(get_renderable=self._draw, console=console, refresh_per_second=8)
+        self._live.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.__exit__(kind, error, trace)
+
+    def show(self, step: Step) -> None:
+        """Add the step to its instance's phases."""
+        phases = self._phases.setdefault(step.instance, [])
+        if phases and phases[-1][0] is step.state:
+            phases[-1] = (step.state, phases[-1][1], step.message)
+        else:
+            phases.append((step.state, time.monotonic(), step.message))
+
+    def _draw(self) -> Table:
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table.grid(padding=(0, 1))
+        now = time.monotonic()
+        for name, phases in self._phases.items():
+            table.add_row("", Text(clean(name), style="bold"))
+            ends = [*(begun for _, begun, _ in phases[1:]), None]
+            for (state, begun, message), end in zip(phases, ends, strict=True):
+                resting = state in _RESTING
+                mark = Text(*_RESTING.get(state, _PASSED)) if resting or end else self._spinner
+                took = "" if resting else f"{(end or now) - begun:.1f} s"
+                said = clean(first_line(message))
+                table.add_row(mark, Text(str(state)), Text(took, style="dim"), Text(said, style="dim"))
+        return table
+
+
+#: Mark and style of a phase that was passed, and of those an instance may stay in.
+_PASSED = ("✓", "green")
+_RESTING = {"running": ("✓", "green"), "error": ("✗", "red")}
+
+
+def progress(*, quiet: bool) -> Progress:
+    """Return what suits standard output."""
+    if quiet:
+        return NoProgress()
+    return LiveView() if on_terminal() else Lines()

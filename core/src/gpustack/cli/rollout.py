@@ -1,0 +1,108 @@
+"""How far a deployment has come: a pure reading of its instances, for ``gpustack deploy``.
+
+Instances come in as the watch tells them; out come the steps to show and, sooner or later, an outcome. Nothing
+here waits, prints or knows the time by itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from gpustack.lifecycle.engine import will_retry
+from gpustack.schemas import Event, EventType, InstanceState, ModelInstancePublic
+
+_S = InstanceState
+
+#: Seconds that an instance may be pending with a reason before that counts as "fits nowhere": what is placed again
+#: after a mishap is pending for a moment only.
+SETTLED = 2.0
+#: Errors in a row of one instance after which waiting has no point, though GPUStack goes on trying.
+HOPELESS = 3
+
+
+class Outcome(Enum):
+    """How the waiting ends."""
+
+    RUNNING = auto()
+    FAILED = auto()
+    QUEUED = auto()
+    DELETED = auto()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One change to show."""
+
+    instance: str
+    state: InstanceState
+    message: str
+
+
+@dataclass(slots=True)
+class Rollout:
+    """The instances of one model on their way to ``replicas`` running ones."""
+
+    replicas: int
+    instances: dict[int, ModelInstancePublic] = field(default_factory=dict)
+    #: The watch has told of everything that existed when it began.
+    whole: bool = False
+    _pending_since: dict[int, float] = field(default_factory=dict)
+    _errors: dict[int, int] = field(default_factory=dict)
+    _seen_any: bool = False
+
+    def take(self, event: Event, now: float) -> Step | None:
+        """Take one event of the watch at time ``now`` in seconds; return what to show of it."""
+        if event.type is EventType.HEARTBEAT:
+            self.whole = True
+            return None
+        if event.type is EventType.DELETED:
+            self._forget(event.id)
+            return None
+        instance = ModelInstancePublic.model_validate(event.data)
+        before = self.instances.get(event.id)
+        self.instances[event.id] = instance
+        self._seen_any = True
+        self._count(before, instance, now)
+        if before is not None and (before.state, before.state_message) == (
+            instance.state,
+            instance.state_message,
+        ):
+            return None
+        return Step(instance=instance.name, state=instance.state, message=instance.state_message)
+
+    def _forget(self, number: int) -> None:
+        self.instances.pop(number, None)
+        self._pending_since.pop(number, None)
+        self._errors.pop(number, None)
+
+    def _count(self, before: ModelInstancePublic | None, now_is: ModelInstancePublic, now: float) -> None:
+        if now_is.state is _S.PENDING and now_is.state_message:
+            self._pending_since.setdefault(now_is.id, now)
+        else:
+            self._pending_since.pop(now_is.id, None)
+        if now_is.state is _S.ERROR and (before is None or before.state is not _S.ERROR):
+            self._errors[now_is.id] = self._errors.get(now_is.id, 0) + 1
+
+    @property
+    def running(self) -> int:
+        """How many answer."""
+        return sum(each.state is _S.RUNNING for each in self.instances.values())
+
+    def outcome(self, now: float) -> tuple[Outcome, ModelInstancePublic | None] | None:
+        """Return how it ended, with the instance that made it so; None while waiting makes sense."""
+        if not self.whole:
+            return None
+        if self.running >= self.replicas:
+            return Outcome.RUNNING, None
+        if self._seen_any and not self.instances:
+            return Outcome.DELETED, None
+        for each in self.instances.values():
+            if each.state is _S.ERROR and (
+                not will_retry(each.state_message) or self._errors.get(each.id, 0) >= HOPELESS
+            ):
+                return Outcome.FAILED, each
+        for number, since in self._pending_since.items():
+            if now - since >= SETTLED:
+                return Outcome.QUEUED, self.instances[number]
+        return None

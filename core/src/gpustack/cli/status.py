@@ -1,0 +1,139 @@
+"""``gpustack status``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gpustack.cli.output import clean, duration, emit_json
+from gpustack.cli.target import Connection, Target, data_dir_option, json_option, run_async
+from gpustack.kit.errors import GPUStackError
+from gpustack.kit.text import human_bytes, plural
+
+if TYPE_CHECKING:
+    from gpustack.cli.processes import Seen
+    from gpustack.client import Client
+    from gpustack.client.local import RunState
+    from gpustack.schemas import ModelPublic
+
+
+@click.command("status")
+@data_dir_option
+@json_option
+def command(data_dir: str, as_json: bool) -> int:
+    """Show what runs on this machine.
+
+    The exit status is 0 when GPUStack is ready, 1 when it runs and is not ready, 3 when it does not run.
+    """
+    from gpustack.client.local import NothingRuns, running_state
+
+    directory = Target(data_dir=data_dir).directory
+    try:
+        state = running_state(directory)
+    except NothingRuns:
+        if not as_json:
+            raise
+        emit_json({"running": False, "ready": False, "data_dir": str(directory)})
+        return 3
+    return _show(state, directory, as_json=as_json)
+
+
+def _show(state: RunState, directory: Path, *, as_json: bool) -> int:
+    from gpustack.cli import processes
+
+    children = list(processes.children(state))
+    engines = list(processes.engines(directory))
+    answers, models = _asked(state, directory)
+    ready = answers and state.ready and all(child.state == "ready" for child in children)
+    head = processes.supervisor(state)
+    if as_json:
+        emit_json(_document(state, head, children, engines, ready=ready, models=models))
+    else:
+        _print(state, head, children, engines, ready=ready, models=models)
+    return 0 if ready else 1
+
+
+def _asked(state: RunState, directory: Path) -> tuple[bool, list[ModelPublic] | None]:
+    """Return whether the server says that it is ready, and its models; None when it does not answer."""
+    from gpustack.client.local import cli_token
+
+    async def ask(client: Client) -> tuple[bool, list[ModelPublic] | None]:
+        if not await client.ready():
+            return False, None
+        return True, await client.models.list_all()
+
+    try:
+        connection = Connection(url=state.local_url, credential=cli_token(directory), local=True)
+        return run_async(connection, ask)
+    except GPUStackError:
+        # That the server does not answer is an answer here.
+        return False, None
+
+
+def _document(
+    state: RunState,
+    head: Seen,
+    children: list[Seen],
+    engines: list[Seen],
+    *,
+    ready: bool,
+    models: list[ModelPublic] | None,
+) -> dict[str, Any]:
+    return {
+        "running": True,
+        "ready": ready,
+        "url": state.url,
+        "version": state.version,
+        "pid": state.pid,
+        "uptime": head.uptime,
+        "memory": head.memory,
+        "data_dir": str(state.data_dir),
+        "log_dir": str(state.log_dir),
+        "children": {child.name: child.document() for child in children},
+        "engines": {engine.name: engine.document() for engine in engines},
+        "models": None if models is None else {"total": len(models), "ready": _ready_count(models)},
+    }
+
+
+def _ready_count(models: list[ModelPublic]) -> int:
+    return sum(1 for model in models if model.ready_replicas > 0)
+
+
+def _print(
+    state: RunState,
+    head: Seen,
+    children: list[Seen],
+    engines: list[Seen],
+    *,
+    ready: bool,
+    models: list[ModelPublic] | None,
+) -> None:
+    click.echo(f"GPUStack {state.version} {'is ready' if ready else 'is not ready'} at {state.url}")
+    branches = [(child, 1) for child in children]
+    # Engines hang below the worker.
+    where = next((place for place, each in enumerate(children, 1) if each.name == "worker"), len(children))
+    below = [(engine, 2) for engine in engines]
+    branches[where:where] = below
+    width = max(len(each.name) + 2 * depth for each, depth in [(head, 0), *branches])
+    for each, depth in [(head, 0), *branches]:
+        name = clean("  " * depth + each.name).ljust(width)
+        click.echo(f"  {name}  {_facts(each)}")
+    if models is not None:
+        click.echo(f"Models: {len(models)}, answering: {_ready_count(models)}")
+    click.echo(f"Data: {state.data_dir}")
+    click.echo(f"Logs: {state.log_dir}")
+
+
+def _facts(seen: Seen) -> str:
+    facts = [seen.state]
+    if seen.pid is not None:
+        facts.append(f"pid {seen.pid}")
+    if seen.uptime is not None:
+        facts.append(f"up {duration(seen.uptime)}")
+    if seen.memory is not None:
+        facts.append(human_bytes(seen.memory))
+    if seen.restarts:
+        facts.append(plural(seen.restarts, "restart"))
+    return ", ".join(facts)

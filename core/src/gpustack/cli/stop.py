@@ -1,0 +1,132 @@
+"""``gpustack stop``."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from gpustack.cli.output import emit_json, note, on_terminal
+from gpustack.cli.target import Target, data_dir_option, json_option
+from gpustack.kit.errors import Conflict, Forbidden, GPUStackError
+from gpustack.kit.text import plural
+
+if TYPE_CHECKING:
+    from gpustack.client.local import RunState
+    from gpustack.kit.process import ProcessId
+
+#: Seconds that an orderly end may take; it takes ten at most.
+PATIENCE = 15.0
+_POLL = 0.1
+
+
+@click.command("stop")
+@data_dir_option
+@json_option
+def command(data_dir: str, as_json: bool) -> None:
+    """Stop the GPUStack of this machine, engines included.
+
+    Waits until everything has ended, and ends by force what has not after 15 seconds. The exit status is 0 also
+    when nothing was running.
+    """
+    from gpustack.client.local import read_state
+
+    directory = Target(data_dir=data_dir).directory
+    state = read_state(directory)
+    running = state is not None and state.running
+    forced = _stop(state, quiet=as_json) if state is not None and running else 0
+    left = _end_engines(directory)
+    if as_json:
+        emit_json({"was_running": running, "forced": forced, "engines_left_behind": left})
+        return
+    if running:
+        click.echo("GPUStack has stopped.")
+    elif not left:
+        click.echo(f"Nothing runs with data directory {directory}.")
+    if forced:
+        note(f"{plural(forced, 'process')} did not end in {PATIENCE:.0f} s and had to be killed.")
+    if left:
+        note(f"Ended {plural(left, 'engine')} that an earlier crash had left behind.")
+
+
+def _stop(state: RunState, *, quiet: bool) -> int:
+    """Ask the supervisor to end, and see to it; return how many processes had to be killed."""
+    from gpustack.cli.processes import identities
+
+    # Noted before the end begins: afterwards nobody could tell whose they were.
+    ours = identities(state)
+    try:
+        os.kill(state.pid, signal.SIGTERM)
+    except ProcessLookupError:
+        pass  # it ended by itself meanwhile
+    except PermissionError as error:
+        raise Forbidden(
+            f"process {state.pid} belongs to another user; stop it as that user or with sudo"
+        ) from error
+    left = _wait(ours, quiet=quiet)
+    if left:
+        _kill(left)
+    return len(left)
+
+
+def _wait(ours: list[ProcessId], *, quiet: bool) -> list[ProcessId]:
+    """Wait until they are gone, telling a person how long it has taken; return those that are not."""
+    from gpustack.cli.processes import still_running
+
+    show = on_terminal() and not quiet
+    began = time.monotonic()
+    while (left := still_running(ours)) and (waited := time.monotonic() - began) < PATIENCE:
+        if show:
+            sys.stdout.write(f"\rStopping… {waited:.0f} s")
+            sys.stdout.flush()
+        time.sleep(_POLL)
+    if show:
+        sys.stdout.write("\r\x1b[K")
+    return left
+
+
+def _kill(left: list[ProcessId]) -> None:
+    from gpustack.cli.processes import still_running
+    from gpustack.kit.process import end_tree
+
+    for who in left:
+        with contextlib.suppress(ProcessLookupError):
+            end_tree(who.pid, grace=0)
+    if stubborn := still_running(left):
+        raise GPUStackError(
+            f"process {', '.join(str(who.pid) for who in stubborn)} could not be ended; it may hang in the kernel"
+        )
+
+
+def _end_engines(directory: Path) -> int:
+    """End engines that are still written down, though nobody watches them any more; return how many ran.
+
+    Raises Conflict when a GPUStack is just starting there, which may be about to adopt them.
+    """
+    from gpustack.kit.locks import FileLock
+
+    lock = FileLock(directory / "gpustack.lock")
+    if not lock.path.exists():
+        return 0
+    if not lock.acquire():
+        raise Conflict(f"a GPUStack is just starting or stopping there (process {lock.holder()}); try again")
+    try:
+        return _end_recorded(directory)
+    finally:
+        lock.release()
+
+
+def _end_recorded(directory: Path) -> int:
+    from gpustack.cli.processes import engines
+    from gpustack.client.local import run_dir
+    from gpustack.worker.runners.ending import end_recorded
+
+    left = len(list(engines(directory)))
+    end_recorded(run_dir(directory))
+    return left

@@ -1,0 +1,166 @@
+"""Which server a command speaks to, and as whom.
+
+In this order: ``--server`` (or ``GPUSTACK_SERVER``) with ``--api-key`` or a saved login; the GPUStack that runs
+here with ``--data-dir``; the one that runs with the default data directory; the last ``gpustack login``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from click.core import ParameterSource
+
+from gpustack.cli.commands import given_data_dir
+from gpustack.kit.errors import Forbidden, Unauthenticated
+from gpustack.kit.paths import default_data_dir
+
+if TYPE_CHECKING:
+    from gpustack.client import Client
+
+T = TypeVar("T")
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connection:
+    """A server that was chosen. The credential is kept out of ``repr``."""
+
+    url: str
+    credential: str
+    #: The server runs on this very machine, so its worker sees the same files.
+    local: bool
+
+    def __repr__(self) -> str:
+        return f"Connection({self.url!r})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What the user said about the server; empty for not said."""
+
+    server: str = ""
+    api_key: str = ""
+    data_dir: str = ""
+    #: No other server will do than the one of ``data_dir``.
+    only_there: bool = False
+
+    @property
+    def directory(self) -> Path:
+        """The data directory of the GPUStack on this machine."""
+        return Path(self.data_dir).expanduser().absolute() if self.data_dir else default_data_dir()
+
+    def connection(self) -> Connection:
+        """Return the server to speak to. Raises NothingRuns, Forbidden, or Unauthenticated with what to do."""
+        if self.server:
+            return self._named()
+        from gpustack.client.local import NothingRuns, cli_token, running_state
+
+        try:
+            state = running_state(self.directory)
+            key = self.api_key or cli_token(self.directory)
+            return Connection(url=state.local_url, credential=key, local=True)
+        except (NothingRuns, Forbidden):
+            saved = None if self.only_there else self._last_login()
+            if saved is None:
+                raise
+            return saved
+
+    def _named(self) -> Connection:
+        from gpustack.client.logins import Logins
+        from gpustack.client.transport import checked_url, is_loopback
+
+        url = checked_url(self.server)
+        key = self.api_key
+        if not key:
+            login = Logins().get(str(url))
+            if login is None:
+                raise Unauthenticated(f"not signed in to {url}; use `gpustack login {url}` or --api-key")
+            key = login.key
+        return Connection(url=str(url), credential=key, local=is_loopback(url.host))
+
+    def _last_login(self) -> Connection | None:
+        from gpustack.client.logins import Logins
+        from gpustack.client.transport import checked_url, is_loopback
+
+        login = Logins().current()
+        if login is None:
+            return None
+        local = is_loopback(checked_url(login.url).host)
+        return Connection(url=login.url, credential=self.api_key or login.key, local=local)
+
+    def ask(self, question: Callable[[Client], Awaitable[T]]) -> T:
+        """Run ``question`` with a client of the chosen server and return its answer."""
+        return run_async(self.connection(), question)
+
+
+def run_async(connection: Connection, question: Callable[[Client], Awaitable[T]]) -> T:
+    """Run ``question`` with a client of ``connection`` and return its answer."""
+    from gpustack.client import Client
+
+    async def _run() -> T:
+        async with Client(connection.url, connection.credential) as client:
+            return await question(client)
+
+    return asyncio.run(_run())
+
+
+def _data_dir(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
+    """Let ``gpustack --data-dir PATH COMMAND`` win over the variable, and ``COMMAND --data-dir PATH`` over both."""
+    named = ctx.get_parameter_source(str(parameter.name)) is ParameterSource.COMMANDLINE
+    return value if named else given_data_dir(ctx) or value
+
+
+def _named(data_dir: str) -> bool:
+    """Tell whether the data directory was typed; a variable stands there for every command, login or not."""
+    ctx = click.get_current_context()
+    return bool(data_dir) and (
+        ctx.get_parameter_source("data_dir") is ParameterSource.COMMANDLINE or bool(given_data_dir(ctx))
+    )
+
+
+def data_dir_option(command: Command) -> Command:
+    """Add ``--data-dir``."""
+    return click.option(
+        "--data-dir",
+        metavar="PATH",
+        envvar="GPUSTACK_DATA_DIR",
+        default="",
+        callback=_data_dir,
+        help="Data directory of the GPUStack on this machine.",
+    )(command)
+
+
+def server_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that choose a server, and hand the command a ``target``."""
+
+    @functools.wraps(command)
+    def with_target(*args: Any, server: str, api_key: str, data_dir: str, **kwargs: Any) -> Any:
+        target = Target(server=server, api_key=api_key, data_dir=data_dir, only_there=_named(data_dir))
+        return command(*args, target=target, **kwargs)
+
+    key = click.option(
+        "--api-key",
+        metavar="KEY",
+        envvar="GPUSTACK_API_KEY",
+        default="",
+        help="API key; the variable GPUSTACK_API_KEY keeps it out of the list of processes.",
+    )
+    server = click.option(
+        "--server",
+        metavar="URL",
+        envvar="GPUSTACK_SERVER",
+        default="",
+        help="The server, also by GPUSTACK_SERVER. Otherwise the one on this machine, or the last login.",
+    )
+    return server(key(data_dir_option(with_target)))
+
+
+def json_option(command: Command) -> Command:
+    """Add ``--json`` as ``as_json``."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")(command)

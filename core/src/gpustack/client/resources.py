@@ -1,0 +1,99 @@
+"""The lists of the API: each can be listed, read, and where it makes sense created and deleted."""
+
+from __future__ import annotations
+
+import builtins
+from typing import Any, Generic, TypeVar
+
+from pydantic import ValidationError
+
+from gpustack.client.transport import Transport
+from gpustack.kit.errors import GPUStackError, NotFound
+from gpustack.schemas import (
+    ApiKeyCreate,
+    ApiKeyCreated,
+    ApiKeyPublic,
+    ModelCreate,
+    ModelPublic,
+    ModelUpdate,
+)
+from gpustack.schemas.common import Input, Output, Page
+
+Item = TypeVar("Item", bound=Output)
+Document = TypeVar("Document", bound=Output)
+
+
+def read_as(kind: type[Document], document: Any) -> Document:
+    """Return an answer of the server as ``kind``; GPUStackError when it is something else."""
+    try:
+        return kind.model_validate(document)
+    except ValidationError as error:
+        where = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise GPUStackError(
+            f"the server's answer is not a {kind.__name__} ({where or 'the whole'}); do the versions match?"
+        ) from error
+
+
+def as_sent(document: Input) -> Any:
+    """Return ``document`` as JSON values, without the fields that nobody set.
+
+    Absent fields keep what they were in reports, and a field that is newer than the server is not forced on it.
+    """
+    return document.model_dump(mode="json", exclude_unset=True)
+
+
+class Resource(Generic[Item]):
+    """One list of the API."""
+
+    def __init__(self, transport: Transport, path: str, kind: type[Item]) -> None:
+        self._transport = transport
+        self._kind = kind
+        self._page: type[Page[Item]] = Page[kind]  # type: ignore[valid-type]  # pydantic makes it at run time
+        self.path = path
+
+    async def list(self, *, page: int = 1, per_page: int = 100, **filters: Any) -> Page[Item]:
+        """Return one page; ``filters`` are the list's query parameters, None leaves one out."""
+        params = {"page": page, "perPage": per_page, **filters}
+        return read_as(self._page, await self._transport.send("GET", self.path, params=params))
+
+    async def list_all(self, **filters: Any) -> builtins.list[Item]:
+        """Return every item of the list in one answer."""
+        return (await self.list(page=-1, **filters)).items
+
+    async def get(self, number: int) -> Item:
+        """Return the item with that id; NotFound when there is none."""
+        return read_as(self._kind, await self._transport.send("GET", f"{self.path}/{number}"))
+
+    async def delete(self, number: int) -> None:
+        """Delete the item with that id; NotFound when there is none."""
+        await self._transport.send("DELETE", f"{self.path}/{number}")
+
+
+class Models(Resource[ModelPublic]):
+    """Models."""
+
+    async def by_name(self, name: str) -> ModelPublic:
+        """Return the model called ``name``; NotFound when there is none."""
+        # The search finds parts of names too, and the server may take it in any case.
+        for model in await self.list_all(search=name):
+            if model.name == name:
+                return model
+        raise NotFound(f"there is no model {name!r}; see `gpustack ls`")
+
+    async def create(self, model: ModelCreate) -> ModelPublic:
+        """Deploy a model; Conflict when the name is taken."""
+        return read_as(ModelPublic, await self._transport.send("POST", self.path, body=as_sent(model)))
+
+    async def update(self, number: int, model: ModelUpdate) -> ModelPublic:
+        """Replace a model's description."""
+        return read_as(
+            ModelPublic, await self._transport.send("PUT", f"{self.path}/{number}", body=as_sent(model))
+        )
+
+
+class Keys(Resource[ApiKeyPublic]):
+    """API keys of whoever asks."""
+
+    async def create(self, key: ApiKeyCreate) -> ApiKeyCreated:
+        """Make a key; its text is in the answer and nowhere else."""
+        return read_as(ApiKeyCreated, await self._transport.send("POST", self.path, body=as_sent(key)))

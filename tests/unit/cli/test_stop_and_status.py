@@ -1,0 +1,149 @@
+"""What runs is shown, and ended whatever it does."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpustack.kit.locks import FileLock
+from gpustack.kit.process import identify
+from gpustack.worker.runners.records import EngineRecord, read_records, write_record
+from support.fake_api import FakeApi, Reply, a_model, fake_api, page
+
+Cli = Any
+_OBEDIENT = "import time; print('up', flush=True); time.sleep(60)"
+_STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + _OBEDIENT
+
+
+@pytest.fixture
+def processes() -> Iterator[list[subprocess.Popen[str]]]:
+    """Processes that end with the test."""
+    started: list[subprocess.Popen[str]] = []
+    yield started
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def spawn(processes: list[subprocess.Popen[str]], code: str) -> int:
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    processes.append(process)
+    assert process.stdout is not None
+    process.stdout.readline()
+    return process.pid
+
+
+def write_state(data_dir: Path, pid: int, *, url: str = "http://127.0.0.1:9", **children: int | None) -> None:
+    who = identify(pid)
+    assert who is not None
+    (data_dir / "run").mkdir(parents=True, exist_ok=True)
+    (data_dir / "run" / "cli_token").write_text("token")
+    state = {
+        "pid": pid, "started": who.started, "url": url, "version": "0.1.0", "ready": True,
+        "data_dir": str(data_dir), "log_dir": str(data_dir / "log"),
+        "children": {
+            name: {"pid": child, "state": "ready" if child else "restarting", "restarts": 0 if child else 3}
+            for name, child in children.items()
+        },
+    }  # fmt: skip
+    (data_dir / "run" / "supervisor.json").write_text(json.dumps(state))
+
+
+def test_stop_ends_the_supervisor_and_waits(
+    cli: Cli, tmp_path: Path, processes: list[subprocess.Popen[str]]
+) -> None:
+    write_state(tmp_path / "data", spawn(processes, _OBEDIENT))
+
+    ended = cli("stop")
+
+    assert (ended.status, ended.out, ended.err) == (0, "GPUStack has stopped.\n", "")
+    assert identify(processes[0].pid) is None
+
+
+def test_stop_ends_by_force_what_does_not_listen(
+    cli: Cli, tmp_path: Path, processes: list[subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpustack.cli.stop.PATIENCE", 0.5)
+    head, child = spawn(processes, _OBEDIENT), spawn(processes, _STUBBORN)
+    write_state(tmp_path / "data", head, server=child)
+
+    ended = cli("stop", "--json")
+
+    assert json.loads(ended.out) == {"was_running": True, "forced": 1, "engines_left_behind": 0}
+    assert identify(child) is None
+
+
+def test_stop_ends_engines_that_a_crash_left_behind(
+    cli: Cli, tmp_path: Path, processes: list[subprocess.Popen[str]]
+) -> None:
+    engine = identify(spawn(processes, _OBEDIENT))
+    assert engine is not None
+    run_dir = tmp_path / "data" / "run"
+    (run_dir).mkdir(parents=True)
+    (tmp_path / "data" / "gpustack.lock").touch()
+    record = EngineRecord(
+        instance_id=7, instance_name="tiny-abcde", port=1, log_path="", argv_digest="",
+        pid=engine.pid, started=engine.started,
+    )  # fmt: skip
+    write_record(run_dir, record)
+
+    ended = cli("stop")
+
+    assert ended.status == 0
+    assert "1 engine" in ended.err
+    assert identify(processes[0].pid) is None
+    assert read_records(run_dir) == []
+
+
+def test_stop_leaves_a_starting_one_alone(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    lock = FileLock(tmp_path / "data" / "gpustack.lock")
+    assert lock.acquire()
+    try:
+        ended = cli("stop")
+    finally:
+        lock.release()
+    assert ended.status == 1
+    assert "just starting or stopping" in ended.err
+
+
+def test_status_is_ready_when_everything_is(
+    cli: Cli, tmp_path: Path, processes: list[subprocess.Popen[str]]
+) -> None:
+    with fake_api() as api:
+        serve(api)
+        pid = spawn(processes, _OBEDIENT)
+        write_state(tmp_path / "data", pid, url=api.url, server=pid)
+        document = json.loads((ended := cli("status", "--json")).out)
+        assert ended.status == 0
+        assert (document["ready"], document["models"]) == (True, {"total": 2, "ready": 1})
+        assert document["children"]["server"]["pid"] == pid
+        assert document["children"]["server"]["memory"] > 1 << 20
+        assert "is ready at" in cli("status").out
+
+
+def test_status_is_not_ready_while_a_child_is_down(
+    cli: Cli, tmp_path: Path, processes: list[subprocess.Popen[str]]
+) -> None:
+    with fake_api() as api:
+        serve(api)
+        pid = spawn(processes, _OBEDIENT)
+        write_state(tmp_path / "data", pid, url=api.url, server=pid, worker=None)
+        ended = cli("status")
+    assert ended.status == 1
+    assert "is not ready" in ended.out
+    assert re.search(r"worker +restarting, 3 restarts", ended.out)
+
+
+def serve(api: FakeApi) -> None:
+    api.on("GET", "/readyz", Reply(body="ok"))
+    api.on("GET", "/v2/models", Reply(body=page(a_model(ready_replicas=1), a_model(id=2, name="b"))))
