@@ -37,7 +37,7 @@ def _refused(port: int, host: str, option: str, error: OSError) -> str:
 
 
 def hold(port: int, *, host: str = LOOPBACK) -> socket.socket | None:
-    """Bind ``port`` without listening, so that nobody else takes it; None when it is not free.
+    """Take ``port`` so that nobody else does; None when it is not free.
 
     Close the socket right before the program that is to use the port starts. The port counts as free only
     when nobody listens on it at any local address.
@@ -50,6 +50,8 @@ def hold(port: int, *, host: str = LOOPBACK) -> socket.socket | None:
             probe.bind(("", port))
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((host, port))
+        # SO_REUSEADDR lets two sockets have a port as long as neither listens.
+        sock.listen(1)
     except OSError:
         sock.close()
         return None

@@ -5,7 +5,14 @@ answers: unknown fields are ignored, so that a client one version older still re
 times are UTC, unless a field says otherwise.
 """
 
-from gpustack.schemas.auth import Login, LoginReply, PasswordChange, VersionInfo
+from gpustack.schemas.auth import (
+    Login,
+    LoginReply,
+    PasswordChange,
+    PasswordReset,
+    PasswordResetReply,
+    VersionInfo,
+)
 from gpustack.schemas.backends import InferenceBackendPublic
 from gpustack.schemas.clusters import ClusterPublic
 from gpustack.schemas.common import ErrorBody, Event, EventType, Page, Pagination
@@ -66,6 +73,8 @@ __all__ = [
     "Page",
     "Pagination",
     "PasswordChange",
+    "PasswordReset",
+    "PasswordResetReply",
     "PlacementStrategy",
     "Source",
     "UserPublic",

@@ -29,6 +29,19 @@ class PasswordChange(Input):
     new_password: SecretStr = Field(min_length=8, max_length=1024)
 
 
+class PasswordReset(Input):
+    """The body of ``POST /auth/reset-admin-password``. Without a password, one is made up."""
+
+    new_password: SecretStr | None = Field(default=None, min_length=8, max_length=1024)
+
+
+class PasswordResetReply(Output):
+    """The administrator's new password, shown this once."""
+
+    username: str
+    password: str
+
+
 class VersionInfo(Output):
     """The answer of ``GET /version``."""
 

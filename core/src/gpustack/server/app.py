@@ -31,7 +31,7 @@ from gpustack.server import api, docs, probes
 from gpustack.server.auth import routes as auth
 from gpustack.server.auth.authenticate import Authenticator, guard
 from gpustack.server.auth.passwords import hash_now
-from gpustack.server.config import ServerConfig, kept_secret
+from gpustack.server.config import ADMIN, FIRST_LOGIN_FILE, ServerConfig, kept_secret
 from gpustack.server.errors import MAX_BODY, answer
 from gpustack.server.heartbeats import Heartbeats
 from gpustack.server.listen import serve
@@ -39,9 +39,6 @@ from gpustack.server.routing import Routing
 from gpustack.server.services import Services
 
 log = logging.getLogger(__name__)
-
-#: The name of the first administrator.
-ADMIN = "admin"
 
 App = Callable[[Scope, Receive, Send], Any]
 
@@ -166,7 +163,7 @@ async def bootstrap(store: Store, config: ServerConfig) -> None:
         return
     password = config.bootstrap_password or secrets.token_urlsafe(12)
     if config.bootstrap_password is None:
-        write_atomic(config.data_dir / "initial_admin_password", password + "\n", mode=0o600)
+        write_atomic(config.data_dir / FIRST_LOGIN_FILE, password + "\n", mode=0o600)
     hashed = await asyncio.to_thread(hash_now, password)
     if await store.bootstrap(hashed, require_password_change=config.bootstrap_password is None):
         log.info("made the user %s and the default cluster", ADMIN)

@@ -10,6 +10,10 @@ from gpustack.kit.errors import GPUStackError
 from gpustack.kit.net import LOOPBACK
 from gpustack.kit.paths import make_dir, write_atomic
 
+#: The name of the first administrator, and the file that holds the password made up for it.
+ADMIN = "admin"
+FIRST_LOGIN_FILE = "initial_admin_password"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:

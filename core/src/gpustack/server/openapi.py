@@ -28,6 +28,7 @@ _PAGED = (
 _READ = (
     schemas.Login,
     schemas.PasswordChange,
+    schemas.PasswordReset,
     schemas.ModelCreate,
     schemas.ModelUpdate,
     schemas.ApiKeyCreate,
@@ -45,6 +46,7 @@ _WRITTEN = (
     schemas.ApiKeyCreated,
     schemas.WorkerRegistered,
     schemas.LoginReply,
+    schemas.PasswordResetReply,
     schemas.VersionInfo,
     schemas.ErrorBody,
     schemas.Event,

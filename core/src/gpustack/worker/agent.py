@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import platform
 import socket
@@ -98,11 +99,13 @@ class Agent:
         self._socket = sock
         self._ready = _Ready(on_ready)
         self._identity = Identity.load(config.worker_dir)
+        self._news = asyncio.Event()
         self._installer = ArtifactInstaller(
             bin_dir=config.bin_dir,
             data_dir=config.data_dir,
             log_dir=config.log_dir,
             pipx_path=config.pipx_path,
+            on_installed=self._news.set,
         )
         self._client = Client(config.server_url)
 
@@ -206,10 +209,11 @@ class Agent:
                 await asyncio.sleep(wait.next())
 
     async def _beat(self, machine: Machine) -> None:
-        """Send heartbeats: the first at once, every third with figures."""
+        """Send heartbeats: the first at once, every third with figures, and one when there is news."""
         count = 0
         while True:
-            full = count % _FULL == 0 and count > 0
+            full = (count % _FULL == 0 and count > 0) or self._news.is_set()
+            self._news.clear()
             beat = Heartbeat()
             if full:
                 versions = await asyncio.to_thread(self._installer.installed)
@@ -223,7 +227,8 @@ class Agent:
             else:
                 self._ready.done("heartbeat")
             count += 1
-            await asyncio.sleep(self._config.heartbeat)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._news.wait(), self._config.heartbeat)
 
     def _registration(self, status: WorkerStatus) -> WorkerRegistration:
         config = self._config

@@ -108,8 +108,8 @@ async def watched(
     else:
         number, settled, items = await _snapshot(parts, list_all)
         known = {item.id for item in items}
-        replay = [_replayed(item, settled) for item in items]
-        replay.append(_line(EventType.HEARTBEAT, 0, {}, {}, settled))
+        replay = [_replayed(item, number) for item in items]
+        replay.append(_line(EventType.HEARTBEAT, 0, {}, {}, number))
 
     def shown(event: StoredEvent) -> bytes | None:
         if event.number <= settled and event.type == EventType.CREATED and event.id in known:

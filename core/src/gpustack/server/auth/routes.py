@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
@@ -12,11 +13,12 @@ from litestar.params import JSONBody
 from pydantic import ValidationError
 
 from gpustack.dataplane.table import digest
-from gpustack.kit.errors import InvalidInput, NotFound, Unauthenticated
-from gpustack.schemas import Login, LoginReply, PasswordChange
+from gpustack.kit.errors import Forbidden, InvalidInput, NotFound, Unauthenticated
+from gpustack.schemas import Login, LoginReply, PasswordChange, PasswordReset, PasswordResetReply
 from gpustack.server.auth.authenticate import COOKIE, check_origin, session_token
-from gpustack.server.auth.caller import Access, Req
+from gpustack.server.auth.caller import Access, Req, Via
 from gpustack.server.body import Body, nothing, one
+from gpustack.server.config import ADMIN, FIRST_LOGIN_FILE
 from gpustack.server.errors import invalid
 from gpustack.server.services import Services, services
 
@@ -78,11 +80,28 @@ async def update_password(request: Req, data: JSONBody[PasswordChange]) -> Respo
     return nothing()
 
 
+@post("/reset-admin-password", opt={"access": Access.ADMIN}, dto=Body[PasswordReset], status_code=200)
+async def reset_admin_password(request: Req, data: JSONBody[PasswordReset]) -> Response[PasswordResetReply]:
+    """Give the first administrator a new password; only for whoever may read the server's data directory."""
+    if request.user.via is not Via.LOCAL:
+        raise Forbidden("only `gpustack reset-admin-password` on the server's own machine may do this")
+    parts = services(request)
+    given = data.new_password
+    password = secrets.token_urlsafe(12) if given is None else given.get_secret_value()
+    admin = await parts.store.users.by_name(ADMIN)
+    await _change(parts, admin.id, password, None)
+    return one(PasswordResetReply(username=ADMIN, password=password))
+
+
 async def _change(parts: Services, user_id: int, password: str, keep: str | None) -> None:
     hashed = await parts.passwords.hash(password)
     async with parts.store.transaction() as tx:
         await tx.users.set_password(user_id, hashed)
         await tx.sessions.delete_of_user(user_id, except_digest=keep)
+    if user_id == (await parts.store.users.by_name(ADMIN)).id:
+        # What the file says is not true any more.
+        first = parts.config.data_dir / FIRST_LOGIN_FILE
+        await asyncio.to_thread(first.unlink, missing_ok=True)
 
 
 async def _form(request: Req) -> Login:
@@ -110,4 +129,8 @@ def _with_cookie(response: Response[_T], request: Req, value: str, max_age: int)
     return response
 
 
-ROUTER = Router(path="/auth", route_handlers=[login, logout, update_password], tags=["Authentication"])
+ROUTER = Router(
+    path="/auth",
+    route_handlers=[login, logout, update_password, reset_admin_password],
+    tags=["Authentication"],
+)

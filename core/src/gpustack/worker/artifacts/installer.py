@@ -27,7 +27,8 @@ class ArtifactInstaller:
 
     An engine of a package lies at ``<bin_dir>/NAME_VERSION``, a link that pipx makes, with a receipt
     ``NAME_VERSION.json`` beside it. pipx itself works below ``<data_dir>/pipx``; what it prints goes to
-    ``<log_dir>/install_NAME_VERSION.log``. Several workers may share the folders.
+    ``<log_dir>/install_NAME_VERSION.log``. Several workers may share the folders. ``on_installed`` is called
+    whenever :meth:`installed` has more to say.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class ArtifactInstaller:
         timeout: float = 3600.0,
         verify_timeout: float = 120.0,
         log: logging.Logger | None = None,
+        on_installed: Callable[[], None] = lambda: None,
     ) -> None:
         self._bin_dir = bin_dir
         self._home = data_dir / "pipx"
@@ -50,6 +52,7 @@ class ArtifactInstaller:
         self._timeout = timeout
         self._verify_timeout = verify_timeout
         self._log = log or logging.getLogger(__name__)
+        self._on_installed = on_installed
         self._busy: dict[str, asyncio.Lock] = {}
 
     def installed(self) -> dict[str, list[str]]:
@@ -106,6 +109,7 @@ class ArtifactInstaller:
             write_receipt(
                 link, Receipt.of(link, backend=backend, version=package.version, wheel=_digest(package))
             )
+            self._on_installed()
 
     @asynccontextmanager
     async def _alone(self, name: str, say: Progress) -> AsyncIterator[None]:
