@@ -16,6 +16,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -83,9 +84,14 @@ def binaries() -> Path:
         found = Path(spec.origin).parent / "pginstall" / "bin"
         if (found / "initdb").exists():
             return found
+    return system_binaries()
+
+
+def system_binaries() -> Path:
+    """Return the folder of the distribution's own PostgreSQL, the newest; skips the test where there is none."""
     system = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda p: int(p.parts[-3]))
     if not system:
-        pytest.skip("no PostgreSQL is installed")
+        pytest.skip("the distribution's PostgreSQL is not installed; `make test` as root installs it")
     return system[-1].parent
 
 
@@ -114,9 +120,24 @@ def _reachable(folder: Path, home: Path) -> Path:
     return copy / "bin"
 
 
-def _start(home: Path) -> PostgresServer:
+@contextmanager
+def serving(installed: Path) -> Iterator[PostgresServer]:
+    """Run a new cluster with the programs of the folder ``installed`` until the block ends."""
+    home = Path(tempfile.mkdtemp(prefix="gpustack-pg-"))
+    try:
+        server = _start(home, installed)
+        try:
+            yield server
+        finally:
+            server.process.terminate()
+            server.process.wait(20)
+    finally:
+        shutil.rmtree(home)
+
+
+def _start(home: Path, installed: Path) -> PostgresServer:
     home.chmod(0o755)
-    bin_dir = _reachable(binaries(), home)
+    bin_dir = _reachable(installed, home)
     data = home / "data"
     data.mkdir(mode=0o700)
     who = _unprivileged(data)
@@ -154,12 +175,8 @@ def _start(home: Path) -> PostgresServer:
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[PostgresServer]:
     """A PostgreSQL server of this test process."""
-    home = Path(tempfile.mkdtemp(prefix="gpustack-pg-"))
-    server = _start(home)
-    yield server
-    server.process.terminate()
-    server.process.wait(20)
-    shutil.rmtree(home)
+    with serving(binaries()) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
