@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -134,6 +136,16 @@ def test_without_a_key_nothing_is_answered(stack: Running, tiny: str) -> None:
 
 def test_chat_on_the_command_line_prints_the_answer(stack: Running, tiny: str) -> None:
     assert stack.cli("chat", tiny, "--once", "Hello", "--max-tokens", "8").stdout.strip()
+
+
+def test_the_example_client_works_as_it_is(stack: Running, api_key: str, tiny: str) -> None:
+    example = Path(__file__).parents[2] / "examples" / "openai-client" / "chat.py"
+    env = {"OPENAI_BASE_URL": f"{stack.url}/v1", "OPENAI_API_KEY": api_key, "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(
+        [sys.executable, str(example), tiny, "Hello"], env=env, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.rstrip().endswith("tokens]")
 
 
 def test_the_listings_show_what_runs(stack: Running, tiny: str) -> None:
