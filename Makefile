@@ -49,8 +49,7 @@ format: setup-dev  ## format the code, mend what can be mended
 	$(BIN)/ruff format
 
 bench: setup-dev  ## measure the headline figures
-	@if [ -f benchmarks/run.py ]; then exec $(BIN)/python benchmarks/run.py $(ARGS); \
-	else echo "no benchmarks yet (benchmarks/run.py)"; fi
+	@exec $(BIN)/python benchmarks/run.py $(ARGS)
 
 lock:  ## compile requirements/*.txt anew (LOCK_ARGS=--upgrade)
 	@scripts/setup.sh uv

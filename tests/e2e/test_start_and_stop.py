@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from support.engine import InstalledEngine
-from support.running import Running, a_port_range, gpustack, processes_of, spawn
+from support.running import Running, a_port_range, gpustack, processes_of, spawn, wait_ready
 
 pytestmark = pytest.mark.xdist_group("e2e-start")
 
@@ -90,14 +90,51 @@ def test_stop_leaves_nothing_behind(place: Path, engine: InstalledEngine, tiny_g
         assert json.loads(again.cli("ls", "--json").stdout)[0]["name"] == "tiny"
 
 
-def test_a_killed_supervisor_takes_its_children_along(place: Path) -> None:
+def test_after_the_supervisors_death_engines_serve_on_and_are_adopted(
+    place: Path, engine: InstalledEngine, tiny_gguf: Path
+) -> None:
     import psutil
 
-    data_dir = place / "killed"
-    with gpustack(data_dir, place / "home killed", ["--disable-worker"]) as running:
+    data_dir, home = place / "killed", place / "home killed"
+    flags = ["--bin-dir", str(engine.bin_dir), "--service-port-range", a_port_range(4)]
+    running = wait_ready(spawn(data_dir, home, flags))
+    try:
+        running.cli("deploy", str(tiny_gguf), "--name", "tiny")
+        (before,) = json.loads(running.cli("ps", "--json").stdout)
         children = [psutil.Process(child["pid"]) for child in running.state()["children"].values()]
         running.end(signal.SIGKILL)
         _, alive = psutil.wait_procs(children, timeout=10)
         assert not alive
-    with gpustack(data_dir, place / "home killed", ["--disable-worker"]) as again:
-        assert httpx.get(f"{again.url}/readyz").status_code == 200
+        assert httpx.get(f"http://127.0.0.1:{before['port']}/health").status_code == 200
+        with gpustack(data_dir, home, flags) as again:
+            assert again.cli("chat", "tiny", "--once", "Hello", "--max-tokens", "4").stdout.strip()
+            (after,) = json.loads(again.cli("ps", "--json").stdout)
+            assert (after["pid"], after["state"]) == (before["pid"], "running")
+        assert processes_of(data_dir) == []
+    finally:
+        for process in processes_of(data_dir):
+            process.kill()
+
+
+def test_stop_ends_what_a_killed_supervisor_left(
+    place: Path, engine: InstalledEngine, tiny_gguf: Path
+) -> None:
+    data_dir, home = place / "left", place / "home left"
+    flags = ["--bin-dir", str(engine.bin_dir), "--service-port-range", a_port_range(4)]
+    running = wait_ready(spawn(data_dir, home, flags))
+    running.cli("deploy", str(tiny_gguf), "--name", "tiny")
+    running.end(signal.SIGKILL)
+    assert processes_of(data_dir)
+    assert running.cli("stop").returncode == 0
+    assert processes_of(data_dir) == []
+
+
+def test_a_moved_machine_still_answers(place: Path, engine: InstalledEngine, tiny_gguf: Path) -> None:
+    data_dir, home = place / "moved", place / "home moved"
+    flags = ["--bin-dir", str(engine.bin_dir), "--service-port-range", a_port_range(4)]
+    with gpustack(data_dir, home, [*flags, "--advertise-address", "127.0.0.5"]) as running:
+        running.cli("deploy", str(tiny_gguf), "--name", "tiny")
+    with gpustack(data_dir, home, [*flags, "--advertise-address", "127.0.0.6"]) as again:
+        again.cli("deploy", str(tiny_gguf), "--name", "other")
+        for name in ("tiny", "other"):
+            assert again.cli("chat", name, "--once", "Hello", "--max-tokens", "4").stdout.strip()

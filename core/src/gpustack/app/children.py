@@ -127,12 +127,17 @@ class PythonChild:
         reader, writer = os.pipe()
         fds = [writer, *self._sockets.values()]
         arguments = json.dumps({"ready_fd": writer, "sockets": self._sockets, "parent": os.getpid()})
-        with _open_log(self._log_path) as log:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-P", "-m", "gpustack.app.child", self.name, arguments,
-                stdin=asyncio.subprocess.PIPE, stdout=log, stderr=log, pass_fds=fds, **OWN_SESSION,
-            )  # fmt: skip
-        os.close(writer)
+        try:
+            with _open_log(self._log_path) as log:
+                self._process = await asyncio.create_subprocess_exec(
+                    sys.executable, "-P", "-m", "gpustack.app.child", self.name, arguments,
+                    stdin=asyncio.subprocess.PIPE, stdout=log, stderr=log, pass_fds=fds, **OWN_SESSION,
+                )  # fmt: skip
+        except OSError as error:
+            os.close(reader)
+            raise GPUStackError(f"{self.name} cannot be started: {error}") from error
+        finally:
+            os.close(writer)
         self._changed()
         listening = asyncio.create_task(self._listen(reader))
         feeding = asyncio.create_task(self._feed(self._process))

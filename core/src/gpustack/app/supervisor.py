@@ -28,9 +28,12 @@ from gpustack.kit.paths import default_data_dir, make_dir
 from gpustack.kit.process import identify
 from gpustack.server.config import kept_secret
 
-#: Everything is gone within 10 s of the first signal: children get this long, and the database comes last.
-CHILD_GRACE = 7.5
-DATABASE_GRACE = 1.5
+#: Seconds that each gets to end by itself, in this order; together under 10, even if all of them hang.
+#: The server goes first, while engines still answer what is in flight; what it needs goes after it.
+SERVER_GRACE = 4.0
+WORKER_GRACE = 1.0
+ENGINE_GRACE = 2.0
+DATABASE_GRACE = 1.0
 _OPEN_FILES = 65536
 
 
@@ -123,13 +126,14 @@ class Supervisor:
         return status
 
     async def _end(self, keeping: dict[asyncio.Task[None], Unit]) -> None:
-        """End children and engines together, then the database, then whatever is still there."""
-        first = [unit for unit in self._units if isinstance(unit, PythonChild)]
-        await self._or_hurry([unit.stop(CHILD_GRACE) for unit in first])
-        for child in first:
-            child.kill()
+        """Let the server answer what is in flight, then end the worker, its engines, and the database."""
+        for name, grace in (("server", SERVER_GRACE), ("worker", WORKER_GRACE)):
+            await self._or_hurry([unit.stop(grace) for unit in self._units if unit.name == name])
+        for unit in self._units:
+            if isinstance(unit, PythonChild):
+                unit.kill()
         await asyncio.to_thread(self._end_engines)
-        await self._or_hurry([unit.stop(DATABASE_GRACE) for unit in self._units if unit not in first])
+        await self._or_hurry([unit.stop(DATABASE_GRACE) for unit in self._units])
         await asyncio.gather(*keeping, *(unit.stop(0) for unit in self._units), return_exceptions=True)
 
     async def _or_hurry(self, stops: list[Coroutine[Any, Any, None]]) -> None:
@@ -145,10 +149,10 @@ class Supervisor:
                 await task
 
     def _end_engines(self) -> None:
-        """End the engines that a killed worker could not end; usually there are none."""
+        """End the engines, which outlive every worker but not the whole."""
         from gpustack.worker.runners.ending import end_recorded
 
-        end_recorded(self.data_dir / "run", grace=0 if self._hurry.is_set() else 1.0)
+        end_recorded(self.data_dir / "run", grace=0 if self._hurry.is_set() else ENGINE_GRACE)
 
     async def _announce(self) -> None:
         await asyncio.gather(*(unit.ready() for unit in self._units))

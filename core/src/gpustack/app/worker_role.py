@@ -30,5 +30,7 @@ async def run(
         service_ports=tuple(settings.service_port_range.ports()),
         pipx_path=settings.pipx_path,
         system_reserved=settings.system_reserved.in_bytes(),
+        # Engines outlive the worker, however it ends; on an orderly end the supervisor ends them.
+        keep_engines=True,
     )
     await run_worker(config, load_catalogue(), sockets["http"], on_ready)

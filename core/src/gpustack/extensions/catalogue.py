@@ -10,7 +10,6 @@ from pydantic import BaseModel, ValidationError
 
 from gpustack.kit.errors import SettingsError
 from gpustack.plugin import (
-    Database,
     Extension,
     GpuDetector,
     Host,
@@ -67,7 +66,6 @@ class Catalogue:
     backends: dict[str, Registered[InferenceBackend[Any]]] = field(default_factory=dict)
     gpu_detectors: dict[str, Registered[GpuDetector[Any]]] = field(default_factory=dict)
     system_detectors: dict[str, Registered[SystemDetector[Any]]] = field(default_factory=dict)
-    databases: dict[str, Registered[Database[Any]]] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
 
     def names(self) -> dict[str, list[str]]:
@@ -76,7 +74,6 @@ class Catalogue:
             "backends": sorted(self.backends),
             "gpu_detectors": sorted(self.gpu_detectors),
             "system_detectors": sorted(self.system_detectors),
-            "databases": sorted(self.databases),
         }
 
     @staticmethod

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from gpustack.plugin import Database, Extension, GpuDetector, InferenceBackend, SystemDetector
+from gpustack.plugin import Extension, GpuDetector, InferenceBackend, SystemDetector
 
 _NAME = re.compile(r"^[a-z0-9]([a-z0-9._-]*[a-z0-9])?$")
 
@@ -26,7 +26,6 @@ class Kind:
     #: Names of class variables that must hold a non-empty text.
     texts: tuple[str, ...] = ()
     #: Names of class variables that must hold a non-empty tuple of texts.
-    tuples: tuple[str, ...] = ()
 
 
 KINDS = (
@@ -49,13 +48,6 @@ KINDS = (
         field="system_detectors",
         base=SystemDetector,
         label="system detector",
-    ),
-    Kind(
-        hook="register_databases",
-        field="databases",
-        base=Database,
-        label="database",
-        tuples=("schemes",),
     ),
 )
 
@@ -103,10 +95,6 @@ def _without_variables(kind: Kind, cls: type[Extension[Any]]) -> str | None:
         value = getattr(cls, each, None)
         if not (isinstance(value, str) and value):
             return f"has no {each}"
-    for each in kind.tuples:
-        value = getattr(cls, each, None)
-        if not (isinstance(value, tuple) and value and all(isinstance(item, str) and item for item in value)):
-            return f"has no {each}; set it to a tuple of texts"
     return None
 
 

@@ -38,7 +38,6 @@ Its distribution names the module under the entry-point group ``gpustack``:
 """
 
 from gpustack.plugin.contracts import (
-    Database,
     Extension,
     GpuDetector,
     Host,
@@ -73,7 +72,6 @@ __all__ = [
     "Artifact",
     "Category",
     "ContainerImage",
-    "Database",
     "DeviceExposure",
     "EstimateRequest",
     "Extension",

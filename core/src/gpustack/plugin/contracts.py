@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Self, TypeVar
+from typing import ClassVar, Generic, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -152,18 +152,3 @@ class GpuDetector(Extension[S], ABC):
     @abstractmethod
     def expose(self, devices: Sequence[GpuDevice]) -> DeviceExposure:
         """Return how a process is shown exactly ``devices``, which are all of this vendor."""
-
-
-class Database(Extension[S], ABC):
-    """A kind of database. PostgreSQL is built in."""
-
-    #: The URL schemes it serves, as in ``("mysql",)``.
-    schemes: ClassVar[tuple[str, ...]]
-
-    @abstractmethod
-    def engine(self, url: str) -> Any:
-        """Return a Piccolo engine for ``url``. Nothing is connected yet."""
-
-    @abstractmethod
-    def wakeups(self) -> AsyncIterator[None]:
-        """Yield whenever new events may have been written; too often is harmless, never is not."""

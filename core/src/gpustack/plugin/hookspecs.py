@@ -11,7 +11,7 @@ from typing import Any
 
 import pluggy
 
-from gpustack.plugin.contracts import Database, GpuDetector, InferenceBackend, SystemDetector
+from gpustack.plugin.contracts import GpuDetector, InferenceBackend, SystemDetector
 
 #: The name of the entry-point group, and of the pluggy project.
 PROJECT = "gpustack"
@@ -36,10 +36,4 @@ def register_gpu_detectors() -> Iterable[type[GpuDetector[Any]]]:
 @hookspec
 def register_system_detectors() -> Iterable[type[SystemDetector[Any]]]:
     """Return classes that measure processor and memory. The first present one, sorted by name, is used."""
-    return ()
-
-
-@hookspec
-def register_databases() -> Iterable[type[Database[Any]]]:
-    """Return the database classes this plugin brings. The scheme of ``--database-url`` selects one."""
     return ()

@@ -25,7 +25,6 @@ def describe(catalogue: Catalogue) -> PluginsPublic:
         "inference_backend": dict(catalogue.backends),
         "gpu_detector": dict(catalogue.gpu_detectors),
         "system_detector": dict(catalogue.system_detectors),
-        "database": dict(catalogue.databases),
     }
     items = [
         PluginPublic(
