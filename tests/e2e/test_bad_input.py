@@ -128,11 +128,33 @@ def test_a_port_range_that_is_used_up(place: Path, engine: InstalledEngine, tiny
         assert "--service-port-range" in said
 
 
-def test_a_pipx_that_is_not_there(place: Path, tiny_gguf: Path) -> None:
-    with gpustack(place / "pipx", place / "pipx home", ["--pipx-path", "/nowhere/pipx"]) as running:
+def test_a_pipx_that_is_not_there(place: Path) -> None:
+    said = refused_start(place / "pipx", place / "home", ["--pipx-path", "/nowhere/pipx"], status=2)
+    assert "/nowhere/pipx" in said
+    assert "--pipx-path" in said
+
+
+def test_a_pipx_that_does_not_work(place: Path, tiny_gguf: Path) -> None:
+    with gpustack(place / "pipx", place / "pipx home", ["--pipx-path", "/bin/false"]) as running:
         said = refused(running, "deploy", str(tiny_gguf), "--name", "tiny", "--timeout", "15")
-        assert "/nowhere/pipx" in said
-        assert "--pipx-path" in said
+        assert "pipx" in said
+
+
+def test_a_package_index_that_cannot_be_reached(place: Path, tiny_gguf: Path) -> None:
+    index = f"http://127.0.0.1:{free_ports(1)[0]}/"
+    env = {"PIP_INDEX_URL": index, "UV_DEFAULT_INDEX": index, "PIP_RETRIES": "0", "UV_HTTP_RETRIES": "0"}
+    env |= {"PIP_EXTRA_INDEX_URL": "", "PIP_FIND_LINKS": "", "UV_FIND_LINKS": "", "PIP_CONFIG_FILE": "/dev/null"}
+    env |= {"UV_CACHE_DIR": str(place / "no cache"), "PIP_CACHE_DIR": str(place / "no cache")}
+    with gpustack(place / "offline", place / "offline home", env=env) as running:
+        said = refused(running, "deploy", str(tiny_gguf), "--name", "tiny", "--timeout", "25")
+        assert "index" in said
+        assert "reached" in said
+
+
+def test_a_password_that_is_too_short(place: Path) -> None:
+    said = refused_start(place / "short", place / "home", ["--bootstrap-password", "geheim"], status=2)
+    assert "--bootstrap-password" in said
+    assert "geheim" not in said
 
 
 def test_a_database_that_cannot_be_reached(place: Path) -> None:

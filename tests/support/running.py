@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,11 +114,18 @@ def processes_of(data_dir: Path) -> list[psutil.Process]:
     return found
 
 
-def spawn(data_dir: Path, home: Path, flags: Sequence[str] = (), *, port: int | None = None) -> Running:
-    """Start GPUStack without waiting for anything."""
+def spawn(
+    data_dir: Path,
+    home: Path,
+    flags: Sequence[str] = (),
+    *,
+    port: int | None = None,
+    env: Mapping[str, str] | None = None,
+) -> Running:
+    """Start GPUStack without waiting for anything; ``env`` is added to the environment."""
     home.mkdir(parents=True, exist_ok=True)
     port = port if port is not None else free_ports(1)[0]
-    env = {**_CLEAN, "HOME": str(home), "NO_COLOR": "1", "PYTHONUNBUFFERED": "1"}
+    full = {**_CLEAN, "HOME": str(home), "NO_COLOR": "1", "PYTHONUNBUFFERED": "1", **(env or {})}
     command = [
         COMMAND,
         "start",
@@ -131,9 +138,14 @@ def spawn(data_dir: Path, home: Path, flags: Sequence[str] = (), *, port: int | 
         *flags,
     ]
     process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env, cwd=home
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=full,
+        cwd=home,
     )
-    return Running(url=f"http://127.0.0.1:{port}", data_dir=data_dir, home=home, process=process, _env=env)
+    return Running(url=f"http://127.0.0.1:{port}", data_dir=data_dir, home=home, process=process, _env=full)
 
 
 def wait_ready(running: Running) -> Running:
@@ -158,10 +170,15 @@ def wait_ready(running: Running) -> Running:
 
 @contextlib.contextmanager
 def gpustack(
-    data_dir: Path, home: Path, flags: Sequence[str] = (), *, port: int | None = None
+    data_dir: Path,
+    home: Path,
+    flags: Sequence[str] = (),
+    *,
+    port: int | None = None,
+    env: Mapping[str, str] | None = None,
 ) -> Iterator[Running]:
     """Run GPUStack until the block ends; whatever is left of it then is killed."""
-    running = spawn(data_dir, home, flags, port=port)
+    running = spawn(data_dir, home, flags, port=port, env=env)
     try:
         yield wait_ready(running)
     finally:

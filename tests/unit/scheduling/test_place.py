@@ -152,12 +152,21 @@ def test_a_refusal_says_what_is_missing_where() -> None:
     assert isinstance(refused, Refused)
     assert refused.for_room_only
     assert explain(refused) == [
-        "waiting for room: no worker has enough free memory now",
         (
+            "waiting for room: no worker has enough free memory now: "
             "worker-a: needs 12.0 GiB RAM, 8.0 GiB of 24.0 GiB is free "
             "(2.0 GiB reserved, 13.0 GiB claimed, 1.0 GiB used by others)"
-        ),
+        )
     ]
+
+
+@pytest.mark.parametrize("claim", [way(23), way(1, vram=50, gpus=2), way(1, vram=8, gpus=3)])
+def test_what_no_worker_could_ever_hold_is_not_said_to_wait_for_room(claim: Way) -> None:
+    worker = a_worker(1, 24, ram_reserved=2 * GIB, gpus=(24, 24))
+    refused = place(Snapshot.of([worker], []), a_request(claim))
+
+    assert isinstance(refused, Refused)
+    assert explain(refused)[0].startswith("no worker is large enough, even when empty: worker-1: needs ")
 
 
 def test_a_refusal_names_the_nearest_gpus_and_the_missing_ones() -> None:
@@ -201,7 +210,7 @@ def test_each_filter_leaves_a_reason(kind: str) -> None:
     assert isinstance(refused, Refused)
     assert not refused.for_room_only
     assert refused.reasons == {1: reason}
-    assert f"worker-1: {reason}" in explain(refused)
+    assert explain(refused) == [f"no worker can take it now: worker-1: {reason}"]
 
 
 def test_a_large_fleet_is_counted_by_filter_and_the_nearest_are_named() -> None:

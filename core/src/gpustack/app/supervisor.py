@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import resource
+import shlex
 import shutil
 import signal
 import sys
@@ -202,7 +203,8 @@ def _command(data_dir: Path) -> str:
     here = Path(sys.executable).with_name("gpustack")
     found = shutil.which("gpustack")
     name = "gpustack" if found and Path(found).resolve() == here.resolve() else str(here)
-    return name if data_dir == default_data_dir() else f"{name} --data-dir {data_dir}"
+    words = [name] if data_dir == default_data_dir() else [name, "--data-dir", str(data_dir)]
+    return shlex.join(words)
 
 
 def _say(text: str) -> None:

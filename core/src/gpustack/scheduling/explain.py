@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gpustack.kit.text import human_bytes, plural
-from gpustack.scheduling.fit import Deficit, GpuShort
+from gpustack.scheduling.fit import Deficit, GpuShort, per_gpu
 from gpustack.scheduling.plan import Refused
 from gpustack.scheduling.snapshot import Room
 
@@ -12,14 +12,19 @@ MOST_WORKERS = 8
 
 
 def explain(refused: Refused) -> list[str]:
-    """Return a headline, then how many workers each filter left, then a line for each of the nearest workers."""
+    """Return a headline, then how many workers each filter left, then a line for each of the nearest workers.
+
+    A single worker's reason is in the headline, which is all that a table has room for.
+    """
     if refused.workers == 0:
         return ["no worker has joined yet; start one, or look at `gpustack workers`"]
     lines = [_headline(refused)]
+    if refused.workers == 1:
+        return [": ".join([*lines, *(_worker_line(refused, each) for each in refused.rooms)])]
     lines += [
         f"{step.matched} of {step.asked} workers {step.name}"
         for step in refused.steps
-        if step.matched < step.asked and refused.workers > 1
+        if step.matched < step.asked
     ]
     near = sorted(refused.deficits, key=lambda key: (refused.deficits[key].missing, key))
     order = [step.name for step in refused.steps]
@@ -32,9 +37,24 @@ def explain(refused: Refused) -> list[str]:
 
 
 def _headline(refused: Refused) -> str:
-    if refused.for_room_only:
-        return "waiting for room: no worker has enough free memory now"
-    return "no worker can take it now"
+    if not refused.for_room_only:
+        return "no worker can take it now"
+    if all(_never(refused.rooms[key], deficit) for key, deficit in refused.deficits.items()):
+        return "no worker is large enough, even when empty"
+    return "waiting for room: no worker has enough free memory now"
+
+
+def _never(room: Room, deficit: Deficit) -> bool:
+    """Tell whether the claim is more than the whole worker has to give."""
+    worker = room.worker
+    if deficit.ram_needed > worker.ram_total - worker.ram_reserved:
+        return True
+    fitting = [
+        gpu
+        for gpu in worker.gpus
+        if gpu.total - worker.vram_reserved >= per_gpu(deficit.claim)
+    ]
+    return len(fitting) < deficit.gpus_needed
 
 
 def _worker_line(refused: Refused, worker_id: int) -> str:

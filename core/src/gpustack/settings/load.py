@@ -87,9 +87,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except (UnicodeDecodeError, YAMLError) as error:
         where = getattr(error, "problem_mark", None)
         place = f" at line {where.line + 1}" if where else ""
-        raise SettingsError(
-            f"--config-file {path} is not YAML{place}: {getattr(error, 'problem', error)}"
-        ) from error
+        why = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise SettingsError(f"--config-file {path} is not YAML{place}: {why}") from error
     if keys is None:
         return {}
     if not isinstance(keys, dict):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from gpustack.kit.paths import default_data_dir
 from gpustack.kit.text import GIB
 
+_LAST_PORT = 65535
 _YES = {"true", "1", "yes", "on"}
 _NO = {"false", "0", "no", "off"}
 
@@ -32,8 +34,8 @@ def _port(value: object) -> int:
         port = int(str(value))
     except ValueError:
         port = -1
-    if isinstance(value, bool) or not 0 <= port <= 65535:
-        raise ValueError("give a port from 0 to 65535")
+    if isinstance(value, bool) or not 0 <= port <= _LAST_PORT:
+        raise ValueError(f"give a port from 0 to {_LAST_PORT}")
     return port
 
 
@@ -46,9 +48,25 @@ def _path(value: object) -> object:
     return value
 
 
+def _password(value: object) -> str:
+    text = str(value)
+    if not 8 <= len(text) <= 1024:
+        raise ValueError("give a password of at least 8 characters")
+    return text
+
+
 Boolean = Annotated[bool, BeforeValidator(_boolean)]
 Port = Annotated[int, BeforeValidator(_port)]
 AbsolutePath = Annotated[Path, BeforeValidator(_path)]
+
+
+def _program(value: object) -> object:
+    if isinstance(value, str) and value:
+        path = Path(value).expanduser().absolute()
+        if not (path.is_file() and os.access(path, os.X_OK)):
+            raise ValueError("there is no such program; leave the option out to use GPUStack's own pipx")
+        return str(path)
+    return value
 
 
 class PortRange(BaseModel):
@@ -56,8 +74,8 @@ class PortRange(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    first: int = Field(ge=1, le=65535)
-    last: int = Field(ge=1, le=65535)
+    first: int = Field(ge=1, le=_LAST_PORT)
+    last: int = Field(ge=1, le=_LAST_PORT)
 
     @model_validator(mode="before")
     @classmethod
@@ -67,13 +85,9 @@ class PortRange(BaseModel):
         first, dash, last = value.partition("-")
         if not (dash and first.strip().isdecimal() and last.strip().isdecimal()):
             raise ValueError("give two ports as N1-N2, e.g. 40000-40063")
+        if not 1 <= int(first) <= int(last) <= _LAST_PORT:
+            raise ValueError(f"give two ports from 1 to {_LAST_PORT}, the lower one first")
         return {"first": int(first), "last": int(last)}
-
-    @model_validator(mode="after")
-    def _ordered(self) -> PortRange:
-        if self.first > self.last:
-            raise ValueError(f"the first port {self.first} is above the last, {self.last}")
-        return self
 
     def ports(self) -> Iterator[int]:
         """Return each port, lowest first."""
@@ -119,9 +133,10 @@ class Settings(BaseModel):
     debug: Boolean = False
     data_dir: AbsolutePath = Field(default_factory=default_data_dir)
     bin_dir: AbsolutePath = Path()
-    pipx_path: str = ""
+    #: Empty is the pipx that came with GPUStack, or the one on PATH.
+    pipx_path: Annotated[str, BeforeValidator(_program)] = ""
     disable_worker: Boolean = False
-    bootstrap_password: str | None = Field(default=None, min_length=1)
+    bootstrap_password: Annotated[str, BeforeValidator(_password)] | None = None
     #: Empty is the embedded PostgreSQL.
     database_url: str = Field(default="", pattern=r"^(postgres(ql)?://.+)?$")
     disable_openapi_docs: Boolean = False
