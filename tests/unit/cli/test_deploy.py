@@ -14,12 +14,17 @@ from typing import Any
 import pytest
 
 from gpustack.cli.deploy import default_name
+from gpustack.cli.rollout import Rollout
+from gpustack.schemas import Event, EventType
 from support.fake_api import Asked, FakeApi, Reply, a_model, after, an_instance, event, fake_api, page
 
 Cli = Any
 CREATED, UPDATED, DELETED = 1, 2, 3
 _END = event(5, 0, number=1)
-RETRY = "the engine exited with status 2; trying again in 10 s\nlast lines of its log:\nbad flag"
+RETRY = "the engine exited with status 2 after {lived} s while loading the model; trying again {when}\nlast lines of its log:\n{said}"
+NOW = RETRY.format(lived=0.4, when="now", said="12:00:01 bad flag")
+LATER = RETRY.format(lived=0.5, when="in 10 s", said="12:00:02 bad flag")
+NETWORK = "pipx cannot reach the package index; trying again now"
 
 
 @pytest.fixture
@@ -127,22 +132,76 @@ def test_an_error_that_is_final_ends_with_the_engines_last_lines(
 
 
 def test_an_engine_that_is_started_again_is_waited_for(cli: Cli, api: FakeApi, model_file: Path) -> None:
-    script(api, step("error", RETRY, kind=CREATED), step("initializing"), step("running"))
+    script(api, step("error", NOW, kind=CREATED), step("initializing"), step("running"))
 
     ended = cli("deploy", str(model_file))
 
     assert ended.status == 0
-    assert "error: the engine exited with status 2; trying again in 10 s" in ended.out
+    assert (
+        "error: the engine exited with status 2 after 0.4 s while loading the model; trying again now"
+        in ended.out
+    )
 
 
-def test_an_engine_that_fails_again_and_again_is_given_up(cli: Cli, api: FakeApi, model_file: Path) -> None:
-    script(api, *[step("error", RETRY), step("initializing")] * 2, step("error", RETRY))
+@pytest.mark.parametrize("between", [[step("initializing"), step("starting")], []])
+def test_an_engine_that_fails_twice_at_once_in_the_same_way_is_given_up(
+    cli: Cli, api: FakeApi, model_file: Path, between: list[bytes]
+) -> None:
+    script(api, step("error", NOW, kind=CREATED), *between, step("error", LATER))
 
     ended = cli("deploy", str(model_file))
 
     assert ended.status == 1
-    assert "bad flag" in ended.err
+    assert "12:00:02 bad flag" in ended.err
     assert "GPUStack goes on trying" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (NETWORK, NETWORK),
+        (NOW, NETWORK),
+        (NOW, LATER.replace("exited with status 2", "was killed by SIGKILL")),
+    ],
+)
+def test_errors_that_may_pass_are_waited_for(
+    cli: Cli, api: FakeApi, model_file: Path, first: str, second: str
+) -> None:
+    script(
+        api,
+        step("error", first, kind=CREATED),
+        step("initializing"),
+        step("error", second),
+        step("initializing"),
+        step("running"),
+    )
+    assert cli("deploy", str(model_file)).status == 0
+
+
+def test_the_third_error_in_a_row_is_the_last(cli: Cli, api: FakeApi, model_file: Path) -> None:
+    script(api, *[step("error", NETWORK), step("initializing")] * 2, step("error", NETWORK))
+
+    ended = cli("deploy", str(model_file))
+
+    assert ended.status == 1
+    assert "package index" in ended.err
+    assert "GPUStack goes on trying" in ended.err
+
+
+def test_the_same_failure_a_while_later_is_another_one() -> None:
+    rollout = Rollout(replicas=1, whole=True)
+
+    def outcome_after(message: str, now: float) -> Any:
+        state = "error" if message else "initializing"
+        data = an_instance(state=state, state_message=message)
+        rollout.take(Event(type=EventType.UPDATED, id=11, data=data, number=1), now)
+        return rollout.outcome(now)
+
+    assert outcome_after(NOW, 0.0) is None
+    assert outcome_after("", 1.0) is None
+    assert outcome_after(LATER, 60.0) is None
+    assert outcome_after("", 70.0) is None
+    assert outcome_after(LATER, 71.0) is not None
 
 
 def test_no_room_is_explained_and_stays_queued(cli: Cli, api: FakeApi, model_file: Path) -> None:
@@ -219,7 +278,12 @@ def test_a_relative_path_for_another_machine_is_refused(cli: Cli, api: FakeApi, 
     [
         (["--env", "NOVALUE"], "KEY=VALUE"),
         (["--env", "1x=2"], "1x"),
-        (["--name", "bad name!"], "name"),
+        (
+            ["--name", "bad name!"],
+            "Error: --name 'bad name!': a name is made of letters, digits and . _ : / - with",
+        ),
+        (["--name", "-"], "a letter or digit at both ends"),
+        (["--name", "a" * 129], "128 characters at most"),
         (["--backend-version", "; rm"], "backend-version"),
     ],
 )
@@ -229,7 +293,24 @@ def test_bad_values_are_told_without_asking_the_server(
     ended = cli("deploy", str(model_file), *args)
     assert ended.status == 1
     assert said in ended.err
+    assert ended.err.count("\n") == 1
     assert api.asked == []
+
+
+@pytest.mark.parametrize("name", ["a model", "模型 (1)", "-leading", "it's"])
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_any_path_will_do(
+    cli: Cli, api: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, kind: str
+) -> None:
+    path = tmp_path / "some where" / name
+    path.mkdir(parents=True) if kind == "directory" else path.parent.mkdir() or path.touch()
+    script(api)
+    monkeypatch.chdir(path.parent)
+
+    ended = cli("deploy", f"./{name}", "--no-wait", "--name", "tiny")
+
+    assert (ended.status, ended.err) == (0, "")
+    assert api.requests("POST", "/v2/models")[0].json["local_path"] == str(path)
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,14 @@ def test_wrong_usage_is_one_line_and_status_2(cli: Cli, args: list[str], said: s
     assert said in ended.err
 
 
+@pytest.mark.parametrize("args", [[], ["help"], ["help", "deploy"], ["help", "keys", "create"], ["keys"]])
+def test_help_is_an_answer_and_no_error(cli: Cli, args: list[str]) -> None:
+    ended = cli(*args)
+    assert (ended.status, ended.err) == (0, "")
+    command = " ".join(each for each in args if each != "help")
+    assert ended.out.startswith(f"Usage: gpustack {command}".rstrip() + " ")
+
+
 def test_wrong_settings_are_a_line_each(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise SettingsError("--port x: no\n--token: no")
@@ -93,7 +101,7 @@ def test_what_nobody_foresaw_is_one_line_too(
 ) -> None:
     from gpustack.cli import main
 
-    def fail(_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise KeyError("oops")
 
     monkeypatch.setattr("gpustack.cli.target.Target.connection", fail)
@@ -107,7 +115,7 @@ def test_what_nobody_foresaw_is_one_line_too(
 
 
 def test_ctrl_c_is_quiet(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(_: object) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("gpustack.cli.target.Target.connection", interrupt)

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import stat
+import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gpustack.cli.output import clean
-from support.fake_api import Asked, FakeApi, Reply, a_model, an_instance, page
+from gpustack.client.logins import Login, Logins
+from gpustack.kit.process import identify
+from gpustack.worker.runners.records import EngineRecord, write_record
+from support.fake_api import Asked, FakeApi, Reply, a_model, an_instance, fake_api, page
 
 Cli = Any
 _TIME = "2026-01-02T03:04:05Z"
@@ -50,24 +56,121 @@ def test_only_the_first_line_of_a_message_is_listed(cli: Cli, api: FakeApi) -> N
     assert "second line" not in out
 
 
+@pytest.mark.parametrize("columns", [80, 100, 200])
+def test_a_table_fits_the_terminal_and_keeps_names_whole(
+    cli: Cli, api: FakeApi, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    monkeypatch.setattr("gpustack.cli.output.on_terminal", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("NO_COLOR", "1")
+    instance = an_instance(
+        state="error", state_message="it broke " * 30, worker_name="worker-one", backend="llama-cpp",
+        backend_version="2026.10.11549", pid=1234567, port=40000,
+    )  # fmt: skip
+    api.on("GET", "/v2/model-instances", Reply(body=page(instance)))
+
+    header, row = cli("ps").out.splitlines()
+    assert max(len(header), len(row)) <= columns
+    assert row.startswith("tiny-abcde  ")
+    assert row.endswith("…")
+    assert ("llama-cpp 2026.10.11549" in row) == (columns == 200)
+
+
 def test_what_others_named_cannot_drive_the_terminal() -> None:
     assert clean("a\x1b]0;title\x07b\u202ec\r\n") == "a]0;titlebc"
 
 
-def test_removing_waits_until_the_instances_are_gone_and_tells_what_is_missing(
-    cli: Cli, api: FakeApi
-) -> None:
+def script_removal(api: FakeApi, **instance: Any) -> None:
     api.on("GET", "/v2/models", Reply(body=page(a_model())))
     api.on("DELETE", "/v2/models/1", Reply(204))
-    api.on("GET", "/v2/model-instances", Reply(body=page(an_instance())), Reply(body=page()))
+    api.on("GET", "/v2/model-instances", Reply(body=page(an_instance(**instance))))
+
+
+def test_removing_tells_what_is_missing(cli: Cli, api: FakeApi) -> None:
+    script_removal(api)
 
     ended = cli("rm", "nothing", "tiny", "tiny")
 
-    assert ended.status == 1
-    assert ended.out == "Removed tiny.\n"
+    assert (ended.status, ended.out) == (1, "Removed tiny.\n")
     assert "'nothing'" in ended.err
-    assert len(api.requests("GET", "/v2/model-instances")) == 2
     assert len(api.requests("DELETE", "/v2/models/1")) == 1
+
+
+def test_removing_elsewhere_does_not_claim_that_engines_have_ended(cli: Cli, api: FakeApi) -> None:
+    script_removal(api, state="running", pid=os.getpid())
+
+    assert cli("rm", "tiny").out == "Removed tiny; its engines are ending.\n"
+    assert json.loads(cli("rm", "tiny", "--json").out) == {
+        "removed": ["tiny"], "ending": ["tiny"], "missing": [],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("ends", "flags", "said"),
+    [
+        (True, [], "Removed tiny.\n"),
+        (False, [], "Removed tiny; its engines are ending.\n"),
+        (False, ["--no-wait"], "Removed tiny; its engines are ending.\n"),
+    ],
+)
+def test_removing_here_waits_for_the_engines(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: bool, flags: list[str], said: str
+) -> None:
+    monkeypatch.setattr("gpustack.cli.rm.PATIENCE", 10.0 if ends else 0.3)
+    with fake_api() as api, subprocess.Popen(["sleep", "60"]) as engine:
+        try:
+            runs_here(tmp_path / "data", api.url, engine=engine.pid)
+            script_removal(api, state="running", pid=engine.pid)
+
+            def ended_by_its_worker(asked: Asked) -> Reply:
+                if ends:
+                    threading.Timer(0.3, engine.kill).start()
+                return Reply(204)
+
+            api.on("DELETE", "/v2/models/1", ended_by_its_worker)
+            ended = cli("rm", "tiny", *flags)
+        finally:
+            engine.kill()
+
+    assert (ended.status, ended.out, ended.err) == (0, said, "")
+
+
+def runs_here(data_dir: Path, url: str, *, engine: int) -> None:
+    """Write down that this very process is the GPUStack of ``data_dir`` and runs instance 11 as ``engine``."""
+    us, it = identify(os.getpid()), identify(engine)
+    assert us is not None
+    assert it is not None
+    (data_dir / "run").mkdir(parents=True)
+    (data_dir / "run" / "cli_token").write_text("token")
+    state = {"pid": us.pid, "started": us.started, "url": url, "data_dir": str(data_dir), "log_dir": "/x"}
+    (data_dir / "run" / "supervisor.json").write_text(json.dumps(state))
+    record = EngineRecord(
+        instance_id=11, instance_name="tiny-abcde", port=1, log_path="", argv_digest="",
+        pid=it.pid, started=it.started,
+    )  # fmt: skip
+    write_record(data_dir / "run", record)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [["rm", "tiny"], ["keys", "create", "k"], ["keys", "revoke", "k"], ["deploy", "/m/x.gguf", "--no-wait"]],
+    ids=" ".join,
+)
+def test_a_change_at_the_last_login_says_where(
+    cli: Cli, api: FakeApi, monkeypatch: pytest.MonkeyPatch, change: list[str]
+) -> None:
+    monkeypatch.delenv("GPUSTACK_SERVER")
+    monkeypatch.delenv("GPUSTACK_API_KEY")
+    Logins().save(Login(url=api.url, username="admin", key_id=3, key="gpustack_0011_secret"))
+    script_removal(api)
+    api.on("POST", "/v2/api-keys", Reply(201, a_key(value="gpustack_0012_secret")))
+    api.on("GET", "/v2/api-keys", Reply(body=page(a_key())))
+    api.on("DELETE", "/v2/api-keys/3", Reply(204))
+
+    said = cli(*change).err.splitlines()[0]
+    assert said == f"No GPUStack of yours runs here; this is for {api.url}, the last login."
+    assert cli("ls").err == ""
+    assert said not in cli(*change, "--server", api.url).err
 
 
 def test_one_log_comes_as_it_is(cli: Cli, api: FakeApi) -> None:
@@ -76,6 +179,34 @@ def test_one_log_comes_as_it_is(cli: Cli, api: FakeApi) -> None:
 
     assert cli("logs", "tiny-abcde", "--tail", "5").out == "one\ntwo\nno newline"
     assert api.asked[-1].query == {"tail": "5", "follow": "false"}
+
+
+def test_who_follows_a_log_waits_for_it(cli: Cli, api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpustack.cli.logs._POLL", 0.01)
+    api.on("GET", "/v2/model-instances", Reply(body=page(an_instance())))
+    api.on("GET", "/v2/model-instances/11", Reply(body=an_instance(state="scheduled")))
+    none_yet, unknown = Reply(409, {"message": "no log yet"}), Reply(404, {"message": "not on that worker"})
+    api.on(
+        "GET", "/v2/model-instances/11/logs", none_yet, none_yet, unknown, Reply(pieces=[b"one\n"])
+    )  # fmt: skip
+
+    ended = cli("logs", "-f", "tiny-abcde")
+
+    assert (ended.status, ended.out) == (0, "one\n")
+    assert ended.err == "tiny-abcde has no log yet; waiting for its engine to start.\n"
+
+
+@pytest.mark.parametrize(("state", "flags"), [("error", ["-f"]), ("pending", [])])
+def test_a_log_that_will_not_come_is_not_waited_for(
+    cli: Cli, api: FakeApi, state: str, flags: list[str]
+) -> None:
+    api.on("GET", "/v2/model-instances", Reply(body=page(an_instance())))
+    api.on("GET", "/v2/model-instances/11", Reply(body=an_instance(state=state)))
+    api.on("GET", "/v2/model-instances/11/logs", Reply(409, {"message": "there is no log"}))
+
+    ended = cli("logs", *flags, "tiny-abcde")
+
+    assert (ended.status, ended.err) == (1, "Error: there is no log\n")
 
 
 def test_several_logs_name_their_instance(cli: Cli, api: FakeApi) -> None:

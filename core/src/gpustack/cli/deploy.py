@@ -62,7 +62,7 @@ def command(
     PATH is a file or directory on the worker: with a server on this machine it may be relative, for another one give the whole path.
     Waits until all copies answer, and shows each phase. Ctrl-C ends the waiting, not the deployment.
     """
-    connection = target.connection()
+    connection = target.connection(changes=True)
     where = _absolute(path, connection)
     wanted = _model(where, name or default_name(where), env, **spec)
     created: list[ModelPublic] = []
@@ -120,6 +120,11 @@ def _model(
         return ModelCreate(name=name, local_path=path, backend_parameters=list(parameters), env=pairs, **spec)
     except ValidationError as error:
         problem = error.errors()[0]
+        if problem["loc"] == ("name",):
+            raise InvalidInput(
+                f"--name {name!r}: a name is made of letters, digits and . _ : / - with a letter or digit at both "
+                "ends, 128 characters at most"
+            ) from error
         field = str(problem["loc"][0]).replace("_", "-") if problem["loc"] else "the model"
         raise InvalidInput(f"{field}: {problem['msg'].removeprefix('Value error, ')}") from error
 

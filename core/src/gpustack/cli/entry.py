@@ -34,12 +34,15 @@ def run(args: Sequence[str] | None = None) -> int:
 
 def _run(args: Sequence[str] | None) -> int:
     try:
-        status = group.main(args, prog_name="gpustack", standalone_mode=False)
+        status = group.main(_helped(args), prog_name="gpustack", standalone_mode=False)
     except (BrokenPipeError, ReaderLeft):
         raise
     except click.exceptions.Exit as error:
         return error.exit_code
     except click.ClickException as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # click 8.2 has it, 8.1 prints the help by itself
+            click.echo(error.format_message())
+            return OK
         return _usage(error)
     except (click.Abort, KeyboardInterrupt):
         _say("")
@@ -54,6 +57,12 @@ def _run(args: Sequence[str] | None) -> int:
         _say(f"Error: unexpected {type(error).__name__}: {said}; GPUSTACK_DEBUG=1 shows where")
         return FAILED
     return status if isinstance(status, int) else OK
+
+
+def _helped(args: Sequence[str] | None) -> list[str]:
+    """Understand ``gpustack help COMMAND`` as ``gpustack COMMAND --help``."""
+    words = list(sys.argv[1:] if args is None else args)
+    return [*words[1:], "--help"] if words[:1] == ["help"] else words
 
 
 def _lines(error: GPUStackError) -> list[str]:
@@ -71,9 +80,6 @@ def _status_of(error: GPUStackError) -> int:
 
 
 def _usage(error: click.ClickException) -> int:
-    if type(error).__name__ == "NoArgsIsHelpError":  # click 8.2 has it, 8.1 prints the help by itself
-        _say(error.format_message())
-        return USAGE
     line = " ".join(error.format_message().split())
     context = error.ctx if isinstance(error, click.UsageError) else None
     if context is not None:

@@ -91,7 +91,7 @@ def create_key(
     except ValidationError as error:
         problem = error.errors()[0]
         raise InvalidInput(f"{problem['loc'][0]}: {problem['msg']}") from error
-    key = target.ask(lambda client: client.keys.create(wanted))
+    key = target.ask(lambda client: client.keys.create(wanted), changes=True)
     if as_json:
         emit_json(key.model_dump(mode="json"))
         return
@@ -105,7 +105,7 @@ def create_key(
 @json_option
 def revoke_keys(names: tuple[str, ...], target: Target, as_json: bool) -> None:
     """Revoke API keys by name or id; they stop working at once."""
-    revoked = target.ask(lambda client: _revoke(client, names))
+    revoked = target.ask(lambda client: _revoke(client, names), changes=True)
     if as_json:
         emit_documents(revoked)
         return

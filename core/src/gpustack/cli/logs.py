@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 import click
 
 from gpustack.cli.output import note
 from gpustack.cli.target import Target, server_options
-from gpustack.kit.errors import GPUStackError, NotFound
+from gpustack.kit.errors import Conflict, GPUStackError, NotFound
 
 if TYPE_CHECKING:
     from gpustack.client import Client
     from gpustack.schemas import ModelInstancePublic
+
+#: States of an instance whose engine is still to be started.
+_BEFORE_A_LOG = ("pending", "analyzing", "scheduled", "initializing", "downloading", "starting")
+#: Seconds between two looks whether there is a log.
+_POLL = 0.5
 
 
 @click.command("logs")
@@ -39,7 +45,7 @@ def command(name: str, follow: bool, tail: int, target: Target) -> int:
 async def _show(client: Client, name: str, *, follow: bool, tail: int) -> int:
     instances = await _find(client, name)
     if len(instances) == 1:
-        async for chunk in client.logs(instances[0].id, tail=tail, follow=follow):
+        async for chunk in _log(client, instances[0], follow=follow, tail=tail):
             _write(chunk)
         return 0
     width = max(len(each.name) for each in instances)
@@ -69,6 +75,26 @@ async def _find(client: Client, name: str) -> list[ModelInstancePublic]:
     return instances
 
 
+async def _log(
+    client: Client, instance: ModelInstancePublic, *, follow: bool, tail: int
+) -> AsyncIterator[bytes]:
+    """Yield the log. Who follows one that is not there yet waits for the engine to be started."""
+    told = False
+    while True:
+        try:
+            async for chunk in client.logs(instance.id, tail=tail, follow=follow):
+                yield chunk
+            return
+        except (Conflict, NotFound):
+            # It has no worker yet, or one that has not heard of it.
+            if not follow or (await client.instances.get(instance.id)).state not in _BEFORE_A_LOG:
+                raise
+        if not told:
+            note(f"{instance.name} has no log yet; waiting for its engine to start.")
+            told = True
+        await asyncio.sleep(_POLL)
+
+
 async def _prefixed(
     client: Client, instance: ModelInstancePublic, width: int, *, follow: bool, tail: int
 ) -> bool:
@@ -77,7 +103,7 @@ async def _prefixed(
 
     prefix = f"{instance.name:<{width}} | ".encode()
     try:
-        async for line in lines(client.logs(instance.id, tail=tail, follow=follow)):
+        async for line in lines(_log(client, instance, follow=follow, tail=tail)):
             _write(prefix + line + b"\n")
     except GPUStackError as error:
         note(f"{instance.name}: {error}")

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
 _GAP = "  "
+#: What a column is not made narrower than to fit a terminal.
+_NARROWEST = 8
 
 
 def on_terminal() -> bool:
@@ -45,26 +47,33 @@ def note(text: str) -> None:
 
 
 def emit_table(headers: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str) -> None:
-    """Print a table; ``empty`` is the line for none. The last column is cut to fit a terminal, never a pipe."""
+    """Print a table; ``empty`` is the line for none. Wide columns are cut to fit a terminal, never a pipe."""
     cells = [[clean(str(cell)) for cell in row] for row in rows]
     if not cells:
         note(empty)
         return
     widths = [max(_width(row[column]) for row in [headers, *cells]) for column in range(len(headers))]
-    room = None
     if on_terminal():
-        room = max(10, get_terminal_size().columns - sum(widths[:-1]) - len(_GAP) * (len(widths) - 1))
-    click.echo(
-        click.style(_line(headers, widths, room), bold=True) if coloured() else _line(headers, widths, room)
-    )
+        widths = _fitted(widths, get_terminal_size().columns)
+    click.echo(click.style(_line(headers, widths), bold=True) if coloured() else _line(headers, widths))
     for row in cells:
-        click.echo(_line(row, widths, room))
+        click.echo(_line(row, widths))
 
 
-def _line(cells: Sequence[str], widths: Sequence[int], room: int | None) -> str:
-    *first, last = cells
-    padded = [cell + " " * (width - _width(cell)) for cell, width in zip(first, widths, strict=False)]
-    return _GAP.join([*padded, last if room is None else _cut(last, room)]).rstrip()
+def _fitted(widths: Sequence[int], columns: int) -> list[int]:
+    """Return ``widths`` with the widest columns narrowed to fit; the first stays whole: a name is to be copied."""
+    first, *others = widths
+    room = columns - first - len(_GAP) * len(others)
+    while sum(others) > room and max(others) > _NARROWEST:
+        widest = max(range(len(others)), key=lambda column: (others[column], column))
+        others[widest] -= 1
+    return [first, *others]
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    cut = [_cut(cell, width) for cell, width in zip(cells, widths, strict=True)]
+    padded = [cell + " " * (width - _width(cell)) for cell, width in zip(cut, widths, strict=True)]
+    return _GAP.join(padded).rstrip()
 
 
 def _cut(text: str, room: int) -> str:

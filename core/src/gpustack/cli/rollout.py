@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from gpustack.lifecycle.engine import will_retry
+from gpustack.lifecycle.engine import failed_start, will_retry
 from gpustack.schemas import Event, EventType, InstanceState, ModelInstancePublic
 
 _S = InstanceState
@@ -19,6 +19,9 @@ _S = InstanceState
 SETTLED = 2.0
 #: Errors in a row of one instance after which waiting has no point, though GPUStack goes on trying.
 HOPELESS = 3
+#: Seconds between two starts that failed alike, after which a third has no point either: an engine that ends so soon
+#: does not like what it was told.
+AT_ONCE = 15.0
 
 
 class Outcome(Enum):
@@ -40,6 +43,24 @@ class Step:
 
 
 @dataclass(slots=True)
+class _Errors:
+    """The errors of one instance."""
+
+    count: int = 0
+    #: How the last start failed, and when; empty for another kind of error.
+    start: str = ""
+    at: float = 0.0
+    hopeless: bool = False
+
+    def add(self, message: str, now: float) -> None:
+        """Count one more."""
+        start = failed_start(message)
+        alike = bool(start) and start == self.start and now - self.at < AT_ONCE
+        self.count, self.start, self.at = self.count + 1, start, now
+        self.hopeless = alike or self.count >= HOPELESS
+
+
+@dataclass(slots=True)
 class Rollout:
     """The instances of one model on their way to ``replicas`` running ones."""
 
@@ -48,7 +69,7 @@ class Rollout:
     #: The watch has told of everything that existed when it began.
     whole: bool = False
     _pending_since: dict[int, float] = field(default_factory=dict)
-    _errors: dict[int, int] = field(default_factory=dict)
+    _errors: dict[int, _Errors] = field(default_factory=dict)
     _seen_any: bool = False
 
     def take(self, event: Event, now: float) -> Step | None:
@@ -81,8 +102,10 @@ class Rollout:
             self._pending_since.setdefault(now_is.id, now)
         else:
             self._pending_since.pop(now_is.id, None)
-        if now_is.state is _S.ERROR and (before is None or before.state is not _S.ERROR):
-            self._errors[now_is.id] = self._errors.get(now_is.id, 0) + 1
+        # Of reports in quick succession only the newest is sent, so an error may follow an error.
+        old = (before.state, before.state_message) if before is not None else None
+        if now_is.state is _S.ERROR and old != (now_is.state, now_is.state_message):
+            self._errors.setdefault(now_is.id, _Errors()).add(now_is.state_message, now)
 
     @property
     def running(self) -> int:
@@ -99,7 +122,7 @@ class Rollout:
             return Outcome.DELETED, None
         for each in self.instances.values():
             if each.state is _S.ERROR and (
-                not will_retry(each.state_message) or self._errors.get(each.id, 0) >= HOPELESS
+                not will_retry(each.state_message) or self._errors[each.id].hopeless
             ):
                 return Outcome.FAILED, each
         for number, since in self._pending_since.items():

@@ -17,6 +17,7 @@ import click
 from click.core import ParameterSource
 
 from gpustack.cli.commands import given_data_dir
+from gpustack.cli.output import note
 from gpustack.kit.errors import Forbidden, Unauthenticated
 from gpustack.kit.paths import default_data_dir
 
@@ -35,6 +36,8 @@ class Connection:
     credential: str
     #: The server runs on this very machine, so its worker sees the same files.
     local: bool
+    #: Its data directory, when it was found by that.
+    data_dir: Path | None = None
 
     def __repr__(self) -> str:
         return f"Connection({self.url!r})"
@@ -55,8 +58,12 @@ class Target:
         """The data directory of the GPUStack on this machine."""
         return Path(self.data_dir).expanduser().absolute() if self.data_dir else default_data_dir()
 
-    def connection(self) -> Connection:
-        """Return the server to speak to. Raises NothingRuns, Forbidden, or Unauthenticated with what to do."""
+    def connection(self, *, changes: bool = False) -> Connection:
+        """Return the server to speak to. Raises NothingRuns, Forbidden, or Unauthenticated with what to do.
+
+        What ``changes`` something says so when it is the server of the last login, which the user may not have
+        in mind.
+        """
         if self.server:
             return self._named()
         from gpustack.client.local import NothingRuns, cli_token, running_state
@@ -64,11 +71,13 @@ class Target:
         try:
             state = running_state(self.directory)
             key = self.api_key or cli_token(self.directory)
-            return Connection(url=state.local_url, credential=key, local=True)
+            return Connection(url=state.local_url, credential=key, local=True, data_dir=self.directory)
         except (NothingRuns, Forbidden):
             saved = None if self.only_there else self._last_login()
             if saved is None:
                 raise
+            if changes:
+                note(f"No GPUStack of yours runs here; this is for {saved.url}, the last login.")
             return saved
 
     def _named(self) -> Connection:
@@ -94,9 +103,9 @@ class Target:
         local = is_loopback(checked_url(login.url).host)
         return Connection(url=login.url, credential=self.api_key or login.key, local=local)
 
-    def ask(self, question: Callable[[Client], Awaitable[T]]) -> T:
+    def ask(self, question: Callable[[Client], Awaitable[T]], *, changes: bool = False) -> T:
         """Run ``question`` with a client of the chosen server and return its answer."""
-        return run_async(self.connection(), question)
+        return run_async(self.connection(changes=changes), question)
 
 
 def run_async(connection: Connection, question: Callable[[Client], Awaitable[T]]) -> T:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import re
@@ -12,12 +11,13 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from gpustack.dataplane import body, errors
-from gpustack.dataplane.asgi import Receive, Scope, Send, answer, bearer, header
+from gpustack.dataplane.asgi import Message, Receive, Scope, Send, answer, bearer, header, while_listening
 from gpustack.dataplane.choose import Balancer
 from gpustack.dataplane.errors import ApiError
 from gpustack.dataplane.forward import CutOff, Forwarder
 from gpustack.dataplane.table import Principal, Route, RoutingTable
 from gpustack.dataplane.upstream import Upstream
+from gpustack.kit.errors import GPUStackError
 
 log = logging.getLogger(__name__)
 
@@ -63,16 +63,31 @@ class InferenceApp:
         self._forwarder = Forwarder(upstream, balancer)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request; nothing but a cancellation leaves it."""
+        """Answer one request. Nothing but a cancellation leaves it, or what ``send`` raises for an error's answer."""
         given = header(scope, b"x-request-id")
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        begun = False
+
+        async def noting_send(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
         try:
-            await self._serve(scope, receive, send, request_id)
-        except ApiError as error:
-            headers = [*error.headers(), (b"x-request-id", request_id.encode())]
-            await answer(send, error.status, headers, error.body())
+            await self._serve(scope, receive, noting_send, request_id)
+            return
         except (body.ClientGone, CutOff):
             return  # the server closes the connection of an unfinished answer
+        except ApiError as error:
+            refusal = error
+        except GPUStackError as error:
+            refusal = errors.of(error)
+        except Exception:
+            log.exception("request %s to %s failed", request_id, scope["path"])
+            refusal = errors.internal(request_id)
+        if not begun:
+            headers = [*refusal.headers(), (b"x-request-id", request_id.encode())]
+            await answer(send, refusal.status, headers, refusal.body())
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
         path = _canonical(scope["path"])
@@ -125,27 +140,8 @@ class InferenceApp:
             raise errors.unknown_model(name)
         if not route.targets:
             raise errors.not_running(name, route.obstacle)
-        work = asyncio.create_task(self._forwarder.run(scope, send, route, path, content, request_id))
-        await _while_listening(work, receive)
-
-
-async def _while_listening(work: asyncio.Task[None], receive: Receive) -> None:
-    """Wait for ``work``; end it at once when the client leaves."""
-    listener = asyncio.create_task(_gone(receive))
-    try:
-        await asyncio.wait({work, listener}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        left = not work.done()
-        work.cancel()
-        listener.cancel()
-        await asyncio.gather(work, listener, return_exceptions=True)
-    if not left and not work.cancelled() and (error := work.exception()) is not None:
-        raise error
-
-
-async def _gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+        work = self._forwarder.run(scope, send, route, path, content, request_id)
+        await while_listening(work, receive)
 
 
 def _canonical(path: str) -> str:

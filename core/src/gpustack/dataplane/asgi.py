@@ -1,8 +1,9 @@
-"""The few types of ASGI that the data path uses."""
+"""The little of ASGI that the data path uses."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping
 from typing import Any
 
 Scope = MutableMapping[str, Any]
@@ -37,3 +38,22 @@ async def answer(send: Send, status: int, headers: list[tuple[bytes, bytes]], bo
         }
     )
     await send({"type": "http.response.body", "body": body})
+
+
+async def while_listening(work: Coroutine[Any, Any, None], receive: Receive) -> None:
+    """Do ``work``; cancel it at once when the client leaves, and return when it has ended."""
+    task, listener = asyncio.create_task(work), asyncio.create_task(_gone(receive))
+    try:
+        await asyncio.wait({task, listener}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        finished = task.done()
+        task.cancel()
+        listener.cancel()
+        await asyncio.gather(task, listener, return_exceptions=True)
+    if finished:
+        task.result()
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

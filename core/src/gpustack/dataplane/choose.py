@@ -20,10 +20,6 @@ class Balancer:
         self._turn: dict[int, int] = {}
         self._clock = 0
 
-    def outstanding(self, instance_id: int) -> int:
-        """Return how many requests that instance is working on."""
-        return self._outstanding[instance_id]
-
     def choose(self, targets: Sequence[Target], *, without: Collection[int] = ()) -> Target | None:
         """Return the best target whose instance is not in ``without``; None when none is left."""
         candidates = [target for target in targets if target.instance_id not in without]

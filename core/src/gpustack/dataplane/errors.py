@@ -3,6 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
+
+from gpustack.kit import errors as kit
+
+_STATUS: tuple[tuple[type[kit.GPUStackError], int, str], ...] = (
+    (kit.InvalidInput, 400, "invalid_request"),
+    (kit.Unauthenticated, 401, "invalid_api_key"),
+    (kit.Forbidden, 403, "forbidden"),
+    (kit.NotFound, 404, "not_found"),
+    (kit.Conflict, 409, "conflict"),
+    (kit.Throttled, 429, "rate_limit_exceeded"),
+    (kit.Unavailable, 503, "unavailable"),
+)
 
 
 class ApiError(Exception):
@@ -59,6 +72,23 @@ def _type(status: int) -> str:
     if status == 429:
         return "rate_limit_error"
     return "server_error" if status >= 500 else "invalid_request_error"
+
+
+def of(error: kit.GPUStackError) -> ApiError:
+    """Return the answer for trouble that the rest of GPUStack has told in its own words."""
+    found = ((status, code) for kind, status, code in _STATUS if isinstance(error, kind))
+    status, code = next(found, (500, "internal_error"))
+    wait = max(1, math.ceil(error.retry_after)) if isinstance(error, kit.Throttled | kit.Unavailable) else 0
+    return ApiError(status, error.message, code=code, retry_after=wait)
+
+
+def internal(request_id: str) -> ApiError:
+    """Return the answer when something failed that nobody foresaw; the log has the rest under ``request_id``."""
+    return ApiError(
+        500,
+        f"the server failed to answer; its log says why (request {request_id})",
+        code="internal_error",
+    )
 
 
 def invalid_key() -> ApiError:

@@ -54,8 +54,9 @@ class Forwarder:
     ) -> None:
         """Answer with what an engine of ``route`` says.
 
-        Another instance is tried when one cannot be connected to. Raises ApiError as long as nothing has been
-        sent; afterwards a stream ends with an error event, and anything else raises CutOff.
+        Another instance is tried when one cannot be connected to, and never once a request was sent: what made one
+        engine crash must not reach the next. Raises ApiError as long as nothing has been answered; afterwards a
+        stream ends with an error event, and anything else raises CutOff.
         """
         headers = _request_headers(scope, request_id)
         query = bytes(scope["query_string"]).decode("latin-1")

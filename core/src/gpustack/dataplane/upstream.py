@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 from typing import Self, cast
@@ -21,12 +22,14 @@ import httptools
 #: Bytes of an answer that may wait for a slow client before the engine is made to wait.
 _HIGH_WATER = 256 * 1024
 _MAX_HEAD = 64 * 1024
+#: Seconds after a request within which the end of an idle connection is taken for one that had begun before.
+_STALE = 0.05
 
 Headers = Sequence[tuple[bytes, bytes]]
 
 
 class ConnectFailed(Exception):
-    """Nobody answers there; nothing was sent."""
+    """Nobody answers there; not a byte of the request was sent."""
 
 
 class UpstreamDied(Exception):
@@ -40,6 +43,7 @@ class _Connection(asyncio.Protocol):
         self.transport: asyncio.Transport
         self.closed = False
         self.used = False
+        self._lost_at = 0.0
         self._parser = httptools.HttpResponseParser(self)
         self._waiter: asyncio.Future[None] | None = None
         self._writable = asyncio.Event()
@@ -60,6 +64,7 @@ class _Connection(asyncio.Protocol):
         self._parts: list[bytes] = []
         self._size = 0
         self._paused = False
+        self._sent_at = 0.0
 
     # What the event loop calls --------------------------------------------------------------------------
 
@@ -69,6 +74,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self.closed = True
+        self._lost_at = time.monotonic()
         if self.head_done and not self.done and not self.framed and error is None:
             self.done = True  # an answer that ends with the connection
         self._writable.set()
@@ -134,6 +140,7 @@ class _Connection(asyncio.Protocol):
     async def send(self, head: bytes, body: bytes) -> None:
         self._reset()
         self.used = True
+        self._sent_at = time.monotonic()
         self.transport.write(head)
         if body:
             self.transport.write(body)
@@ -169,6 +176,13 @@ class _Connection(asyncio.Protocol):
             and not self.closed
             and not self.transport.is_closing()
         )
+
+    def was_stale(self) -> bool:
+        """Tell whether the engine closed this connection as we took it, and so has not begun to work.
+
+        An end that comes later may be the request's own doing.
+        """
+        return not self.heard and 0.0 <= self._lost_at - self._sent_at < _STALE
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -227,7 +241,8 @@ class Upstream:
         """Send a request and wait for the head of the answer, as long as that takes.
 
         ``target`` is path and query, ``headers`` hold neither Host nor Content-Length. Raises ConnectFailed
-        when nothing was sent, UpstreamDied when the connection ended before an answer began.
+        when nothing was sent, UpstreamDied when the connection ended before an answer began: then the engine may
+        have worked on the request, or died of it.
         """
         head = _head(method, host, port, target, headers, len(body))
         connection = await self._exchange(host, port, head, body)
@@ -237,40 +252,50 @@ class Upstream:
             self._put_back((host, port), connection)
 
     async def _exchange(self, host: str, port: int, head: bytes, body: bytes) -> _Connection:
-        while True:
-            connection, fresh = await self._connection(host, port)
-            try:
-                await self._send(connection, head, body)
-                return connection
-            except UpstreamDied:
-                # An idle connection may have been closed by the engine just as we took it.
-                if fresh or connection.heard:
-                    raise
-            except BaseException:
-                connection.abort()
+        idle = self._take_idle(host, port)
+        if idle is None:
+            return await self._send(await self._connect(host, port), head, body)
+        try:
+            return await self._send(idle, head, body)
+        except UpstreamDied:
+            if not idle.was_stale():
                 raise
+        try:
+            fresh = await self._connect(host, port)
+        except ConnectFailed as error:
+            raise UpstreamDied("ended before it answered") from error
+        return await self._send(fresh, head, body)
 
     @staticmethod
-    async def _send(connection: _Connection, head: bytes, body: bytes) -> None:
-        await connection.send(head, body)
-        while not connection.head_done:
-            if connection.closed:
-                raise UpstreamDied("ended before it answered")
-            await connection.wait()
+    async def _send(connection: _Connection, head: bytes, body: bytes) -> _Connection:
+        """Return the connection once the head of the answer has come."""
+        try:
+            await connection.send(head, body)
+            while not connection.head_done:
+                if connection.closed:
+                    raise UpstreamDied("ended before it answered")
+                await connection.wait()
+        except BaseException:
+            connection.abort()
+            raise
+        return connection
 
-    async def _connection(self, host: str, port: int) -> tuple[_Connection, bool]:
+    def _take_idle(self, host: str, port: int) -> _Connection | None:
         idle = self._idle.get((host, port), [])
         while idle:
             connection = idle.pop()
             if not connection.closed and not connection.transport.is_closing():
-                return connection, False
+                return connection
+        return None
+
+    async def _connect(self, host: str, port: int) -> _Connection:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._timeout):
                 _, made = await loop.create_connection(_Connection, host, port)
         except (OSError, TimeoutError) as error:
             raise ConnectFailed(f"cannot be reached at {host}:{port}") from error
-        return made, True
+        return made
 
     def _put_back(self, where: tuple[str, int], connection: _Connection) -> None:
         if not connection.reusable():

@@ -11,7 +11,8 @@
     ├── Unavailable         cannot be answered now; carries the seconds to wait
     └── NewerData           the data was written by a newer version of GPUStack
 
-HTTP status codes are given to these in one place only, ``gpustack.server.errors``.
+HTTP status codes are given to these in one place for each API: ``gpustack.server.errors``, and
+``gpustack.dataplane.errors`` for what OpenAI's clients read.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ whoever has hands. It never waits and never asks.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
 from gpustack.kit.backoff import delay
@@ -18,6 +19,8 @@ from gpustack.schemas.instances import InstanceState
 _S = InstanceState
 _AGAIN = "trying again"
 _TAIL = "\nlast lines of its log:\n"
+_LOADING = "while loading the model"
+_LIVED = re.compile(r" after [\d.]+ s\b")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,7 +226,7 @@ def step(life: EngineLife, event: Event, limits: EngineLimits) -> tuple[EngineLi
         case Failed() if life.state in (_S.INITIALIZING, _S.STARTING, _S.RUNNING):
             return _fail(life, limits, event.message, again=event.again)
         case Exited() if life.state in (_S.STARTING, _S.RUNNING):
-            when = "while loading the model" if life.state is _S.STARTING else "while serving"
+            when = _LOADING if life.state is _S.STARTING else "while serving"
             return _fail(life, limits, f"the engine {event.description} {when}", tail=event.tail)
         case StartTimedOut() if life.state is _S.STARTING:
             return _fail(
@@ -298,3 +301,13 @@ def will_retry(message: str) -> bool:
     """Tell from the message of an instance in ERROR whether its engine is started again by itself."""
     # What the engine wrote must not be taken for our own words.
     return f"; {_AGAIN} " in message.partition(_TAIL)[0]
+
+
+def failed_start(message: str) -> str:
+    """Return how an engine ended while it loaded, from the message of an instance in ERROR; empty for other errors.
+
+    An engine that ends in the same way each time gives the same answer, however long it lived and whatever its last
+    lines are.
+    """
+    how = message.partition(_TAIL)[0].partition(f"; {_AGAIN} ")[0]
+    return _LIVED.sub("", how) if how.endswith(_LOADING) else ""

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 
 from gpustack.kit.errors import GPUStackError
+from gpustack.kit.process import still_running
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +69,6 @@ def _end(processes: list[psutil.Process], postmaster: int | None) -> None:
         for process in chief if chief and number != signal.SIGKILL else alive:
             with contextlib.suppress(psutil.Error):
                 process.send_signal(number)
-        _, alive = psutil.wait_procs(alive, timeout=seconds)
+        alive = still_running(alive, wait=seconds)
         if not alive:
             return
