@@ -120,6 +120,31 @@ def test_a_model_without_instances_is_unavailable_and_says_when_to_come_back(
     stack.cli("rm", "none")
 
 
+def test_a_model_of_another_kind_refuses_in_the_clients_words(
+    client: openai.OpenAI, tiny: str, embedding: str
+) -> None:
+    with pytest.raises(openai.BadRequestError, match="embedding") as wrong:
+        client.chat.completions.create(model=embedding, messages=[{"role": "user", "content": "x"}])
+    assert wrong.value.code == "unsupported_by_model"
+    with pytest.raises(openai.BadRequestError):
+        client.embeddings.create(model=tiny, input="x")
+
+
+def test_an_engines_refusal_has_openais_shape(stack: Running, api_key: str, tiny: str) -> None:
+    import httpx
+
+    answer = httpx.post(
+        f"{stack.url}/v1/completions",
+        headers={"Authorization": f"Bearer {api_key}"},
+        json={"model": tiny, "prompt": "x", "temperature": "hot"},
+    )
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert "temperature" in error["message"]
+    assert "json.exception" not in error["message"]
+
+
 def test_a_key_opens_only_the_models_it_names(stack: Running, tiny: str, embedding: str) -> None:
     key = json.loads(stack.cli("keys", "create", "narrow", "--model", embedding, "--json").stdout)["value"]
     with openai.OpenAI(base_url=f"{stack.url}/v1", api_key=key, max_retries=0) as narrow:

@@ -98,7 +98,7 @@ class Api:
         """Put an instance in the database as reconciliation and a worker would."""
         store = self.services.store
         instance = await store.instances.create(await store.models.get(model["id"]), name)
-        await store.instances.update(instance.id, worker_id=worker_id, worker_ip="127.0.0.1", **columns)
+        await store.instances.update(instance.id, worker_id=worker_id, **columns)
         return instance.id
 
     async def serving_model(self, *ports: int, name: str = "tiny") -> None:

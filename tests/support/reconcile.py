@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from gpustack.db import spec_digest
 from gpustack.kit.errors import Conflict, NotFound, Unavailable
 from gpustack.kit.text import GIB
 from gpustack.plugin import (
@@ -77,7 +78,13 @@ def a_model(number: int = 1, **more: Any) -> ModelPublic:
         "categories": ["llm"],
         **STAMPS,
     }
-    return ModelPublic(**{**values, **more})
+    return described(ModelPublic(**{**values, **more}))
+
+
+def described(model: ModelPublic, **changes: Any) -> ModelPublic:
+    """Return ``model`` after ``changes``, with the digest that the store would give it."""
+    changed = model.model_copy(update=changes)
+    return changed.model_copy(update={"spec_digest": spec_digest(changed)})
 
 
 def an_instance(
@@ -92,6 +99,7 @@ def an_instance(
         "cluster_id": 1,
         "state": state,
         "state_since": NOW,
+        "spec_digest": a_model().spec_digest,
         **STAMPS,
     }
     if (worker := more.get("worker_id")) is not None:
@@ -256,7 +264,12 @@ class _Instances(_Repository):
         number = max((e.id for e in self._store.log if e.topic == self._topic), default=0) + 1
         return self.put(
             an_instance(
-                number, name=name, model_id=model.id, model_name=model.name, state_since=datetime.now(UTC)
+                number,
+                name=name,
+                model_id=model.id,
+                model_name=model.name,
+                state_since=datetime.now(UTC),
+                spec_digest=model.spec_digest,
             )
         )
 
@@ -264,6 +277,12 @@ class _Instances(_Repository):
         row = await self.get(number)
         if expect_state is not None and row.state != expect_state:
             raise Conflict(f"instance {number} is {row.state}")
+        if "worker_id" in columns:
+            worker = self._store.rows["workers"].get(columns["worker_id"])
+            columns |= {
+                "worker_name": worker.name if worker else "",
+                "worker_ip": worker.ip if worker else "",
+            }
         if columns.get("state", row.state) != row.state:
             columns["state_since"] = datetime.now(UTC)
         return await self.change(number, **columns)

@@ -7,7 +7,6 @@ from typing import Any
 import httpx
 import pytest
 
-from gpustack.kit.net import free_port
 from gpustack.schemas import InstanceState
 from support.api import Api
 from support.fake_engine import (
@@ -19,6 +18,7 @@ from support.fake_engine import (
     streams,
     thinks,
 )
+from support.running import free_ports
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 PATH = "/v1/chat/completions"
@@ -133,7 +133,7 @@ async def test_requests_go_to_the_idle_instance(api: Api) -> None:
 
 async def test_another_instance_is_tried_when_one_refuses_connections(api: Api) -> None:
     async with FakeEngine(says_ok) as engine:
-        await api.serving_model(free_port(), engine.port)
+        await api.serving_model(free_ports(1)[0], engine.port)
 
         statuses = [(await api.admin.post(PATH, json=CHAT)).status_code for _ in range(3)]
 
@@ -152,7 +152,7 @@ async def test_an_engine_that_ends_before_it_answers_is_a_502(api: Api) -> None:
 
 
 async def test_nobody_listening_is_a_502(api: Api) -> None:
-    await api.serving_model(free_port())
+    await api.serving_model(free_ports(1)[0])
 
     answer = await api.admin.post(PATH, json=CHAT)
 

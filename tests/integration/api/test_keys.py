@@ -58,3 +58,21 @@ async def test_two_keys_of_one_name_are_refused(api: Api) -> None:
 
     assert answer.status_code == 409
     assert answer.json()["reason"] == "Conflict"
+
+
+@pytest.mark.parametrize(
+    ("maker", "wanted", "status"),
+    [(60, None, 403), (60, 0, 403), (60, 3600, 403), (60, 30, 201), (None, None, 201)],
+)
+async def test_a_key_makes_none_that_outlives_it(
+    api: Api, maker: int | None, wanted: int | None, status: int
+) -> None:
+    headers = {"Authorization": f"Bearer {await api.key(expires_in=maker)}"}
+
+    answer = await api.anyone.post(
+        "/v2/api-keys", json={"name": "other", "expires_in": wanted}, headers=headers
+    )
+
+    assert answer.status_code == status, answer.text
+    if status == 403:
+        assert "outlives" in answer.json()["message"]

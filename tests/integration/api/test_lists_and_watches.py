@@ -5,8 +5,12 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
+import httpx
+import pytest
+
+from gpustack.kit.errors import Unavailable
 from gpustack.schemas import EventType, InstanceState
-from support.api import Api
+from support.api import PASSWORD, Api
 
 Line = dict[str, Any]
 
@@ -151,3 +155,54 @@ async def test_stopping_ends_watches_cleanly_and_soon(api: Api) -> None:
         await asyncio.wait({api.serving})
 
     assert rest == []
+
+
+async def test_searching_in_a_watch_is_refused(api: Api) -> None:
+    answer = await api.admin.get("/v2/models?watch=true&search=a")
+
+    assert answer.status_code == 400
+    assert "search" in answer.json()["message"]
+
+
+@pytest.mark.parametrize("who", ["key", "session", "worker"])
+async def test_a_watch_ends_with_the_credential_of_its_caller(
+    api: Api, monkeypatch: pytest.MonkeyPatch, who: str
+) -> None:
+    monkeypatch.setattr("gpustack.server.api.listing.KEEP_ALIVE", 0.05)
+    worker = await api.worker()
+    if who == "session":
+        await api.anyone.post("/auth/login", json={"username": "admin", "password": PASSWORD})
+        client = httpx.AsyncClient(base_url=api.url, cookies=api.anyone.cookies)
+    else:
+        client = api.client(await api.key() if who == "key" else worker["token"])
+    async with asyncio.timeout(5), client, client.stream("GET", "/v2/model-instances?watch=true") as answer:
+        pieces = answer.aiter_bytes()
+        for _ in range(5):
+            await anext(pieces)
+        match who:
+            case "key":
+                await api.admin.delete("/v2/api-keys/1")
+            case "session":
+                await api.services.store.sessions.delete_of_user(1)
+            case _:
+                await api.admin.delete(f"/v2/workers/{worker['id']}")
+        async for _ in pieces:
+            pass
+
+
+async def test_a_watch_outlasts_the_database_being_away(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def away(_digest: str) -> None:
+        raise Unavailable("the database does not answer now", retry_after=1)
+
+    monkeypatch.setattr("gpustack.server.api.listing.KEEP_ALIVE", 0.02)
+    worker = await api.worker()
+    async with (
+        asyncio.timeout(5),
+        api.client(worker["token"]) as client,
+        client.stream("GET", "/v2/models?watch=true") as answer,
+    ):
+        pieces = answer.aiter_bytes()
+        await anext(pieces)
+        monkeypatch.setattr(api.services.store.workers, "by_token_digest", away)
+        for _ in range(5):
+            await anext(pieces)

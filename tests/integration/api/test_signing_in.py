@@ -3,6 +3,8 @@ from __future__ import annotations
 import httpx
 import pytest
 
+from gpustack.kit.errors import Throttled, Unavailable
+from gpustack.server.auth.passwords import Passwords
 from support.api import PASSWORD, Api, running_api
 
 SIGN_IN = {"username": "admin", "password": PASSWORD}
@@ -168,3 +170,39 @@ async def test_who_may_do_what(api: Api, who: str, method: str, path: str, statu
     answer = await api.anyone.request(method, path, headers=headers)
 
     assert answer.status_code == status, answer.text
+
+
+async def test_a_crowd_is_not_taken_for_guessing(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def crowded(_self: object, _stored: object, _password: object) -> bool:
+        raise Throttled("too many sign-ins at once", retry_after=2)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Passwords, "verify", crowded)
+        answers = [(await api.anyone.post("/auth/login", json=SIGN_IN)).status_code for _ in range(10)]
+
+    assert answers == [429] * 10
+    assert (await api.anyone.post("/auth/login", json=SIGN_IN)).status_code == 200
+
+
+async def test_a_proxy_on_this_machine_is_not_blocked_for_what_one_user_does(api: Api) -> None:
+    api.services.by_address._free = 0
+    for number in range(3):
+        wrong = {"username": f"u{number}", "password": "guess"}
+        assert (await api.anyone.post("/auth/login", json=wrong)).status_code == 401
+
+    assert (await api.anyone.post("/auth/login", json=SIGN_IN)).status_code == 200
+
+
+async def test_a_session_while_the_database_is_away_is_asked_to_come_again(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(_digest: str) -> None:
+        raise Unavailable("the database does not answer now", retry_after=1)
+
+    await api.anyone.post("/auth/login", json=SIGN_IN)
+    monkeypatch.setattr(api.services.store.sessions, "user_by_digest", away)
+
+    for path in ("/v1/models", "/v2/users/me"):
+        answer = await api.anyone.get(path)
+        assert answer.status_code == 503
+        assert "database does not answer" in answer.text

@@ -163,3 +163,50 @@ async def test_a_log_of_a_worker_out_of_reach_is_a_clear_line(api: Api) -> None:
 
     assert answer.status_code == 502
     assert "cannot be reached" in answer.json()["message"]
+
+
+async def test_a_worker_that_is_silent_on_its_log_is_a_clear_line(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def nothing(_seen: Seen, _reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr("gpustack.server.api.logs.HEAD_LIMIT", 0.05)
+    async with FakeEngine(nothing) as door:
+        worker = await api.worker(port=door.port)
+        instance = await api.instance(await api.model(), worker["id"], state=InstanceState.RUNNING)
+
+        answer = await api.admin.get(f"/v2/model-instances/{instance}/logs")
+
+    assert answer.status_code == 503
+    assert "worker w has not answered" in answer.json()["message"]
+
+
+async def test_engines_are_found_at_the_present_address_of_their_worker(api: Api) -> None:
+    worker = await api.worker(ip="10.9.9.9")
+    instance = await api.instance(await api.model(), worker["id"], state=InstanceState.RUNNING, port=4321)
+    await api.routed("tiny", 1)
+    assert api.services.routing.table.routes["tiny"].targets[0].host == "10.9.9.9"
+
+    await api.worker(ip="127.0.0.1", name="renamed")
+
+    async with asyncio.timeout(5):
+        while api.services.routing.table.routes["tiny"].targets[0].host != "127.0.0.1":
+            await asyncio.sleep(0.005)
+    found = (await api.admin.get(f"/v2/model-instances/{instance}")).json()
+    assert (found["worker_ip"], found["worker_name"]) == ("127.0.0.1", "renamed")
+
+
+async def test_a_report_is_judged_by_the_row_at_the_moment_of_writing(api: Api) -> None:
+    worker = await api.worker()
+    instance = await api.instance(await api.model(), worker["id"], state=InstanceState.UNREACHABLE)
+    async with api.services.store.transaction() as tx:
+        await tx.instances.update(instance, state=InstanceState.ERROR)
+        report = asyncio.create_task(
+            api.anyone.post(
+                f"/v2/model-instances/{instance}/report", json={"state": "running"}, headers=_as(worker)
+            )
+        )
+        await asyncio.sleep(0.2)
+
+    assert (await report).status_code == 200

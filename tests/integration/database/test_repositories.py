@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import asyncpg
 import pytest
@@ -234,8 +235,6 @@ async def test_sessions_and_keys_end(store: Store) -> None:
     await store.api_keys.create(admin.id, ApiKeyCreate(name="old"), "access2", "digest2", EARLIER)
     (row,) = await store.api_keys.principals()
     assert (row.id, row.username, row.allowed_model_names, row.is_admin) == (key.id, "admin", ("tiny",), True)
-    assert await store.api_keys.by_digest("digest") == row
-    assert await store.api_keys.by_digest("digest2") is None
     with pytest.raises(Conflict, match="named 'ci' already"):
         await store.api_keys.create(admin.id, wanted, "access3", "digest3", None)
     assert (await store.api_keys.list(search="CI")).items == [key]
@@ -266,3 +265,33 @@ async def test_creating_and_listing_take_few_statements(
     with counted_statements(monkeypatch) as statements:
         await store.models.list(per_page=1)
     assert len(statements) == 2
+
+
+async def test_only_what_an_engine_is_started_with_changes_the_digest(store: Store) -> None:
+    model = await store.models.create(a_model_wanted(env={"A": "1", "B": "2"}), 1)
+    instance = await store.instances.create(model, "tiny-1")
+
+    async def updated(**fields: Any) -> str:
+        wanted = ModelUpdate(**{"local_path": model.local_path, "env": model.env, **fields})
+        return (await store.models.update(model.id, wanted)).spec_digest
+
+    assert instance.spec_digest == model.spec_digest
+    assert await updated(description="other", replicas=3, env={"B": "2", "A": "1"}) == model.spec_digest
+    assert await updated(backend_parameters=["--ctx-size=64"]) != model.spec_digest
+    assert await updated() == model.spec_digest
+
+
+async def test_an_instance_placed_while_its_worker_moves_has_the_new_address(store: Store) -> None:
+    worker = await store.workers.register(a_registration(ip="10.0.0.1"), "t1", 1)
+    model = await store.models.create(a_model_wanted(), 1)
+    placed = await store.instances.create(model, "tiny-1")
+    other = await store.instances.create(model, "tiny-2")
+    await store.instances.update(other.id, worker_id=worker.id)
+    async with store.transaction() as tx:
+        await tx.workers.register(a_registration(ip="10.0.0.2"), "t2", 1)
+        placing = asyncio.create_task(store.instances.update(placed.id, worker_id=worker.id))
+        await asyncio.sleep(0.2)
+
+    assert (await placing).worker_ip == "10.0.0.2"
+    assert (await store.instances.get(other.id)).worker_ip == "10.0.0.2"
+    assert (await store.instances.update(other.id, worker_id=None)).worker_name == ""

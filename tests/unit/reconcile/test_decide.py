@@ -11,6 +11,7 @@ from gpustack.kit.text import GIB
 from gpustack.plugin import ResourceClaim
 from gpustack.schemas import (
     Claim,
+    EventType,
     Heartbeat,
     InstanceState,
     MemoryStatus,
@@ -39,7 +40,7 @@ from gpustack.server.reconcile.decide import decide
 from gpustack.server.reconcile.notes import Rows
 from gpustack.server.reconcile.questions import Answer
 from gpustack.server.reconcile.state import State
-from support.reconcile import FACTS, NOW, PATH, Obedient, a_file, a_model, a_worker, an_instance
+from support.reconcile import FACTS, NOW, PATH, Obedient, a_file, a_model, a_worker, an_instance, described
 
 S = InstanceState
 CLAIM = ResourceClaim(ram=4 * GIB)
@@ -122,34 +123,82 @@ class TestReplicas:
 
         assert decide(state, 0) == [SetCategories(1, ("llm",))]
 
+    def test_what_the_first_worker_with_the_files_says_counts(self) -> None:
+        unread = a_file(1, ModelFileState.ANALYZING)
+        other = a_file(2, facts=FACTS.model_copy(update={"categories": ("embedding",)}))
+        state = a_state(models=[a_model(replicas=0, categories=[])], files=[unread, other])
+        assert decide(state, 0) == [SetCategories(1, ("embedding",))]
+
+        state.put_file(a_file(1))
+        assert decide(state, 0) == [SetCategories(1, ("llm",))]
+
+        state.apply("model-files", EventType.DELETED, 1, {}, 0)
+        state.apply("model-files", EventType.DELETED, 2, {}, 0)
+        assert decide(state, 0) == []
+
+    def test_deleted_instances_are_not_remembered_for_ever(self) -> None:
+        state = a_state()
+        for number in range(5000):
+            state.put_instance(an_instance(number), 0)
+            state.drop_instance(number)
+        state.put_instance(an_instance(4999), 0)
+
+        assert not state.instances
+        assert len(state._deleted) <= 1000
+
 
 class TestAChangedModel:
     def test_its_instances_are_replaced_one_by_one(self) -> None:
         old = a_model(replicas=2, ready_replicas=2)
         state = a_state(models=[old], instances=[running(1), running(2)], files=[a_file()])
-        state.put_model(old.model_copy(update={"backend_parameters": ["--ctx-size=64"]}))
+        state.put_model(described(old, backend_parameters=["--ctx-size=64"]))
 
         (first,) = decide(state, 1)
         assert first == Delete(1, "model tiny was changed")
 
         state.drop_instance(1)
-        state.put_instance(an_instance(3, S.STARTING, worker_id=1), 2)
+        new = state.models[1].spec_digest
+        state.put_instance(an_instance(3, S.STARTING, worker_id=1, spec_digest=new), 2)
         assert [each for each in decide(state, 2) if isinstance(each, Delete)] == []
 
-        state.put_instance(running(3), 3)
+        state.put_instance(running(3, spec_digest=new), 3)
         assert decide(state, 3) == [Delete(2, "model tiny was changed")]
+
+    def test_a_restart_of_the_server_in_between_leaves_none_behind(self) -> None:
+        model = described(a_model(replicas=2, ready_replicas=2), env={"A": "1"})
+        instances = [running(1), running(2, spec_digest=model.spec_digest)]
+
+        assert decide(a_state(models=[model], instances=instances), 0) == [
+            Delete(1, "model tiny was changed")
+        ]
+
+    def test_a_change_while_it_was_being_placed_is_not_missed(self) -> None:
+        old = a_model()
+        state = a_state(models=[old], instances=[an_instance(1, S.ANALYZING)], files=[a_file()])
+        (schedule,) = answered(state)
+        state.put_model(described(old, env={"A": "1"}, ready_replicas=1))
+        assert isinstance(schedule, Schedule)
+        state.put_instance(running(1, spec_digest=schedule.spec), 1)
+
+        assert decide(state, 1) == [Delete(1, "model tiny was changed")]
+
+    def test_one_that_failed_is_tried_again_also_after_a_restart_of_the_server(self) -> None:
+        model = described(a_model(), env={"A": "1"})
+        state = a_state(models=[model], instances=[an_instance(1, S.ERROR)], files=[a_file()])
+
+        assert decide(state, 0) == [Restart(1, "the model was changed; trying again")]
 
     def test_one_that_does_not_run_goes_at_once(self) -> None:
         old = a_model(replicas=2, ready_replicas=1)
         state = a_state(models=[old], instances=[running(1), an_instance(2, S.ERROR, worker_id=1)])
-        state.put_model(old.model_copy(update={"env": {"A": "1"}}))
+        state.put_model(described(old, env={"A": "1"}))
 
         assert decide(state, 1) == [Delete(2, "model tiny was changed")]
 
     def test_a_new_description_changes_nothing(self) -> None:
         old = a_model(ready_replicas=1)
         state = a_state(models=[old], instances=[running(1)])
-        state.put_model(old.model_copy(update={"description": "other", "meta": {"a": 1}}))
+        state.put_model(described(old, description="other", meta={"a": 1}))
 
         assert decide(state, 1) == []
 
@@ -375,7 +424,7 @@ DEADLINES = [
     (S.SCHEDULED, 1, 60, Restart),
     (S.INITIALIZING, 1, 3600, Move),
     (S.DOWNLOADING, 1, 24 * 3600, Move),
-    (S.STARTING, 1, 600, Move),
+    (S.STARTING, 1, 660, Move),
 ]
 
 
@@ -394,10 +443,10 @@ class TestDeadlines:
     def test_loading_large_weights_may_take_longer(self) -> None:
         large = FACTS.model_copy(update={"weight_bytes": 20_000_000_000})
         state = a_state(instances=[an_instance(1, S.STARTING, worker_id=1)], files=[a_file(facts=large)])
-        state.alive(1, 1601)
+        state.alive(1, 1661)
 
-        assert decide(state, 1599) == []
-        assert [type(each) for each in decide(state, 1601)] == [Move]
+        assert decide(state, 1659) == []
+        assert [type(each) for each in decide(state, 1661)] == [Move]
 
     def test_a_worker_that_did_not_take_it_comes_last_next_time(self) -> None:
         state = a_state(instances=[an_instance(1, S.SCHEDULED, worker_id=1)])

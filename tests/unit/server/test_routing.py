@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Self
 
 import pytest
 
-from gpustack.dataplane import Target
-from gpustack.schemas import InstanceState, ModelInstancePublic, ModelPublic
-from gpustack.server.routing import address_of, route_of
+from gpustack.dataplane import Balancer, Target, Upstream
+from gpustack.db import KeyRow, StoredEvent
+from gpustack.kit.errors import Unavailable
+from gpustack.schemas import EventType, InstanceState, ModelInstancePublic, ModelPublic
+from gpustack.server.routing import Routing, address_of, route_of
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 OWN = frozenset({"127.0.0.1", "10.0.0.1"})
@@ -64,3 +68,80 @@ def test_what_keeps_a_model_from_answering_is_said(instances: list[ModelInstance
 
 def test_a_model_without_replicas_is_stopped() -> None:
     assert "0 replicas" in route_of(a_model(replicas=0), [], OWN).obstacle
+
+
+class Keys:
+    """Answers the first question last, with what was true before."""
+
+    def __init__(self) -> None:
+        self.first = asyncio.Event()
+        self.asked = 0
+
+    async def principals(self) -> list[KeyRow]:
+        self.asked += 1
+        if self.asked > 1:
+            return []
+        await self.first.wait()
+        return [
+            KeyRow(
+                id=1,
+                digest="d",
+                user_id=1,
+                username="u",
+                is_admin=False,
+                allowed_model_names=(),
+                expires_at=None,
+            )
+        ]
+
+
+async def test_an_older_answer_about_keys_does_not_bring_back_a_revoked_one() -> None:
+    keys = Keys()
+    routing = a_routing(SimpleNamespace(api_keys=keys))
+    both = asyncio.gather(routing.load_keys(), routing.load_keys())
+    for _ in range(5):
+        await asyncio.sleep(0)
+    keys.first.set()
+    await both
+
+    assert routing.table.principals == {}
+
+
+async def test_a_subscription_is_closed_when_an_event_cannot_be_taken_in() -> None:
+    class Subscription:
+        closed = False
+
+        async def __aenter__(self) -> Self:
+            return self
+
+        async def __aexit__(self, *_: object) -> None:
+            self.closed = True
+
+        def __aiter__(self) -> Self:
+            return self
+
+        async def __anext__(self) -> StoredEvent:
+            return StoredEvent(1, "api-keys", EventType.CREATED, 1, {}, {})
+
+    async def away() -> list[KeyRow]:
+        raise Unavailable("away", retry_after=1)
+
+    made: list[Subscription] = []
+
+    def subscribe(*_: object, **__: object) -> Subscription:
+        made.append(Subscription())
+        return made[-1]
+
+    store = SimpleNamespace(api_keys=SimpleNamespace(principals=away))
+    routing = a_routing(store, SimpleNamespace(subscribe=subscribe))
+    running = asyncio.create_task(routing.run())
+    await asyncio.sleep(0.05)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+    assert made
+    assert all(each.closed for each in made)
+
+
+def a_routing(store: Any, feed: Any = None) -> Routing:
+    return Routing(store, feed, Upstream(), Balancer(), own_addresses=OWN)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from gpustack.kit.errors import Throttled
+from gpustack.server.auth.routes import is_loopback
 from gpustack.server.auth.throttle import Throttle
 
 
@@ -72,3 +73,26 @@ def test_an_excused_attempt_does_not_count() -> None:
     for _ in range(20):
         throttle.begin("address")
         throttle.excuse("address")
+
+
+def test_only_failures_count_and_only_of_the_kind_that_is_meant() -> None:
+    throttle = Throttle(free=1, clock=Clock())
+    for _ in range(20):
+        with pytest.raises(ZeroDivisionError), throttle.attempt("key", ValueError):
+            raise ZeroDivisionError
+        with throttle.attempt("key", ValueError):
+            pass
+    for _ in range(2):
+        with pytest.raises(ValueError, match="wrong"), throttle.attempt("key", ValueError):
+            raise ValueError("wrong")
+
+    with pytest.raises(Throttled), throttle.attempt("key", ValueError):
+        raise AssertionError("it is blocked")
+
+
+@pytest.mark.parametrize(
+    ("address", "here"),
+    [("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("10.0.0.1", False), ("", False)],
+)
+def test_who_is_on_this_machine(address: str, here: bool) -> None:
+    assert is_loopback(address) is here

@@ -28,6 +28,11 @@ PREFIXES = ("/v1/", "/v1-openai/")
 ALIASES = {"/v2/rerank": "/v1/rerank"}
 MAX_BODY = 64 << 20
 
+#: Paths that only a model which writes text can serve, and the kinds of those. (Whether a language model also embeds is
+#: a matter of the engine's parameters, so the engine tells.)
+_GENERATING = frozenset({"/v1/chat/completions", "/v1/completions"})
+_GENERATES = frozenset({"llm", "unknown"})
+
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 
 #: Tells who made a request that carries no key, by its cookie for instance; None is nobody.
@@ -138,6 +143,8 @@ class InferenceApp:
         route = table.routes.get(name)
         if route is None or not principal.may_use(name):
             raise errors.unknown_model(name)
+        if path in _GENERATING and route.categories and not _GENERATES.intersection(route.categories):
+            raise errors.wrong_kind(name, route.categories, path)
         if not route.targets:
             raise errors.not_running(name, route.obstacle)
         work = self._forwarder.run(scope, send, route, path, content, request_id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 from gpustack.kit import errors as kit
 
@@ -16,6 +17,10 @@ _STATUS: tuple[tuple[type[kit.GPUStackError], int, str], ...] = (
     (kit.Throttled, 429, "rate_limit_exceeded"),
     (kit.Unavailable, 503, "unavailable"),
 )
+
+
+_ENGINE_MESSAGE = 2000
+_CPP_EXCEPTION = re.compile(r"\[json\.exception[^\]]*\]\s*")
 
 
 class ApiError(Exception):
@@ -113,6 +118,39 @@ def unknown_model(name: str) -> ApiError:
 def not_running(name: str, obstacle: str) -> ApiError:
     """Return the refusal of a model that no instance serves now."""
     return ApiError(503, f"model {name} {obstacle}; try again later", code="model_not_ready", retry_after=5)
+
+
+def wrong_kind(name: str, categories: tuple[str, ...], path: str) -> ApiError:
+    """Return the refusal of a request that this kind of model can never answer."""
+    what = " and ".join(categories)
+    return ApiError(
+        400,
+        f"model {name} is of the kind {what}, which does not serve {path}; GET /v1/models tells what each can do",
+        code="unsupported_by_model",
+        param="model",
+    )
+
+
+def of_engine(status: int, content: bytes) -> ApiError:
+    """Return an engine's own error in OpenAI's shape, whatever shape it came in.
+
+    A 501 becomes a 400: the engine runs, and will never do what was asked, so that trying again is no use.
+    """
+    message = _engine_message(content) or f"the engine answered with status {status}"
+    if status == 501:
+        return ApiError(400, message, code="unsupported_by_model")
+    return ApiError(status, message, code="invalid_request" if status < 500 else "engine_error")
+
+
+def _engine_message(content: bytes) -> str:
+    try:
+        found = json.loads(content)
+    except ValueError:
+        return " ".join(content.decode(errors="replace").split())[:_ENGINE_MESSAGE]
+    while isinstance(found, dict):
+        found = next((found[key] for key in ("error", "message", "detail") if found.get(key)), "")
+    # The name of an exception class in the engine's source helps nobody.
+    return _CPP_EXCEPTION.sub("", str(found))[:_ENGINE_MESSAGE]
 
 
 def engine_failed(name: str, detail: str) -> ApiError:

@@ -38,6 +38,9 @@ _NOT_FOR_ENGINES = _HOP_BY_HOP | {
 _NOT_FOR_CLIENTS = _HOP_BY_HOP | {b"date", b"server", b"set-cookie", b"x-request-id"}
 
 
+_ERROR_BODY = 64 << 10
+
+
 class CutOff(Exception):
     """Part of an answer went out and the rest will not: the connection must end, so that nobody takes it for all."""
 
@@ -93,6 +96,8 @@ class Forwarder:
 
 
 async def _pass_back(send: Send, answer: Exchange, route: Route, request_id: str) -> None:
+    if answer.status >= 400:
+        raise errors.of_engine(answer.status, await _whole(answer))
     headers = [(name, value) for name, value in answer.headers if _is_for_clients(name)]
     headers.append((b"x-request-id", request_id.encode()))
     streaming = any(name == b"content-type" and b"text/event-stream" in value for name, value in headers)
@@ -113,6 +118,16 @@ async def _pass_back(send: Send, answer: Exchange, route: Route, request_id: str
         )
         return
     await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _whole(answer: Exchange) -> bytes:
+    """Return the body of an error, or as much of it as anybody reads."""
+    content = b""
+    async for piece in answer:
+        content += piece
+        if len(content) > _ERROR_BODY:
+            break
+    return content
 
 
 def _error_event(route: Route, error: UpstreamDied, last: bytes) -> bytes:

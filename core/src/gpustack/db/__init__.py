@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from gpustack.db.outbox import StoredEvent
     from gpustack.db.repositories.api_keys import KeyRow
     from gpustack.db.repositories.model_files import source_key
+    from gpustack.db.repositories.models import spec_digest
     from gpustack.db.repositories.users import UserRow
     from gpustack.db.repositories.workers import Door
     from gpustack.db.store import Store, Transaction
@@ -36,6 +37,7 @@ _HOMES = {
     "Transaction": "gpustack.db.store",
     "UserRow": "gpustack.db.repositories.users",
     "source_key": "gpustack.db.repositories.model_files",
+    "spec_digest": "gpustack.db.repositories.models",
 }
 
 __all__ = [
@@ -48,6 +50,7 @@ __all__ = [
     "Transaction",
     "UserRow",
     "source_key",
+    "spec_digest",
 ]
 
 

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import random
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self
@@ -135,10 +135,10 @@ class Feed:
             ...
     """
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, on_failure: Callable[[str, BaseException], None] | None = None) -> None:
         self._pool = pool
         self._events = Events(_Reading(pool))
-        self._tasks = Tasks("feed")
+        self._tasks = Tasks("feed", on_failure)
         self._subscriptions: set[Subscription] = set()
         self._woken = asyncio.Event()
         self._entered = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
 from typing import Any, Self
@@ -152,9 +152,12 @@ class Store(_Repositories):
         """Open a transaction; leaving the block commits it, an error undoes everything, events included."""
         return self._each.writing()
 
-    def feed(self) -> Feed:
-        """Return a feed of the events; it listens while it is entered."""
-        return Feed(self._pool)
+    def feed(self, on_failure: Callable[[str, BaseException], None] | None = None) -> Feed:
+        """Return a feed of the events; it listens while it is entered.
+
+        ``on_failure`` is told when it cannot go on, which no trouble with the database causes.
+        """
+        return Feed(self._pool, on_failure)
 
     async def ping(self) -> None:
         """Return when the database answers; Unavailable when it does not."""

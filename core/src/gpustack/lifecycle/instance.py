@@ -51,8 +51,9 @@ class Deadlines:
     #: Installing an engine downloads gigabytes on slow links.
     initializing: float = 3600.0
     downloading: float = 24 * 3600.0
-    #: Loading is bounded by the disk: this much, and a second for every ``load_rate`` bytes of weights.
-    starting: float = 600.0
+    #: Loading is bounded by the disk: this much, and a second for every ``load_rate`` bytes of weights. A minute
+    #: more than the worker gives its engine: the worker ends that first and says why, this is for a worker that hangs.
+    starting: float = 660.0
     load_rate: float = 20e6
     unreachable: float = 300.0
 

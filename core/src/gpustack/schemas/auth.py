@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pydantic import Field, SecretStr
 
-from gpustack.schemas.common import Input, Output
+from gpustack.schemas.common import Input, Output, Title
 
 
 class Login(Input):
     """The form of ``POST /auth/login``."""
 
-    username: str = Field(min_length=1, max_length=128)
+    username: Title = Field(min_length=1, max_length=128)
     password: SecretStr = Field(min_length=1, max_length=1024)
 
 

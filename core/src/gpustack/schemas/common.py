@@ -14,7 +14,7 @@ T = TypeVar("T")
 class Input(BaseModel):
     """What a client sends."""
 
-    model_config = ConfigDict(extra="forbid", str_strip_whitespace=True)
+    model_config = ConfigDict(extra="forbid")
 
 
 class Output(BaseModel):
@@ -31,9 +31,12 @@ class Record(Output):
     updated_at: datetime
 
 
+#: What people call a thing: spaces around it are a slip. Everywhere else they belong to what was sent.
+Title = Annotated[str, StringConstraints(strip_whitespace=True)]
+
 #: Names that appear in URLs and on command lines: no spaces, no slashes at the ends.
 Name = Annotated[
-    str,
+    Title,
     StringConstraints(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9]([A-Za-z0-9._:/-]*[A-Za-z0-9])?$"),
 ]
 

@@ -55,6 +55,8 @@ class ModelInstancePublic(Record):
     backend_version: str = ""
     computed_resource_claim: Claim = Claim()
     gpu_indexes: list[int] = []
+    #: Which description of its model it was placed by, or failed by; see the model's field of this name.
+    spec_digest: str = ""
     restart_count: int = 0
     last_restart_time: datetime | None = None
 

@@ -6,17 +6,17 @@ from datetime import datetime
 
 from pydantic import Field
 
-from gpustack.schemas.common import Input, Record
+from gpustack.schemas.common import Input, Record, Title
 
 
 class ApiKeyCreate(Input):
     """A key to make. ``expires_in`` is seconds from now; none or 0 never expires."""
 
-    name: str = Field(min_length=1, max_length=128)
+    name: Title = Field(min_length=1, max_length=128)
     description: str = Field(default="", max_length=1024)
     expires_in: int | None = Field(default=None, ge=0, le=100 * 365 * 86400)
     #: Names of the only models it may ask; empty allows all.
-    allowed_model_names: list[str] = Field(default_factory=list, max_length=1000)
+    allowed_model_names: list[Title] = Field(default_factory=list, max_length=1000)
 
 
 class ApiKeyPublic(Record):

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from gpustack.schemas.common import Input, Name, Record
+from gpustack.schemas.common import Input, Name, Record, Title
 
 _ENV_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
 
@@ -37,7 +37,7 @@ class _Spec(Input):
     #: Labels that a worker must carry.
     worker_selector: dict[str, str] = Field(default_factory=dict)
     #: Name of the backend; empty lets GPUStack choose.
-    backend: str = Field(default="", max_length=64)
+    backend: Title = Field(default="", max_length=64)
     #: Version of the engine; empty is the backend's default.
     backend_version: str = Field(default="", max_length=64, pattern=r"^([0-9A-Za-z][0-9A-Za-z.+_-]*)?$")
     #: Engine parameters, one command-line item or ``--name=value`` each.
@@ -106,3 +106,5 @@ class ModelPublic(Record):
     env: dict[str, str] = {}
     restart_on_error: bool = True
     cluster_id: int
+    #: Digest over what an engine is started with; an instance with another one is out of date.
+    spec_digest: str = ""

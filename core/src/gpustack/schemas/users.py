@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from gpustack.schemas.common import Input, Record
+from gpustack.schemas.common import Input, Record, Title
 
 
 class UserPublic(Record):
@@ -21,4 +21,4 @@ class UserPublic(Record):
 class UserSelfUpdate(Input):
     """What users may change about themselves."""
 
-    full_name: str = Field(max_length=256)
+    full_name: Title = Field(max_length=256)

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import Field
 
-from gpustack.schemas.common import Input, Output, Record
+from gpustack.schemas.common import Input, Output, Record, Title
 
 
 class WorkerState(StrEnum):
@@ -85,7 +85,7 @@ class WorkerStatus(Output):
 class WorkerRegistration(Input):
     """What a worker says when it joins; again at each start, with the same ``worker_uuid``."""
 
-    name: str = Field(min_length=1, max_length=128)
+    name: Title = Field(min_length=1, max_length=128)
     hostname: str = ""
     ip: str
     port: int = 0

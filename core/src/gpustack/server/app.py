@@ -23,7 +23,7 @@ from gpustack.dataplane.app import serves
 from gpustack.dataplane.asgi import Receive, Scope, Send
 from gpustack.db import Store
 from gpustack.extensions import Catalogue
-from gpustack.kit.errors import NotFound
+from gpustack.kit.errors import GPUStackError, NotFound
 from gpustack.kit.paths import write_atomic
 from gpustack.kit.tasks import Tasks
 from gpustack.plugin import Host, InferenceBackend
@@ -84,12 +84,29 @@ async def run_server(
     """Run the server until it is cancelled; ``on_ready`` is called once requests are answered.
 
     Cancelling lets requests in flight go on for ``config.drain`` seconds, ends watches at once, and then raises
-    CancelledError as usual. Raises GPUStackError with one line when the database cannot be used.
+    CancelledError as usual. Raises GPUStackError with one line when the database cannot be used, and when a part that
+    the others cannot do without broke: whoever runs this starts it again.
     """
     async with started(config, database_url, catalogue) as (app, services):
-        await serve(
-            app, listener, drain=config.drain, closing=services.closing, on_ready=on_ready, debug=config.debug
+        serving = asyncio.create_task(
+            serve(
+                app,
+                listener,
+                drain=config.drain,
+                closing=services.closing,
+                on_ready=on_ready,
+                debug=config.debug,
+            )
         )
+        try:
+            either: set[asyncio.Future[Any]] = {serving, services.broken}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
+        if services.broken.done():
+            raise GPUStackError(f"{services.broken.result()} ended unexpectedly; the server's log says why")
+        serving.result()
 
 
 @contextlib.asynccontextmanager
@@ -97,12 +114,18 @@ async def started(
     config: ServerConfig, database_url: str, catalogue: Catalogue, *, reconcile: bool = True
 ) -> AsyncIterator[tuple[App, Services]]:
     """Run everything but the socket: yields the application and its parts."""
+    broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    def broke(task: str, _error: BaseException) -> None:
+        if not broken.done():
+            broken.set_result(task)
+
     async with contextlib.AsyncExitStack() as stack:
         store = await Store.open(database_url, pool=config.pool, wait=config.database_wait)
         await stack.enter_async_context(store)
         await store.migrate()
         await bootstrap(store, config)
-        feed = await stack.enter_async_context(store.feed())
+        feed = await stack.enter_async_context(store.feed(broke))
         upstream = await stack.enter_async_context(Upstream())
         balancer = Balancer()
         routing = Routing(store, feed, upstream, balancer, own_addresses=config.own_addresses)
@@ -117,8 +140,9 @@ async def started(
             authenticator=await _authenticator(store, routing, config),
             heartbeats=heartbeats,
             upstream=upstream,
+            broken=broken,
         )
-        tasks = await stack.enter_async_context(Tasks("server"))
+        tasks = await stack.enter_async_context(Tasks("server", broke))
         tasks.start("routing", routing.run())
         tasks.start("heartbeats", heartbeats.run())
         if reconcile:
@@ -157,16 +181,19 @@ async def bootstrap(store: Store, config: ServerConfig) -> None:
     """Make the first administrator and the default cluster, once in the life of a database.
 
     A generated password is written to ``initial_admin_password`` in the data directory before it is in force, so
-    that no crash in between locks everybody out.
+    that no crash in between locks everybody out, and removed when another server on the same database was faster.
     """
     if await _has_admin(store):
         return
     password = config.bootstrap_password or secrets.token_urlsafe(12)
+    told = config.data_dir / FIRST_LOGIN_FILE
     if config.bootstrap_password is None:
-        write_atomic(config.data_dir / FIRST_LOGIN_FILE, password + "\n", mode=0o600)
+        write_atomic(told, password + "\n", mode=0o600)
     hashed = await asyncio.to_thread(hash_now, password)
     if await store.bootstrap(hashed, require_password_change=config.bootstrap_password is None):
         log.info("made the user %s and the default cluster", ADMIN)
+    elif config.bootstrap_password is None:
+        told.unlink(missing_ok=True)
 
 
 async def _has_admin(store: Store) -> bool:

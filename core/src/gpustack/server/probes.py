@@ -27,7 +27,7 @@ async def readyz(request: Request[Any, Any, Any]) -> str:
     parts = services(request)
     if not parts.routing.loaded:
         raise Unavailable("the routing table is not loaded yet", retry_after=1)
-    await parts.store.events.last_number()
+    await parts.store.ping()
     return "ok"
 
 

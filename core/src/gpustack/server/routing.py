@@ -106,6 +106,7 @@ class Routing:
         self._instances: dict[int, dict[int, ModelInstancePublic]] = {}
         self._fixed: dict[str, Principal] = {}
         self._number = 0
+        self._keys = asyncio.Lock()
         self.table = RoutingTable()
         #: True once everything was read.
         self.loaded = False
@@ -131,18 +132,21 @@ class Routing:
 
     async def load_keys(self) -> None:
         """Read the API keys anew; what was made or revoked counts from here on."""
-        keys: list[KeyRow] = await self._store.api_keys.principals()
-        principals = {key.digest: principal_of(key) for key in keys} | self._fixed
-        self.table = replace(self.table, version=self.table.version + 1, principals=principals)
+        # One after the other: an answer from before a key was revoked must not come last.
+        async with self._keys:
+            keys: list[KeyRow] = await self._store.api_keys.principals()
+            principals = {key.digest: principal_of(key) for key in keys} | self._fixed
+            self.table = replace(self.table, version=self.table.version + 1, principals=principals)
 
     async def run(self) -> NoReturn:
         """Follow the events for ever; after a loss of the database, catch up by reading everything."""
         backoff = Backoff(first=0.2, limit=5.0)
         while True:
             try:
-                async for event in self._feed.subscribe(set(_TOPICS), since=self._number):
-                    await self.apply(event)
-                    backoff.reset()
+                async with self._feed.subscribe(set(_TOPICS), since=self._number) as events:
+                    async for event in events:
+                        await self.apply(event)
+                        backoff.reset()
             except NotFound:
                 log.info("routing: events were removed meanwhile; reading everything anew")
             except GPUStackError as error:

@@ -31,6 +31,8 @@ class Services:
     authenticator: Authenticator
     heartbeats: Heartbeats
     upstream: Upstream
+    #: Gets the name of the first background task that ends by itself, which none may.
+    broken: asyncio.Future[str]
     passwords: Passwords = field(default_factory=Passwords)
     #: Wrong passwords by user name and address, and by address alone.
     by_user: Throttle = field(default_factory=Throttle)

@@ -14,7 +14,6 @@ from pathlib import Path
 import psutil
 
 from gpustack.kit.errors import GPUStackError
-from gpustack.kit.process import still_running
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +68,6 @@ def _end(processes: list[psutil.Process], postmaster: int | None) -> None:
         for process in chief if chief and number != signal.SIGKILL else alive:
             with contextlib.suppress(psutil.Error):
                 process.send_signal(number)
-        alive = still_running(alive, wait=seconds)
+        _, alive = psutil.wait_procs(alive, timeout=seconds)
         if not alive:
             return

@@ -100,6 +100,7 @@ STATEMENTS: tuple[str, ...] = (
         backend_parameters JSON NOT NULL,
         env JSON NOT NULL,
         restart_on_error BOOLEAN NOT NULL,
+        spec_digest VARCHAR(64) NOT NULL,
         cluster_id BIGINT NOT NULL REFERENCES clusters (id) ON DELETE RESTRICT,
         created_at TIMESTAMP WITH TIME ZONE NOT NULL,
         updated_at TIMESTAMP WITH TIME ZONE NOT NULL
@@ -127,6 +128,7 @@ STATEMENTS: tuple[str, ...] = (
         backend_version VARCHAR(64) NOT NULL,
         computed_resource_claim JSON NOT NULL,
         gpu_indexes JSON NOT NULL,
+        spec_digest VARCHAR(64) NOT NULL,
         restart_count INTEGER NOT NULL,
         last_restart_time TIMESTAMP WITH TIME ZONE,
         created_at TIMESTAMP WITH TIME ZONE NOT NULL,

@@ -34,7 +34,7 @@ _KeyRows = list[KeyRow]
 _PRINCIPALS = (
     "SELECT k.id, k.digest, k.user_id, u.username, u.is_admin, k.allowed_model_names, k.expires_at "
     "FROM api_keys k JOIN users u ON u.id = k.user_id "
-    "WHERE u.is_active AND (k.expires_at IS NULL OR k.expires_at > {})"
+    "WHERE u.is_active AND (k.expires_at IS NULL OR k.expires_at > {}) ORDER BY k.id"
 )
 
 
@@ -87,13 +87,8 @@ class ApiKeys(Repository[ApiKeyPublic]):
 
     async def principals(self) -> _KeyRows:
         """Return every key that is valid now, of active users."""
-        rows = await self._session.fetch(sql(_PRINCIPALS + " ORDER BY k.id", now()))
+        rows = await self._session.fetch(sql(_PRINCIPALS, now()))
         return [_principal(row) for row in rows]
-
-    async def by_digest(self, digest: str) -> KeyRow | None:
-        """Return the valid key with this digest; None when it is unknown, over, or its user is not active."""
-        rows = await self._session.fetch(sql(_PRINCIPALS + " AND k.digest = {}", now(), digest))
-        return _principal(rows[0]) if rows else None
 
 
 def _principal(row: Any) -> KeyRow:

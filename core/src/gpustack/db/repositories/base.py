@@ -73,6 +73,10 @@ class Repository(Generic[P]):
         """Return one; NotFound when it does not exist."""
         return await self._get(self._session, row_id)
 
+    async def locked(self, row_id: int) -> P:
+        """Return one that nobody else changes before the transaction, in which this must be called, ends."""
+        return await self._get(self._session, row_id, lock=True)
+
     async def _get(self, session: Session, row_id: int, *, lock: bool = False) -> P:
         found = await self._find(session, self._id() == row_id, lock=lock) if 0 < row_id <= _LAST_ID else []
         if not found:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+from gpustack.db.connection import Writing
 from gpustack.db.errors import conflicts
 from gpustack.db.repositories.base import Repository, now
-from gpustack.db.tables import ModelInstance
-from gpustack.kit.errors import Conflict
+from gpustack.db.tables import ModelInstance, Worker
+from gpustack.kit.errors import Conflict, NotFound
 from gpustack.schemas.common import Page
 from gpustack.schemas.instances import Claim, InstanceState, ModelInstancePublic
 from gpustack.schemas.models import ModelPublic
@@ -23,6 +24,8 @@ _WRITABLE = frozenset(ModelInstancePublic.model_fields) - {
     "created_at",
     "updated_at",
     "state_since",
+    "worker_name",
+    "worker_ip",
 }
 
 
@@ -84,6 +87,7 @@ class Instances(Repository[ModelInstancePublic]):
             "backend_version": "",
             "computed_resource_claim": Claim(),
             "gpu_indexes": [],
+            "spec_digest": model.spec_digest,
             "restart_count": 0,
             "last_restart_time": None,
         }
@@ -103,7 +107,8 @@ class Instances(Repository[ModelInstancePublic]):
         expect_state: InstanceState | Collection[InstanceState] | None = None,
         **columns: Any,
     ) -> ModelInstancePublic:
-        """Set ``columns``; ``updated_at`` always follows, and ``state_since`` when the state changes.
+        """Set ``columns``; ``updated_at`` always follows, ``state_since`` when the state changes, and with
+        ``worker_id`` the worker's name and address.
 
         Conflict when the instance is in none of the states of ``expect_state``: the row is locked while that is
         compared, so nobody changes it in between. NotFound when the instance, or the worker it is given, is gone.
@@ -111,14 +116,19 @@ class Instances(Repository[ModelInstancePublic]):
         unknown = sorted(columns.keys() - _WRITABLE)
         if unknown:
             raise TypeError(f"an instance has no column {', '.join(unknown)} that could be set")
-        gone = {"model_instances_worker_id_fkey": f"there is no worker {columns.get('worker_id')}"}
-        with conflicts({}, gone):
-            async with self._session.writing() as tx:
-                old = await self._get(tx, instance_id, lock=True)
-                _expect(old, expect_state)
-                if "state" in columns and columns["state"] != old.state:
-                    columns["state_since"] = now()
-                return await self._change(tx, old, columns)
+        async with self._session.writing() as tx:
+            if "worker_id" in columns:
+                columns |= await _worker(tx, columns["worker_id"])
+            old = await self._get(tx, instance_id, lock=True)
+            _expect(old, expect_state)
+            if "state" in columns and columns["state"] != old.state:
+                columns["state_since"] = now()
+            return await self._change(tx, old, columns)
+
+    async def follow_worker(self, tx: Writing, worker_id: int, name: str, ip: str) -> None:
+        """Give the instances on a worker its new name and address. The caller has locked the worker's row."""
+        for old in await self._find(tx, ModelInstance.worker_id == worker_id, lock=True):
+            await self._change(tx, old, {"worker_name": name, "worker_ip": ip})
 
     async def delete(self, instance_id: int) -> ModelInstancePublic:
         """Remove an instance and return what it was."""
@@ -126,6 +136,17 @@ class Instances(Repository[ModelInstancePublic]):
             instance = await self._get(tx, instance_id, lock=True)
             await self._remove(tx, [instance])
             return instance
+
+
+async def _worker(tx: Writing, worker_id: int | None) -> dict[str, str]:
+    """Return what an instance repeats of its worker, locked: a worker that comes back elsewhere waits for us."""
+    if worker_id is None:
+        return {"worker_name": "", "worker_ip": ""}
+    query = Worker.select(Worker.name, Worker.ip).where(Worker.id == worker_id).lock_rows()
+    rows = await tx.fetch(query)
+    if not rows:
+        raise NotFound(f"there is no worker {worker_id}")
+    return {"worker_name": rows[0]["name"], "worker_ip": rows[0]["ip"]}
 
 
 def _expect(instance: ModelInstancePublic, states: InstanceState | Collection[InstanceState] | None) -> None:

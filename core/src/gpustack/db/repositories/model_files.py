@@ -82,12 +82,5 @@ class ModelFiles(Repository[ModelFilePublic]):
                 )
             return await self._change(tx, old, {name: getattr(report, name) for name in _REPORTED})
 
-    async def delete(self, file_id: int) -> ModelFilePublic:
-        """Forget what is known, not the files themselves."""
-        async with self._session.writing() as tx:
-            file = await self._get(tx, file_id, lock=True)
-            await self._remove(tx, [file])
-            return file
-
 
 _REPORTED = ("state", "state_message", "size", "resolved_paths", "facts")

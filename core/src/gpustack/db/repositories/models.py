@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gpustack.db.errors import conflicts
-from gpustack.db.repositories.base import Repository
+from gpustack.db.repositories.base import Repository, json
 from gpustack.db.repositories.instances import Instances
 from gpustack.db.tables import Model, ModelInstance
 from gpustack.kit.errors import InvalidInput, NotFound
 from gpustack.schemas.common import Page
 from gpustack.schemas.models import ModelCreate, ModelPublic, ModelUpdate
+
+#: What an engine is started with.
+_SPEC = ("source", "local_path", "backend", "backend_version", "backend_parameters", "env")
+
+
+def spec_digest(described: ModelCreate | ModelUpdate | ModelPublic) -> str:
+    """Return the digest over what an engine of the model is started with: equal ones need no other engine."""
+    spec = {name: getattr(described, name) for name in _SPEC}
+    spec["env"] = sorted(described.env.items())
+    return hashlib.sha256(json(spec).encode()).hexdigest()
 
 
 class Models(Repository[ModelPublic]):
@@ -103,7 +114,8 @@ class Models(Repository[ModelPublic]):
 
 
 def _columns(wanted: ModelCreate | ModelUpdate) -> dict[str, Any]:
-    return {name: getattr(wanted, name) for name in type(wanted).model_fields}
+    values = {name: getattr(wanted, name) for name in type(wanted).model_fields}
+    return {**values, "spec_digest": spec_digest(wanted)}
 
 
 def _taken(name: str) -> dict[str, str]:

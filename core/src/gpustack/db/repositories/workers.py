@@ -82,7 +82,8 @@ class Workers(Repository[WorkerPublic]):
     async def register(self, wanted: WorkerRegistration, token_digest: str, cluster_id: int) -> WorkerPublic:
         """Add the worker as READY, or renew the row that has its ``worker_uuid``.
 
-        A name that another worker has gets ``-1``, ``-2``… appended; a worker that comes back keeps its own.
+        A name that another worker has gets ``-1``, ``-2``… appended; a worker that comes back keeps its own. When it
+        comes back with another name or address, its instances follow.
         """
         values: dict[str, Any] = {name: getattr(wanted, name) for name in WorkerRegistration.model_fields}
         values |= {
@@ -101,7 +102,10 @@ class Workers(Repository[WorkerPublic]):
                 known = await self._find(tx, Worker.worker_uuid == wanted.worker_uuid, lock=True)
                 if known:
                     values["name"] = await self._kept_name(tx, known[0], wanted.name)
-                    return await self._change(tx, known[0], values)
+                    renewed = await self._change(tx, known[0], values)
+                    if (renewed.name, renewed.ip) != (known[0].name, known[0].ip):
+                        await Instances(tx).follow_worker(tx, renewed.id, renewed.name, renewed.ip)
+                    return renewed
                 values["name"] = await self._free_name(tx, wanted.name)
                 return await self._insert(tx, {**values, "cluster_id": cluster_id})
 

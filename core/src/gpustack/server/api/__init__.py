@@ -1,6 +1,7 @@
 """The management API below ``/v2``: one module per resource."""
 
 from litestar import Router
+from litestar.di import Provide
 
 from gpustack.server.api import (
     clusters,
@@ -14,9 +15,11 @@ from gpustack.server.api import (
     users,
     workers,
 )
+from gpustack.server.api.listing import selection_of
 
 ROUTER = Router(
     path="/v2",
+    dependencies={"selection": Provide(selection_of, sync_to_thread=False)},
     route_handlers=[
         *users.HANDLERS,
         *keys.HANDLERS,

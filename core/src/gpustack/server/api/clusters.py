@@ -6,7 +6,7 @@ from litestar import Response, get
 from litestar.params import FromPath
 
 from gpustack.schemas import ClusterPublic, Page
-from gpustack.server.api.listing import PageNumber, PerPage, Search, SortBy, listed
+from gpustack.server.api.listing import PageNumber, PerPage, Search, Selection, SortBy, listed
 from gpustack.server.auth.caller import Req
 from gpustack.server.body import one
 from gpustack.server.services import services
@@ -26,13 +26,8 @@ async def list_clusters(
     return await listed(
         request,
         services(request).store.clusters,
+        Selection(page=page, per_page=per_page, search=search, sort_by=sort_by),
         topic="clusters",
-        page=page,
-        per_page=per_page,
-        search=search,
-        sort_by=sort_by,
-        watch=False,
-        since=None,
         filters={},
     )
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import secrets
+import time
 from datetime import UTC, datetime, timedelta
 
 from litestar import Response, delete, get, post
 from litestar.params import FromPath, JSONBody
 
 from gpustack.dataplane.table import digest
-from gpustack.kit.errors import NotFound
+from gpustack.kit.errors import Forbidden, NotFound
 from gpustack.schemas import ApiKeyCreate, ApiKeyCreated, ApiKeyPublic, Page
-from gpustack.server.api.listing import PageNumber, PerPage, Search, Since, SortBy, Watch, listed
-from gpustack.server.auth.caller import Access, Req
+from gpustack.server.api.listing import Select, listed
+from gpustack.server.auth.caller import Access, Caller, Req
 from gpustack.server.body import Body, one
 from gpustack.server.services import services
 
@@ -26,26 +27,13 @@ def new_key() -> tuple[str, str]:
 
 
 @get("/api-keys", opt=_USER, tags=["API keys"])
-async def list_keys(
-    request: Req,
-    page: PageNumber = 1,
-    per_page: PerPage = 100,
-    search: Search = None,
-    sort_by: SortBy = None,
-    watch: Watch = False,
-    since: Since = None,
-) -> Response[Page[ApiKeyPublic]]:
+async def list_keys(request: Req, selection: Select) -> Response[Page[ApiKeyPublic]]:
     """List the caller's keys, without their secrets."""
     return await listed(
         request,
         services(request).store.api_keys,
+        selection,
         topic="api-keys",
-        page=page,
-        per_page=per_page,
-        search=search,
-        sort_by=sort_by,
-        watch=watch,
-        since=since,
         filters={"user_id": request.user.user_id},
     )
 
@@ -62,6 +50,7 @@ async def create_key(request: Req, data: JSONBody[ApiKeyCreate]) -> Response[Api
     parts = services(request)
     access, text = new_key()
     expires = datetime.now(UTC) + timedelta(seconds=data.expires_in) if data.expires_in else None
+    _check_expiry(request.user, expires)
     key = await parts.store.api_keys.create(request.user.user_id, data, access, digest(text), expires)
     await parts.routing.load_keys()  # so that the key works as soon as it is known
     return one(ApiKeyCreated(**key.model_dump(), value=text), status=201)
@@ -74,6 +63,16 @@ async def delete_key(request: Req, key_id: FromPath[int]) -> None:
     await _own(request, key_id)
     await parts.store.api_keys.delete(key_id)
     await parts.routing.load_keys()
+
+
+def _check_expiry(caller: Caller, expires: datetime | None) -> None:
+    """Let no key outlive, by way of another one, the time that it was given."""
+    if caller.expires_at is None or (expires is not None and expires.timestamp() <= caller.expires_at):
+        return
+    left = max(0, int(caller.expires_at - time.time()))
+    raise Forbidden(
+        f"an API key may not make one that outlives it; give expires_in, at most {left}, or sign in with the password"
+    )
 
 
 async def _own(request: Req, key_id: int) -> ApiKeyPublic:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar, cast
 
 import msgspec
 from litestar import Response
+from litestar.di import NamedDependency
 from litestar.params import QueryParameter
 
 from gpustack.db import StoredEvent, Subscription
 from gpustack.kit.errors import GPUStackError, InvalidInput, NotFound
 from gpustack.schemas import EventType, Page, Pagination
 from gpustack.schemas.common import Record
+from gpustack.server.auth.authenticate import still_allowed
 from gpustack.server.auth.caller import Req
 from gpustack.server.body import page as page_answer
 from gpustack.server.errors import Gone
@@ -37,7 +40,7 @@ Watch = Annotated[
     bool,
     QueryParameter(
         description="Stream events as JSON lines instead: what exists as CREATED, a HEARTBEAT at the end of that, "
-        "then every change; a blank line every 15 s."
+        "then every change; a blank line every 15 s. Ends when the caller's credential does."
     ),
 ]
 Since = Annotated[
@@ -46,6 +49,34 @@ Since = Annotated[
         ge=0, description="With `watch`: continue after this event number; 410 when that is too long ago."
     ),
 ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """What of a list is asked for, in the query parameters that all lists have."""
+
+    page: int = 1
+    per_page: int = 100
+    search: str | None = None
+    sort_by: str | None = None
+    watch: bool = False
+    since: int | None = None
+
+
+def selection_of(
+    page: PageNumber = 1,
+    per_page: PerPage = 100,
+    search: Search = None,
+    sort_by: SortBy = None,
+    watch: Watch = False,
+    since: Since = None,
+) -> Selection:
+    """Return the parameters of a request; a dependency, so that each handler names them once."""
+    return Selection(page=page, per_page=per_page, search=search, sort_by=sort_by, watch=watch, since=since)
+
+
+#: What a handler of a list declares as ``selection``.
+Select = NamedDependency[Selection]
 
 #: Seconds between the blank lines of a quiet watch.
 KEEP_ALIVE = 15.0
@@ -58,32 +89,38 @@ ListAll = Callable[[], Coroutine[Any, Any, Page[R]]]
 async def listed(
     request: Req,
     repository: Any,
+    selection: Selection,
     *,
     topic: str,
-    page: int,
-    per_page: int,
-    search: str | None,
-    sort_by: str | None,
-    watch: bool,
-    since: int | None,
     filters: Mapping[str, Any],
 ) -> Response[Page[Any]]:
     """Return one page of ``repository``, or the watch of its ``topic``; ``filters`` hold fields and wanted values."""
     wanted = {name: value for name, value in filters.items() if value is not None}
-    if watch:
+    if selection.watch:
+        if selection.search:
+            raise InvalidInput("query parameter search: a watch shows everything; search in what it sends")
         return await watched(
-            request, topic, lambda: repository.list(page=-1, search=search, **wanted), wanted, since
+            request, topic, lambda: repository.list(page=-1, **wanted), wanted, selection.since
         )
+    _check_page(selection.page)
+    found = await repository.list(
+        page=selection.page,
+        per_page=selection.per_page,
+        search=selection.search,
+        sort_by=selection.sort_by,
+        **wanted,
+    )
+    return page_answer(found)
+
+
+def _check_page(page: int) -> None:
     if page == 0:
         raise InvalidInput("query parameter page: pages are counted from 1; -1 returns everything")
-    found = await repository.list(page=page, per_page=per_page, search=search, sort_by=sort_by, **wanted)
-    return page_answer(found)
 
 
 def paged(items: Sequence[T], *, page: int, per_page: int) -> Page[T]:
     """Return one page of what is in memory anyway."""
-    if page == 0:
-        raise InvalidInput("query parameter page: pages are counted from 1; -1 returns everything")
+    _check_page(page)
     total = len(items)
     if page == -1:
         return Page(items=list(items), pagination=Pagination(page=1, perPage=0, total=total, totalPage=1))
@@ -119,7 +156,7 @@ async def watched(
     def subscribe() -> Subscription:
         return parts.feed.subscribe({topic}, since=number)
 
-    pieces = _stream(replay, subscribe, shown, parts.closing)
+    pieces = _stream(replay, subscribe, shown, parts.closing, lambda: still_allowed(request))
     return cast("Response[Page[Any]]", Streamed(pieces, media_type="application/x-ndjson"))
 
 
@@ -149,20 +186,26 @@ async def _stream(
     subscribe: Callable[[], Subscription],
     shown: Callable[[StoredEvent], bytes | None],
     closing: asyncio.Event,
+    allowed: Callable[[], Awaitable[bool]],
 ) -> AsyncGenerator[bytes, None]:
     for start in range(0, len(replay), 100):
         yield b"".join(replay[start : start + 100])
     events = subscribe()
     ended = asyncio.ensure_future(closing.wait())
     upcoming: asyncio.Future[StoredEvent] | None = None
+    clock = asyncio.get_running_loop().time
+    due = clock() + KEEP_ALIVE
     try:
         while not closing.is_set():
             upcoming = upcoming or asyncio.ensure_future(anext(events))
             waiting: set[asyncio.Future[Any]] = {upcoming, ended}
-            await asyncio.wait(waiting, timeout=KEEP_ALIVE, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waiting, timeout=max(0.0, due - clock()), return_when=asyncio.FIRST_COMPLETED)
+            if not closing.is_set() and clock() >= due:
+                if not await allowed():
+                    return  # the client comes back and is told why
+                yield b"\n"
+                due = clock() + KEEP_ALIVE
             if not upcoming.done():
-                if not closing.is_set():
-                    yield b"\n"
                 continue
             done, upcoming = upcoming, None
             try:

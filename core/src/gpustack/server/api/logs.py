@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
 from typing import cast
@@ -10,12 +11,15 @@ from litestar import Response
 
 from gpustack.dataplane import ConnectFailed, UpstreamDied
 from gpustack.dataplane.upstream import Exchange
-from gpustack.kit.errors import Conflict, NotFound
+from gpustack.kit.errors import Conflict, NotFound, Unavailable
 from gpustack.kit.net import LOOPBACK
 from gpustack.server.auth.caller import Req
 from gpustack.server.errors import BadGateway
 from gpustack.server.services import services
 from gpustack.server.streams import Streamed
+
+#: Seconds for a worker to begin its answer; the log itself may go on for ever.
+HEAD_LIMIT = 10.0
 
 
 async def log_stream(request: Req, instance_id: int, *, tail: int, follow: bool) -> Response[str]:
@@ -27,13 +31,17 @@ async def log_stream(request: Req, instance_id: int, *, tail: int, follow: bool)
     door = await parts.store.workers.door(instance.worker_id)
     host = LOOPBACK if door.ip in parts.config.own_addresses else door.ip
     path = f"/serveLogs/{instance_id}?tail={tail}&follow={'true' if follow else 'false'}"
+    headers = [(b"authorization", f"Bearer {door.token}".encode())]
     stack = contextlib.AsyncExitStack()
     try:
-        exchange = await stack.enter_async_context(
-            parts.upstream.request(
-                "GET", host, door.port, path, [(b"authorization", f"Bearer {door.token}".encode())]
+        async with asyncio.timeout(HEAD_LIMIT):
+            exchange = await stack.enter_async_context(
+                parts.upstream.request("GET", host, door.port, path, headers)
             )
-        )
+    except TimeoutError:
+        raise Unavailable(
+            f"worker {instance.worker_name} has not answered for {HEAD_LIMIT:.0f} s", retry_after=5
+        ) from None
     except (ConnectFailed, UpstreamDied) as error:
         raise BadGateway(f"worker {instance.worker_name} does not hand out the log: it {error}") from error
     if exchange.status != 200:

@@ -7,7 +7,7 @@ from litestar.params import FromPath, FromQuery, JSONBody
 
 from gpustack.kit.errors import Conflict, Forbidden
 from gpustack.schemas import ModelFilePublic, ModelFileReport, Page
-from gpustack.server.api.listing import PageNumber, PerPage, Search, Since, SortBy, Watch, listed
+from gpustack.server.api.listing import Select, listed
 from gpustack.server.auth.caller import Access, Req, Via
 from gpustack.server.body import Body, one
 from gpustack.server.services import services
@@ -19,12 +19,7 @@ _TAGS = ["Model files"]
 @get("/model-files", opt=_WORKER, tags=_TAGS)
 async def list_files(
     request: Req,
-    page: PageNumber = 1,
-    per_page: PerPage = 100,
-    search: Search = None,
-    sort_by: SortBy = None,
-    watch: Watch = False,
-    since: Since = None,
+    selection: Select,
     worker_id: FromQuery[int | None] = None,
     source_key: FromQuery[str | None] = None,
 ) -> Response[Page[ModelFilePublic]]:
@@ -32,13 +27,8 @@ async def list_files(
     return await listed(
         request,
         services(request).store.model_files,
+        selection,
         topic="model-files",
-        page=page,
-        per_page=per_page,
-        search=search,
-        sort_by=sort_by,
-        watch=watch,
-        since=since,
         filters={"worker_id": worker_id, "source_key": source_key},
     )
 

@@ -11,7 +11,7 @@ from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 from gpustack.kit.errors import Conflict, Forbidden
 from gpustack.lifecycle.instance import ON_WORKER, may_follow
 from gpustack.schemas import InstanceReport, InstanceState, ModelInstancePublic, Page
-from gpustack.server.api.listing import PageNumber, PerPage, Search, Since, SortBy, Watch, listed
+from gpustack.server.api.listing import Select, listed
 from gpustack.server.api.logs import log_stream
 from gpustack.server.auth.caller import Access, Req, Via
 from gpustack.server.body import Body, one
@@ -26,12 +26,7 @@ InState = Annotated[InstanceState | None, QueryParameter(name="state")]
 @get("/model-instances", opt=_WORKER, tags=_TAGS)
 async def list_instances(
     request: Req,
-    page: PageNumber = 1,
-    per_page: PerPage = 100,
-    search: Search = None,
-    sort_by: SortBy = None,
-    watch: Watch = False,
-    since: Since = None,
+    selection: Select,
     model_id: FromQuery[int | None] = None,
     worker_id: FromQuery[int | None] = None,
     in_state: InState = None,
@@ -40,13 +35,8 @@ async def list_instances(
     return await listed(
         request,
         services(request).store.instances,
+        selection,
         topic="model-instances",
-        page=page,
-        per_page=per_page,
-        search=search,
-        sort_by=sort_by,
-        watch=watch,
-        since=since,
         filters={"model_id": model_id, "worker_id": worker_id, "state": in_state},
     )
 
@@ -74,15 +64,17 @@ async def report_instance(
     request: Req, instance_id: FromPath[int], data: JSONBody[InstanceReport]
 ) -> Response[ModelInstancePublic]:
     """Take what a worker says of an instance it runs; 409 when it is not its own, or the step is not allowed."""
-    store = services(request).store
-    instance = await store.instances.get(instance_id)
-    check_report(request, instance, data.state)
     columns = data.model_dump(exclude_unset=True, exclude={"restarted"})
-    if data.restarted:
-        columns["restart_count"] = instance.restart_count + 1
-        columns["last_restart_time"] = datetime.now(UTC)
     columns.setdefault("state_message", "")
-    return one(await store.instances.update(instance_id, expect_state=instance.state, **columns))
+    # A worker drops what is refused: only what the row says at the moment of writing may refuse it.
+    async with services(request).store.transaction() as tx:
+        instance = await tx.instances.locked(instance_id)
+        check_report(request, instance, data.state)
+        if data.restarted:
+            columns["restart_count"] = instance.restart_count + 1
+            columns["last_restart_time"] = datetime.now(UTC)
+        changed = await tx.instances.update(instance_id, **columns)
+    return one(changed)
 
 
 def check_report(request: Req, instance: ModelInstancePublic, new: InstanceState) -> None:

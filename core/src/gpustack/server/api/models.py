@@ -7,7 +7,7 @@ from litestar.params import FromPath, FromQuery, JSONBody
 
 from gpustack.kit.errors import InvalidInput
 from gpustack.schemas import ModelCreate, ModelInstancePublic, ModelPublic, ModelUpdate, Page
-from gpustack.server.api.listing import PageNumber, PerPage, Search, Since, SortBy, Watch, listed
+from gpustack.server.api.listing import PageNumber, PerPage, Select, listed
 from gpustack.server.auth.caller import Access, Req
 from gpustack.server.body import Body, one
 from gpustack.server.body import page as page_answer
@@ -19,25 +19,15 @@ _WORKER = {"access": Access.WORKER}
 @get("/models", opt=_WORKER, tags=["Models"])
 async def list_models(
     request: Req,
-    page: PageNumber = 1,
-    per_page: PerPage = 100,
-    search: Search = None,
-    sort_by: SortBy = None,
-    watch: Watch = False,
-    since: Since = None,
+    selection: Select,
     cluster_id: FromQuery[int | None] = None,
 ) -> Response[Page[ModelPublic]]:
     """List models."""
     return await listed(
         request,
         services(request).store.models,
+        selection,
         topic="models",
-        page=page,
-        per_page=per_page,
-        search=search,
-        sort_by=sort_by,
-        watch=watch,
-        since=since,
         filters={"cluster_id": cluster_id},
     )
 
@@ -71,7 +61,7 @@ async def create_model(request: Req, data: JSONBody[ModelCreate]) -> Response[Mo
 async def update_model(
     request: Req, model_id: FromPath[int], data: JSONBody[ModelUpdate]
 ) -> Response[ModelPublic]:
-    """Replace a model's description. Running instances stay as they are until they are deleted."""
+    """Replace a model's description. Instances whose engines have to start anew for it are replaced one by one."""
     _check_backend(request, data.backend)
     return one(await services(request).store.models.update(model_id, data))
 

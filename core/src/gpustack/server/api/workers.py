@@ -11,7 +11,7 @@ from gpustack.dataplane.table import digest
 from gpustack.kit.errors import Forbidden
 from gpustack.schemas import Heartbeat, Page, WorkerPublic, WorkerRegistered, WorkerRegistration
 from gpustack.schemas.workers import WorkerUpdate
-from gpustack.server.api.listing import PageNumber, PerPage, Search, Since, SortBy, Watch, listed
+from gpustack.server.api.listing import Select, listed
 from gpustack.server.auth.authenticate import WORKER_TOKEN
 from gpustack.server.auth.caller import Access, Req, Via
 from gpustack.server.body import Body, nothing, one
@@ -34,25 +34,15 @@ async def register_worker(request: Req, data: JSONBody[WorkerRegistration]) -> R
 @get("/workers", opt=_WORKER, tags=_TAGS)
 async def list_workers(
     request: Req,
-    page: PageNumber = 1,
-    per_page: PerPage = 100,
-    search: Search = None,
-    sort_by: SortBy = None,
-    watch: Watch = False,
-    since: Since = None,
+    selection: Select,
     cluster_id: FromQuery[int | None] = None,
 ) -> Response[Page[WorkerPublic]]:
     """List workers."""
     return await listed(
         request,
         services(request).store.workers,
+        selection,
         topic="workers",
-        page=page,
-        per_page=per_page,
-        search=search,
-        sort_by=sort_by,
-        watch=watch,
-        since=since,
         filters={"cluster_id": cluster_id},
     )
 

@@ -16,7 +16,7 @@ from gpustack.dataplane import Principal
 from gpustack.dataplane.asgi import bearer, header
 from gpustack.dataplane.table import digest
 from gpustack.db import Store
-from gpustack.kit.errors import Forbidden, NotFound, Unauthenticated
+from gpustack.kit.errors import Forbidden, NotFound, Unauthenticated, Unavailable
 from gpustack.schemas import UserPublic
 from gpustack.server.auth.caller import Access, Caller, Via
 from gpustack.server.routing import Routing
@@ -76,6 +76,7 @@ class Authenticator:
             username=principal.username,
             is_admin=principal.is_admin,
             inference_only=principal.allowed is not None,
+            expires_at=principal.expires_at,
         )
 
     async def _by_worker_token(self, known: str) -> Caller:
@@ -99,7 +100,10 @@ class Authenticator:
         )
 
     async def principal(self, scope: Mapping[str, Any]) -> Principal | None:
-        """Return who makes an inference request without a key: somebody with a session, or nobody."""
+        """Return who makes an inference request without a key: somebody with a session, or nobody.
+
+        Raises Unavailable while the database, which has the sessions, is away.
+        """
         if not session_token(scope):
             return None
         try:
@@ -133,12 +137,11 @@ def check_origin(scope: Mapping[str, Any]) -> None:
 
 async def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
     """Let a request through to ``handler`` when its caller has the access that ``opt["access"]`` names."""
-    access = handler.opt.get("access", Access.ADMIN)
+    access = _access(handler)
     if access is Access.PUBLIC or "OPTIONS" in getattr(handler, "http_methods", ()):
         return
-    authenticator: Authenticator = connection.app.state.services.authenticator
     try:
-        caller = await authenticator.caller(connection.scope)
+        caller = await _authenticator(connection).caller(connection.scope)
     except UnknownWorker as error:
         if handler.opt.get("worker_may_be_gone"):
             raise NotFound(error.message) from None
@@ -147,3 +150,29 @@ async def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRou
         raise Unauthenticated("sign in first, or send an API key as `Authorization: Bearer gpustack_…`")
     caller.check(access)
     connection.scope["user"] = caller
+
+
+async def still_allowed(connection: ASGIConnection[Any, Any, Any, Any]) -> bool:
+    """Tell whether :func:`guard` would let this request through now, too.
+
+    While the database is away nobody can tell, and who was let in stays.
+    """
+    try:
+        caller = await _authenticator(connection).caller(connection.scope)
+        if caller is not None:
+            caller.check(_access(connection.route_handler))
+    except (Unauthenticated, Forbidden):
+        return False
+    except Unavailable:
+        return True
+    return caller is not None
+
+
+def _access(handler: BaseRouteHandler) -> Access:
+    access: Access = handler.opt.get("access", Access.ADMIN)
+    return access
+
+
+def _authenticator(connection: ASGIConnection[Any, Any, Any, Any]) -> Authenticator:
+    authenticator: Authenticator = connection.app.state.services.authenticator
+    return authenticator

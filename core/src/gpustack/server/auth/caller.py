@@ -47,6 +47,8 @@ class Caller:
     session: str = ""
     #: A key that is limited to certain models serves inference and nothing else.
     inference_only: bool = False
+    #: When the API key that the caller came with is over, in seconds since the epoch.
+    expires_at: float | None = None
 
     def check(self, access: Access) -> None:
         """Raise Forbidden when this caller may not use a path that asks for ``access``."""

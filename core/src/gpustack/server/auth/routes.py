@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ipaddress
 import secrets
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
@@ -13,6 +15,7 @@ from litestar.params import JSONBody
 from pydantic import ValidationError
 
 from gpustack.dataplane.table import digest
+from gpustack.db import UserRow
 from gpustack.kit.errors import Forbidden, InvalidInput, NotFound, Unauthenticated
 from gpustack.schemas import Login, LoginReply, PasswordChange, PasswordReset, PasswordResetReply
 from gpustack.server.auth.authenticate import COOKIE, check_origin, session_token
@@ -33,20 +36,13 @@ async def login(request: Req) -> Response[LoginReply]:
     form = await _form(request)
     parts = services(request)
     address = request.client.host if request.client else ""
-    by_user, by_address = (form.username, address), address
-    parts.by_user.begin(by_user)
-    parts.by_address.begin(by_address)
-    try:
-        user = await parts.store.users.by_name(form.username)
-    except NotFound:
-        user = None
-    right = await parts.passwords.verify(
-        user.password_hash if user else None, form.password.get_secret_value()
-    )
-    if user is None or not right or not user.is_active:
-        raise Unauthenticated("the user name or the password is wrong")
+    by_user = (form.username, address)
+    with contextlib.ExitStack() as attempts:
+        attempts.enter_context(parts.by_user.attempt(by_user, Unauthenticated))
+        if not is_loopback(address):  # behind a proxy on this machine everybody has that address
+            attempts.enter_context(parts.by_address.attempt(address, Unauthenticated))
+        user = await _with_password(parts, form)
     parts.by_user.succeeded(by_user)
-    parts.by_address.excuse(by_address)
     token = secrets.token_urlsafe(32)
     await parts.store.sessions.create(user.id, digest(token), datetime.now(UTC) + SESSION)
     reply = LoginReply(
@@ -69,10 +65,10 @@ async def update_password(request: Req, data: JSONBody[PasswordChange]) -> Respo
     """Change one's own password; all other sessions of this user end."""
     caller, parts = request.user, services(request)
     key = ("change", caller.user_id)
-    parts.by_user.begin(key)
-    user = await parts.store.users.by_name(caller.username)
-    if not await parts.passwords.verify(user.password_hash, data.current_password.get_secret_value()):
-        raise InvalidInput("current_password: is wrong")
+    with parts.by_user.attempt(key, InvalidInput):
+        user = await parts.store.users.by_name(caller.username)
+        if not await parts.passwords.verify(user.password_hash, data.current_password.get_secret_value()):
+            raise InvalidInput("current_password: is wrong")
     parts.by_user.succeeded(key)
     if data.new_password.get_secret_value() == data.current_password.get_secret_value():
         raise InvalidInput("new_password: is the same as the current one")
@@ -102,6 +98,27 @@ async def _change(parts: Services, user_id: int, password: str, keep: str | None
         # What the file says is not true any more.
         first = parts.config.data_dir / FIRST_LOGIN_FILE
         await asyncio.to_thread(first.unlink, missing_ok=True)
+
+
+async def _with_password(parts: Services, form: Login) -> UserRow:
+    """Return the user who signs in. Unauthenticated, in the same words and time, whatever is wrong."""
+    try:
+        user = await parts.store.users.by_name(form.username)
+    except NotFound:
+        user = None
+    stored = user.password_hash if user else None
+    right = await parts.passwords.verify(stored, form.password.get_secret_value())
+    if user is None or not right or not user.is_active:
+        raise Unauthenticated("the user name or the password is wrong")
+    return user
+
+
+def is_loopback(address: str) -> bool:
+    """Tell whether a peer is on this machine."""
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
 
 
 async def _form(request: Req) -> Login:

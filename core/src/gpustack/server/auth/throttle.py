@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 
 from gpustack.kit.backoff import delay
@@ -55,6 +56,22 @@ class Throttle:
         record.last = now
         if record.failures > self._free:
             record.until = now + delay(record.failures - self._free - 1, first=self._first, limit=self._limit)
+
+    @contextlib.contextmanager
+    def attempt(self, key: Hashable, failure: type[Exception]) -> Iterator[None]:
+        """Make an attempt that counts only when the block raises ``failure``: nothing else is a wrong password.
+
+        Raises Throttled while ``key`` is blocked.
+        """
+        self.begin(key)
+        try:
+            yield
+        except failure:
+            raise
+        except BaseException:
+            self.excuse(key)
+            raise
+        self.excuse(key)
 
     def succeeded(self, key: Hashable) -> None:
         """Forget the failures of ``key``."""

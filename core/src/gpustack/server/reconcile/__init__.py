@@ -1,6 +1,6 @@
 """Brings what runs to what is wanted: instances for models, places for instances, deadlines for everything.
 
-    async with Reconciler(store, feed, {"llama.cpp": (backend, "llama_cpp")}) as reconciler:
+    async with Reconciler(store, feed, {"llama-cpp": (backend, "llama_cpp")}) as reconciler:
         reconciler.heard({worker_id: heartbeat})
 
 :func:`~gpustack.server.reconcile.decide.decide` is pure and does all the thinking; :class:`Reconciler` keeps its

@@ -51,6 +51,8 @@ class Schedule:
     placed: Placed
     #: What the engine loads, on that worker.
     path: str
+    #: Digest of the model's description that this was decided by.
+    spec: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,8 @@ class Fail:
     instance_id: int
     message: str
     tried: frozenset[str]
+    #: Digest of the model's description that this was decided by.
+    spec: str
 
 
 @dataclass(frozen=True, slots=True)

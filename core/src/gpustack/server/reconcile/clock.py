@@ -102,7 +102,9 @@ def _overdue(state: State, instance: ModelInstancePublic) -> Iterator[Action]:
     if step is None:
         return
     if instance.state is _S.ANALYZING:
-        yield Fail(instance.id, step.message, prints(state, instance))
+        model = state.models.get(instance.model_id)
+        spec = instance.spec_digest if model is None else model.spec_digest
+        yield Fail(instance.id, step.message, prints(state, instance), spec)
     elif step.state is _S.PENDING:
         avoid = instance.worker_id if instance.state is _S.SCHEDULED else None
         yield Restart(instance.id, step.message, avoid)

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gpustack.schemas import InstanceState, ModelFileState
+from gpustack.schemas import InstanceState
 from gpustack.server.reconcile import clock, placing, replicas
 from gpustack.server.reconcile.actions import Action, SetCategories, SetReady
-from gpustack.server.reconcile.questions import facts_of
 from gpustack.server.reconcile.state import State
 
 
@@ -39,15 +38,9 @@ def _keep_counts(state: State) -> Iterator[Action]:
     for each in state.instances.values():
         if each.state is InstanceState.RUNNING:
             running[each.model_id] = running.get(each.model_id, 0) + 1
-    files = sorted(state.files.values(), key=lambda file: (file.worker_id, file.id))
-    facts = {
-        (file.source, file.local_path): file.facts
-        for file in reversed(files)
-        if file.state is ModelFileState.READY and file.facts is not None
-    }
     for model in state.models.values():
         if running.get(model.id, 0) != model.ready_replicas:
             yield SetReady(model.id, running.get(model.id, 0))
-        found = facts.get((model.source, model.local_path))
-        if found is not None and list(facts_of(found).categories) != model.categories:
-            yield SetCategories(model.id, facts_of(found).categories)
+        found = state.categories.get((model.source, model.local_path))
+        if found is not None and list(found) != model.categories:
+            yield SetCategories(model.id, found)

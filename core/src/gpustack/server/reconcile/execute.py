@@ -38,8 +38,6 @@ _S = InstanceState
 #: The columns of an instance that belongs to no worker.
 _UNPLACED: dict[str, Any] = {
     "worker_id": None,
-    "worker_name": "",
-    "worker_ip": "",
     "pid": None,
     "port": None,
     "resolved_path": "",
@@ -150,24 +148,22 @@ class Execute:
 
     async def _schedule(self, action: Schedule) -> None:
         placed = action.placed
-        worker = _row(self._state.workers, placed.worker_id)
         changed = await self._update(
             placed.instance_id,
             state=_S.SCHEDULED,
             state_message="",
-            worker_id=worker.id,
-            worker_name=worker.name,
-            worker_ip=worker.ip,
+            worker_id=placed.worker_id,
             backend=placed.way.backend,
             backend_version=placed.way.version,
             resolved_path=action.path,
             computed_resource_claim=Claim(ram=placed.ram, vram=dict(placed.vram)),
             gpu_indexes=sorted(placed.vram),
+            spec_digest=action.spec,
         )
         log.info(
             "instance %s: scheduled on worker %s with %s %s",
             changed.name,
-            worker.name,
+            changed.worker_name,
             placed.way.backend,
             placed.way.version,
         )
@@ -180,7 +176,9 @@ class Execute:
         self._state.park(instance.id, self._clock())
 
     async def _fail(self, action: Fail) -> None:
-        changed = await self._update(action.instance_id, state=_S.ERROR, state_message=action.message)
+        changed = await self._update(
+            action.instance_id, state=_S.ERROR, state_message=action.message, spec_digest=action.spec
+        )
         log.warning("instance %s: error, %s", changed.name, action.message)
         if (notes := self._state.notes.get(action.instance_id)) is not None:
             notes.tried, notes.retry = action.tried, False

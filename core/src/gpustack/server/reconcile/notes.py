@@ -40,8 +40,6 @@ class Notes:
     tried: frozenset[str] = frozenset()
     #: Try again although nothing else changed.
     retry: bool = False
-    #: It runs what its model was before a change.
-    outdated: bool = False
     #: Workers that did not take it.
     avoid: frozenset[int] = frozenset()
 

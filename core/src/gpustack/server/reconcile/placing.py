@@ -150,7 +150,7 @@ class _Look:
         return Analyze(self._instance.id, tuple(w.id for w in self._workers), tuple(request))
 
     def _failed(self) -> Action | None:
-        if self._notes.retry:
+        if self._notes.retry or self._instance.spec_digest != self._model.spec_digest:
             return Restart(self._instance.id, "the model was changed; trying again")
         if not {worker_print(each) for each in self._workers} <= self._notes.tried:
             return Restart(self._instance.id, "another worker is ready; trying again")
@@ -164,7 +164,7 @@ class _Look:
             return Ask(tuple(dict.fromkeys(known.open)))
         match place(self._snapshot, self._request(known)):
             case Placed() as placed:
-                return Schedule(placed, self._path(placed.worker_id))
+                return Schedule(placed, self._path(placed.worker_id), self._model.spec_digest)
             case Refused() as refused if refused.for_room_only or known.passing:
                 return None if others_reading else Park(self._instance.id, "\n".join(explain(refused)))
             case Refused() as refused:
@@ -180,7 +180,8 @@ class _Look:
             ),
             "correct this, then update the model or delete this instance to try again",
         ]
-        return Fail(self._instance.id, "\n".join(lines), frozenset(worker_print(w) for w in self._workers))
+        tried = frozenset(worker_print(w) for w in self._workers)
+        return Fail(self._instance.id, "\n".join(lines), tried, self._model.spec_digest)
 
     def _park(self) -> Action | None:
         refused = place(self._snapshot, self._request(_Known()))

@@ -34,13 +34,13 @@ def wanted(state: State) -> Iterator[Action]:
 def _harm(state: State, instance: ModelInstancePublic) -> tuple[bool, int, int]:
     """Return a rank: what runs is kept, then what is up to date, then what is older."""
     running = instance.state is _S.RUNNING
-    return running and not state.notes[instance.id].outdated, _HARM.get(instance.state, 4), -instance.id
+    return running and not state.outdated(instance), _HARM.get(instance.state, 4), -instance.id
 
 
 def _replace(state: State, model: ModelPublic, mine: list[ModelInstancePublic]) -> Iterator[Action]:
     """Delete instances of an older description: those that do not run at once, the others one by one."""
     why = f"model {model.name} was changed"
-    old = [each for each in mine if state.notes[each.id].outdated]
+    old = [each for each in mine if state.outdated(each)]
     idle = [each for each in old if each.state is not _S.RUNNING]
     if idle:
         yield from (Delete(each.id, why) for each in sorted(idle, key=lambda each: each.id))

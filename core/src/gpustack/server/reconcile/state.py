@@ -16,6 +16,7 @@ from gpustack.schemas import (
     Heartbeat,
     InstanceState,
     ModelFilePublic,
+    ModelFileState,
     ModelInstancePublic,
     ModelPublic,
     WorkerPublic,
@@ -24,13 +25,14 @@ from gpustack.schemas import (
 )
 from gpustack.schemas.common import Record
 from gpustack.server.reconcile.notes import Limits, Notes, Others, Rows
-from gpustack.server.reconcile.questions import Answer, Question
+from gpustack.server.reconcile.questions import Answer, Question, facts_of
 from gpustack.server.reconcile.timers import Timers
 
-#: What a change of the model must touch for its instances to be out of date.
-SPEC = ("source", "local_path", "backend", "backend_version", "backend_parameters", "env")
+#: Deleted instances that are remembered: far more than are deleted while a write or an event is on its way.
+_MOST_DELETED = 1000
 
-FileKey = tuple[int, str, str]
+#: Source and path.
+SourceKey = tuple[str, str]
 
 
 class State:
@@ -53,8 +55,11 @@ class State:
         #: Counts changes after which a refused instance may fit.
         self.capacity = 0
         self.timers = Timers()
-        self._deleted: set[int] = set()
-        self._file_ids: dict[FileKey, int] = {}
+        #: What the files say a model can do, from the first worker that has read them.
+        self.categories: dict[SourceKey, tuple[str, ...]] = {}
+        self._deleted: dict[int, None] = {}
+        #: Ids of files by worker.
+        self._file_ids: dict[SourceKey, dict[int, int]] = {}
 
     # Rows ------------------------------------------------------------------------------------------------
 
@@ -72,20 +77,17 @@ class State:
             self.put_file(ModelFilePublic.model_validate(data))
 
     def put_model(self, new: ModelPublic) -> None:
-        """Take in a model; a change of what it runs puts its instances out of date."""
+        """Take in a model; after a change of what it runs, or where, its instances are tried anew."""
         old = self.models.get(new.id)
         self.models[new.id] = new
         if old is None:
             return
-        changed = any(getattr(old, name) != getattr(new, name) for name in SPEC)
-        moved = old.worker_selector != new.worker_selector or old.cluster_id != new.cluster_id
+        if _wish(old) == _wish(new):
+            return
         for each in self.instances_of(new.id):
             notes = self.notes[each.id]
-            if changed and each.worker_id is not None:
-                notes.outdated = True
-            if changed or moved:
-                notes.retry, notes.parked = True, None
-                notes.asked.clear()
+            notes.retry, notes.parked = True, None
+            notes.asked.clear()
 
     def put_instance(self, new: ModelInstancePublic, now: float) -> None:
         """Take in an instance, with the deadline of its state; one that was deleted stays so."""
@@ -120,7 +122,8 @@ class State:
         if old is not None and new.request < old.request:
             return
         self.files[new.id] = new
-        self._file_ids[new.worker_id, new.source, new.local_path] = new.id
+        self._file_ids.setdefault((new.source, new.local_path), {})[new.worker_id] = new.id
+        self._read(new)
         if old is None or old.state is not new.state:
             self.capacity += 1
 
@@ -132,7 +135,20 @@ class State:
         elif topic == "workers":
             self.drop_worker(id)
         elif topic == "model-files" and (file := self.files.pop(id, None)) is not None:
-            self._file_ids.pop((file.worker_id, file.source, file.local_path), None)
+            self._file_ids.get((file.source, file.local_path), {}).pop(file.worker_id, None)
+            self._read(file)
+
+    def _read(self, file: ModelFilePublic) -> None:
+        """Bring ``categories`` up to date after a change of ``file``."""
+        key = (file.source, file.local_path)
+        rows = [self.files[id_] for _, id_ in sorted(self._file_ids.get(key, {}).items())]
+        found = [each.facts for each in rows if each.state is ModelFileState.READY and each.facts is not None]
+        if found:
+            self.categories[key] = facts_of(found[0]).categories
+        else:
+            self.categories.pop(key, None)
+        if not rows:
+            self._file_ids.pop(key, None)
 
     def drop_worker(self, worker_id: int) -> None:
         """Forget a worker."""
@@ -143,7 +159,9 @@ class State:
 
     def drop_instance(self, instance_id: int) -> None:
         """Forget an instance; what it held is free."""
-        self._deleted.add(instance_id)
+        self._deleted[instance_id] = None
+        if len(self._deleted) > _MOST_DELETED:
+            del self._deleted[next(iter(self._deleted))]
         old = self.instances.pop(instance_id, None)
         self.notes.pop(instance_id, None)
         self.timers.drop(("instance", instance_id))
@@ -210,8 +228,14 @@ class State:
 
     def file(self, worker_id: int, model: ModelPublic) -> ModelFilePublic | None:
         """Return what is known of the model's files on a worker."""
-        id_ = self._file_ids.get((worker_id, model.source, model.local_path))
+        id_ = self._file_ids.get((model.source, model.local_path), {}).get(worker_id)
         return None if id_ is None else self.files.get(id_)
+
+    def outdated(self, instance: ModelInstancePublic) -> bool:
+        """Tell whether the instance runs, or is about to run, what its model was before a change."""
+        model = self.models.get(instance.model_id)
+        placed = instance.worker_id is not None
+        return placed and model is not None and instance.spec_digest != model.spec_digest
 
     def silent_at(self, worker_id: int) -> float:
         """Return when the worker counts as silent if it says nothing more."""
@@ -342,6 +366,11 @@ def _held(instance: ModelInstancePublic) -> Holding | None:
         ram=claim.ram,
         vram=claim.vram,
     )
+
+
+def _wish(model: ModelPublic) -> tuple[object, ...]:
+    """Return what of a model decides how and where it can run."""
+    return model.spec_digest, model.worker_selector, model.cluster_id
 
 
 def _offers(worker: WorkerPublic) -> tuple[object, ...]:
