@@ -143,7 +143,12 @@ def test_a_pipx_that_does_not_work(place: Path, tiny_gguf: Path) -> None:
 def test_a_package_index_that_cannot_be_reached(place: Path, tiny_gguf: Path) -> None:
     index = f"http://127.0.0.1:{free_ports(1)[0]}/"
     env = {"PIP_INDEX_URL": index, "UV_DEFAULT_INDEX": index, "PIP_RETRIES": "0", "UV_HTTP_RETRIES": "0"}
-    env |= {"PIP_EXTRA_INDEX_URL": "", "PIP_FIND_LINKS": "", "UV_FIND_LINKS": "", "PIP_CONFIG_FILE": "/dev/null"}
+    env |= {
+        "PIP_EXTRA_INDEX_URL": "",
+        "PIP_FIND_LINKS": "",
+        "UV_FIND_LINKS": "",
+        "PIP_CONFIG_FILE": "/dev/null",
+    }
     env |= {"UV_CACHE_DIR": str(place / "no cache"), "PIP_CACHE_DIR": str(place / "no cache")}
     with gpustack(place / "offline", place / "offline home", env=env) as running:
         said = refused(running, "deploy", str(tiny_gguf), "--name", "tiny", "--timeout", "25")

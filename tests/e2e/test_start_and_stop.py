@@ -36,6 +36,8 @@ def test_ready_says_where_and_what_next(stack: Running) -> None:
         assert browser.post("/auth/login", data=form).status_code == 200
         assert browser.get("/v2/users/me").json()["username"] == "admin"
         assert browser.get("/readyz").status_code == 200
+        assert browser.head("/healthz").status_code == 200
+        assert browser.get("/").headers["location"] == "/docs"
 
 
 def test_status_tells_what_runs(stack: Running) -> None:

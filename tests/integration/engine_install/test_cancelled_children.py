@@ -16,7 +16,9 @@ _STUBBORN = ["/bin/sh", "-c", "trap 'exit 0' TERM; sleep 31 & sleep 30"]
 
 async def _cancel_many(log: Path) -> None:
     async def one() -> None:
-        task = asyncio.create_task(run_child(_STUBBORN, env=dict(os.environ), cwd=log.parent, output=log, timeout=60))
+        task = asyncio.create_task(
+            run_child(_STUBBORN, env=dict(os.environ), cwd=log.parent, output=log, timeout=60)
+        )
         await asyncio.sleep(0.1)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -9,13 +9,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gpustack.kit.net import free_port
 from gpustack.plugin import LaunchPlan
 from gpustack.worker.ports import PortPool
 from gpustack.worker.runners.ending import end_recorded
 from gpustack.worker.runners.logfile import log_path
 from gpustack.worker.runners.process import EngineProcess, Launch
 from gpustack.worker.runners.records import records_dir
+from support.running import free_ports
 
 ENGINE = str(Path(__file__).with_name("fake_engine.py"))
 
@@ -27,7 +27,7 @@ class Place:
         self.root = root
         self.run_dir = root / "run"
         self.log_dir = root / "log"
-        self.ports = PortPool([free_port() for _ in range(4)])
+        self.ports = PortPool(free_ports(4))
 
     def launch(self, behaviour: str, *, number: int = 1, **changes: object) -> Launch:
         lease = self.ports.take(f"i{number}")

@@ -1,12 +1,13 @@
 """Engines as real processes: started clean, watched, adopted, and ended with everything they started."""
 
+import contextlib
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,18 @@ from typing import Any
 import pytest
 
 from gpustack.kit.errors import GPUStackError
-from gpustack.kit.process import identify
+from gpustack.kit.process import identify, pid_space
 from gpustack.plugin import LaunchPlan
 from gpustack.worker.probe import answers
 from gpustack.worker.runners.ending import end_recorded
 from gpustack.worker.runners.process import EngineProcess
-from gpustack.worker.runners.records import find_process, read_records, record_path, write_record
+from gpustack.worker.runners.records import (
+    EngineRecord,
+    find_process,
+    read_records,
+    record_path,
+    write_record,
+)
 
 Until = Callable[..., Awaitable[None]]
 Alive = Callable[[int], bool]
@@ -161,10 +168,10 @@ class TestAdoption:
 
     def orphan(self, place: Any, behaviour: str) -> None:
         """Start an engine from a worker that dies right after."""
-        root = str(Path(__file__).parent)
+        root, tests = str(Path(__file__).parent), str(Path(__file__).parents[2])
         code = (
             "import asyncio, os, sys; from pathlib import Path\n"
-            f"sys.path.insert(0, {root!r}); from conftest import Place\n"
+            f"sys.path[:0] = [{root!r}, {tests!r}]; from conftest import Place\n"
             f"place = Place(Path({str(place.root)!r}))\n"
             f"asyncio.run(place.start({behaviour!r})); os._exit(9)\n"
         )
@@ -218,6 +225,57 @@ class TestAdoption:
         finally:
             stranger.kill()
             stranger.wait()
+
+
+class TestSessionsWithoutLeader:
+    """A daemon that forked twice lives in a session whose leader is gone, as engines' children may."""
+
+    @pytest.fixture
+    def daemon(self) -> Iterator[tuple[int, int]]:
+        """Start one; return the session's number and the daemon's."""
+        shell = subprocess.Popen(
+            ["sh", "-c", "sleep 60 >/dev/null & echo $!"], start_new_session=True, stdout=subprocess.PIPE
+        )
+        said, _ = shell.communicate(timeout=20)
+        number = int(said)
+        assert os.getsid(number) == shell.pid
+        yield shell.pid, number
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(number, signal.SIGKILL)
+
+    def recorded(self, place: Any, session: int, **fields: Any) -> None:
+        record = EngineRecord(
+            instance_id=1, instance_name="i1", port=1, log_path="", argv_digest="", pid=session, **fields
+        )
+        write_record(place.run_dir, record)
+
+    @pytest.mark.parametrize("space", ["", "another boot/4026531836/1"])
+    def test_of_another_boot_it_is_a_stranger(
+        self, place: Any, alive: Alive, daemon: tuple[int, int], space: str
+    ) -> None:
+        self.recorded(place, daemon[0], started=time.time() - 60, pid_space=space)
+
+        assert end_recorded(place.run_dir, grace=0.2) == 1
+
+        assert alive(daemon[1])
+
+    def test_older_than_the_engine_it_is_a_stranger(
+        self, place: Any, alive: Alive, daemon: tuple[int, int]
+    ) -> None:
+        self.recorded(place, daemon[0], started=time.time() + 60, pid_space=pid_space())
+
+        assert end_recorded(place.run_dir, grace=0.2) == 1
+
+        assert alive(daemon[1])
+
+    def test_of_this_boot_and_younger_it_is_the_engines(
+        self, place: Any, alive: Alive, daemon: tuple[int, int]
+    ) -> None:
+        self.recorded(place, daemon[0], started=time.time() - 60, pid_space=pid_space())
+
+        assert end_recorded(place.run_dir, grace=1) == 1
+
+        assert not alive(daemon[1])
 
 
 class TestEndingAll:

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from gpustack.kit.net import free_port
 from gpustack.plugin import LaunchRequest, ModelFacts
 from support.engine import InstalledEngine, RunningEngine, llama_cpp_backend, running
+from support.running import free_ports
 
 Start = Callable[..., RunningEngine]
 
@@ -49,7 +49,7 @@ def start(engine: InstalledEngine, tmp_path: Path) -> Iterator[Start]:
     with ExitStack() as stack:
 
         def run(model: Path, *parameters: str, category: str = "llm") -> RunningEngine:
-            port = free_port()
+            port = free_ports(1)[0]
             argv = command_line(engine, model, port, category, parameters)
             server = stack.enter_context(running(argv, port, tmp_path / f"{port}.log"))
             server.wait_ready()
@@ -153,7 +153,7 @@ def test_a_truncated_model_ends_with_one_clear_last_line(engine, tiny_gguf: Path
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(tiny_gguf.read_bytes()[:200_000])
 
-    status, lines = run_launcher(engine, "--model", cut, "--port", str(free_port()))
+    status, lines = run_launcher(engine, "--model", cut, "--port", str(free_ports(1)[0]))
 
     assert status == 1
     assert lines[-1] == f"gpustack-llama-server: llama.cpp cannot serve {cut}; the lines above say why"

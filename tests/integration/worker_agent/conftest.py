@@ -16,7 +16,6 @@ import pytest
 import uvicorn
 
 from gpustack.extensions import Catalogue, Registered
-from gpustack.kit.net import free_port
 from gpustack.lifecycle.engine import EngineLimits
 from gpustack.plugin import InferenceBackend, LaunchPlan, NoSettings, PipxPackage, ResourceClaim, Verdict
 from gpustack.schemas import ModelInstancePublic, ModelPublic
@@ -24,6 +23,7 @@ from gpustack.worker.agent import run_worker
 from gpustack.worker.config import WorkerConfig
 from gpustack.worker.runners.ending import end_recorded
 from support.gguf_bytes import a_gguf
+from support.running import free_ports
 
 ENGINE = str(Path(__file__).parents[1] / "engine_process" / "fake_engine.py")
 NOW = datetime(2026, 1, 1, tzinfo=UTC).isoformat()
@@ -46,6 +46,8 @@ class FakeServer:
         self.beats: list[dict[str, Any]] = []
         self.tokens: dict[str, int] = {}
         self.down = False
+        #: Reports that are refused from now on, as by a server that is just changing the instance itself.
+        self.refuse = 0
         self.number = 100
         self._watchers: dict[str, set[asyncio.Queue[bytes]]] = {
             "model-instances": set(),
@@ -167,6 +169,10 @@ class FakeServer:
         if number not in self.things[kind]:
             await self._send(send, 404, {"code": 404, "message": "it was deleted"})
             return
+        if self.refuse:
+            self.refuse -= 1
+            await self._send(send, 409, {"code": 409, "message": "it is just being changed"})
+            return
         self.reports.append((kind, number, body))
         row = self.things[kind][number]
         row.update({name: value for name, value in body.items() if name in row and name != "request"})
@@ -250,7 +256,7 @@ class Fleet:
             data_dir=root / "data",
             bin_dir=root / "bin",
             log_dir=root / "log",
-            service_ports=[free_port() for _ in range(4)],
+            service_ports=free_ports(4),
             heartbeat=0.2,
             grace=1.0,
             limits=EngineLimits(start=8, probe_running=0.1, missed_probes=3, backoff=0.3),

@@ -1,6 +1,7 @@
 """A whole worker: joins, reads files, runs engines, serves their logs, and comes and goes without losing any."""
 
 import asyncio
+import threading
 import time
 from typing import Any
 
@@ -8,6 +9,9 @@ import httpx
 import psutil
 import pytest
 
+from gpustack.extensions import Registered
+from gpustack.kit.errors import GPUStackError
+from gpustack.plugin import NoSettings, SystemDetector, SystemReading, Verdict
 from gpustack.worker.runners.records import read_records
 
 RUNNING = "running"
@@ -15,6 +19,23 @@ RUNNING = "running"
 
 def alive(pid: int) -> bool:
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+class HangingDetector(SystemDetector[NoSettings]):
+    """Blocks its event loop for ever, once told so."""
+
+    name = "hangs"
+    settings_type = NoSettings
+    hangs = False
+    door = threading.Event()
+
+    def present(self) -> Verdict:
+        return Verdict.yes()
+
+    async def measure(self, paths: Any) -> SystemReading:
+        if self.hangs:
+            self.door.wait()
+        return SystemReading(cores=1, ram_total=7, ram_used=1)
 
 
 class TestJoining:
@@ -30,8 +51,8 @@ class TestJoining:
         assert first["catalogue"]["backends"] == ["fake"]
         assert first["installed_versions"] == {"fake": ["1"]}
         assert first["labels"]["worker-name"] == "w1"
-        for name in ("worker_token", "door_token", "worker_uuid"):
-            assert (fleet.config.worker_dir / name).stat().st_mode & 0o777 == 0o600
+        kept = {path.name: path.stat().st_mode & 0o777 for path in fleet.config.worker_dir.iterdir()}
+        assert kept == {"door_token": 0o600, "worker_uuid": 0o600}
 
     async def test_ready_means_that_the_server_heard_it(self, fleet: Any, server: Any) -> None:
         await fleet.start()
@@ -65,6 +86,28 @@ class TestJoining:
             False,
             True,
         ]
+
+    async def test_a_detector_that_hangs_stops_no_heartbeat(
+        self, fleet: Any, server: Any, until: Any
+    ) -> None:
+        fleet.catalogue.system_detectors["hangs"] = Registered(
+            cls=HangingDetector, plugin="hangs", distribution="hangs", version="1"
+        )
+        HangingDetector.door.clear()
+        try:
+            await fleet.start(heartbeat=0.1)
+            await until(lambda: any("status" in beat for beat in server.beats))
+            HangingDetector.hangs = True
+            server.beats.clear()
+            await asyncio.sleep(2)
+
+            assert len(server.beats) >= 12
+            assert any("status" in beat for beat in server.beats)
+            assert server.beats[-1].get("status", {"memory": {"total": 7}})["memory"]["total"] == 7
+            assert await fleet.stop() < 2
+        finally:
+            HangingDetector.hangs = False
+            HangingDetector.door.set()
 
     async def test_forgotten_it_joins_again_and_keeps_its_engines(
         self, fleet: Any, server: Any, until: Any
@@ -143,7 +186,7 @@ class TestEngines:
         server.drop("model-instances", 1)
         await until(lambda: not alive(report["pid"]))
         await until(lambda: not read_records(fleet.config.run_dir))
-        assert not (fleet.config.data_dir / "scratch" / "1").exists()
+        await until(lambda: not (fleet.config.data_dir / "scratch" / "1").exists())
 
     async def test_a_crash_is_told_with_its_last_lines_and_tried_again(
         self, fleet: Any, server: Any, until: Any
@@ -248,6 +291,27 @@ class TestEngines:
 
         await until(lambda: server.states(1).count(RUNNING) == 2)
 
+    async def test_a_refused_report_is_said_again(self, fleet: Any, server: Any, until: Any) -> None:
+        await fleet.start()
+        server.want(1, fleet.a_model("slow"))
+        await until(lambda: server.last(1)["state"] == "starting")
+
+        server.refuse = 1
+
+        await until(lambda: server.last(1)["state"] == RUNNING)
+        assert server.refuse == 0
+
+    async def test_one_that_serves_does_not_stay_failed_in_the_server(
+        self, fleet: Any, server: Any, until: Any
+    ) -> None:
+        await fleet.start()
+        server.want(1, fleet.a_model())
+        await until(lambda: server.last(1)["state"] == RUNNING)
+
+        server.put("model-instances", server.things["model-instances"][1] | {"state": "error"})
+
+        await until(lambda: server.states(1).count(RUNNING) == 2)
+
     async def test_placed_here_once_more_a_failed_one_starts_afresh(
         self, fleet: Any, server: Any, until: Any
     ) -> None:
@@ -283,11 +347,14 @@ class TestComingAndGoing:
 
     async def test_engines_are_adopted_by_the_next_worker(self, fleet: Any, server: Any, until: Any) -> None:
         await fleet.start(keep_engines=True)
-        server.want(1, fleet.a_model())
+        server.want(1, fleet.a_model("goes on talking"))
         await until(lambda: server.last(1)["state"] == RUNNING)
         pid, port = server.last(1)["pid"], server.last(1)["port"]
-        await fleet.stop()
+        assert await fleet.stop() < 1
         assert alive(pid)
+        log = next((fleet.config.log_dir / "instances").glob("*/engine.log"))
+        before = log.stat().st_size
+        await until(lambda: log.stat().st_size > before)
         server.reports.clear()
 
         await fleet.start()
@@ -300,6 +367,50 @@ class TestComingAndGoing:
         await until(
             lambda: server.last(1).get("pid") not in (None, pid) and server.last(1)["state"] == RUNNING
         )
+
+    async def test_followed_logs_do_not_hold_the_end_up(self, fleet: Any, server: Any, until: Any) -> None:
+        await fleet.start(keep_engines=True)
+        server.want(1, fleet.a_model())
+        await until(lambda: server.last(1)["state"] == RUNNING)
+        headers = {"Authorization": f"Bearer {server.registrations[0]['door_token']}"}
+        url = f"http://127.0.0.1:{fleet.port}/serveLogs/1?follow=true"
+        async with (
+            httpx.AsyncClient(headers=headers, trust_env=False) as client,
+            client.stream("GET", url) as response,
+        ):
+            await anext(response.aiter_bytes())
+
+            assert await fleet.stop() < 1
+
+    @pytest.mark.parametrize("error", [ValueError("a defect"), GPUStackError("one line")])
+    async def test_a_worker_that_fails_leaves_its_engines_to_the_next(
+        self, fleet: Any, server: Any, until: Any, monkeypatch: pytest.MonkeyPatch, error: Exception
+    ) -> None:
+        broken = asyncio.Event()
+
+        async def fail(*_: Any, **__: Any) -> None:
+            await broken.wait()
+            raise error
+
+        monkeypatch.setattr("gpustack.worker.instances.Instances.tend_logs", fail)
+        await fleet.start(keep_engines=True)
+        server.want(1, fleet.a_model())
+        await until(lambda: server.last(1)["state"] == RUNNING)
+        pid = server.last(1)["pid"]
+
+        broken.set()
+        # People read the line of the one; a defect keeps its group, for the traceback.
+        with pytest.raises(GPUStackError if isinstance(error, GPUStackError) else ExceptionGroup) as caught:
+            await asyncio.wait_for(fleet.task, 5)
+        assert caught.value is error or error in caught.value.exceptions
+        fleet.task = None
+        assert alive(pid)
+
+        broken.clear()
+        server.reports.clear()
+        await fleet.start()
+        await until(lambda: server.last(1)["state"] == RUNNING)
+        assert server.last(1)["pid"] == pid
 
     async def test_an_engine_that_died_meanwhile_is_started_again(
         self, fleet: Any, server: Any, until: Any

@@ -1,5 +1,6 @@
 """A plugin's method may raise or hang; its caller gets one line in time."""
 
+import asyncio
 import subprocess
 import sys
 import threading
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from gpustack.extensions import Guard
+from gpustack.kit.threads import MOST
 from gpustack.plugin import PluginError, Refused, TryAgain
 
 
@@ -60,7 +62,7 @@ async def test_a_method_that_hangs_is_left_behind(door: threading.Event) -> None
 
 
 async def test_a_plugin_that_hangs_again_and_again_takes_no_more_threads(door: threading.Event) -> None:
-    for _ in range(Guard.MOST_HUNG):
+    for _ in range(MOST):
         with pytest.raises(TryAgain):
             await Guard.call("hangs often", door.wait, timeout=0.01)
     threads = threading.active_count()
@@ -72,15 +74,46 @@ async def test_a_plugin_that_hangs_again_and_again_takes_no_more_threads(door: t
     assert await Guard.call("another", max, 1, 2) == 2
 
 
+async def test_calls_that_hang_at_the_same_time_count_all(door: threading.Event) -> None:
+    threads = threading.active_count()
+
+    first = [Guard.call("hangs at once", door.wait, timeout=0.1) for _ in range(5 * MOST)]
+    answers = await asyncio.gather(*first, return_exceptions=True)
+
+    assert all(isinstance(answer, TryAgain) for answer in answers)
+    assert threading.active_count() - threads == MOST
+    with pytest.raises(TryAgain, match="earlier calls still hang"):
+        await Guard.call("hangs at once", door.wait, timeout=5)
+
+
+async def test_of_one_plugin_a_few_calls_run_at_a_time() -> None:
+    running = most = 0
+    lock = threading.Lock()
+
+    def work() -> int:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(0.02)
+        with lock:
+            running -= 1
+        return 1
+
+    assert sum(await asyncio.gather(*(Guard.call("busy", work) for _ in range(5 * MOST)))) == 5 * MOST
+    assert most == MOST
+
+
 async def test_a_plugin_that_came_back_is_called_again() -> None:
     door = threading.Event()
-    for _ in range(Guard.MOST_HUNG):
+    for _ in range(MOST):
         with pytest.raises(TryAgain):
             await Guard.call("recovers", door.wait, timeout=0.01)
     door.set()
     for thread in threading.enumerate():
         if thread.name.startswith("plugin recovers"):
             thread.join()
+    await asyncio.sleep(0)
 
     assert await Guard.call("recovers", max, 1, 2) == 2
 

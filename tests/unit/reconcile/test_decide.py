@@ -294,7 +294,7 @@ class TestPlacing:
 
         assert isinstance(fail, Fail)
         assert "worker-1: /models/tiny.gguf does not exist" in fail.message
-        assert "delete this instance to try again" in fail.message
+        assert "deploy it again, or update the model" in fail.message
 
     def test_a_model_that_no_backend_takes_is_an_error_with_its_reason(self) -> None:
         state = a_state(instances=[an_instance(1, S.ANALYZING)], files=[a_file()])

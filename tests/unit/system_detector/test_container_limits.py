@@ -1,6 +1,7 @@
 """In a container its limits count as the machine's size."""
 
 import asyncio
+import threading
 from pathlib import Path
 
 import pytest
@@ -97,3 +98,40 @@ async def test_this_machine_is_measured(tmp_path: Path) -> None:
     for each in reading.filesystems:
         assert each.total >= each.available >= 0
         assert each.total == each.used + each.free
+
+
+async def test_a_file_system_that_hangs_hides_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from logging import getLogger
+
+    from gpustack_system import detector as room
+
+    from gpustack.plugin import Host, NoSettings
+
+    door, calls = threading.Event(), []
+    real = room._filesystems
+
+    def hanging(paths: tuple[Path, ...]) -> object:
+        calls.append(paths)
+        if len(calls) == 2:
+            door.wait()
+        return real(paths)
+
+    monkeypatch.setattr(room, "_filesystems", hanging)
+    monkeypatch.setattr(room, "_PATIENCE", 0.1)
+    host = Host(log=getLogger(), data_dir=tmp_path, bin_dir=tmp_path)
+    async with PsutilDetector(NoSettings(), host) as detector:
+        before = await detector.measure([Path("/")])
+        for _ in range(3):
+            reading = await detector.measure([Path("/")])
+            assert reading.ram_total == before.ram_total
+            assert [each.mount_point for each in reading.filesystems] == ["/"]
+        assert len(calls) == 2
+
+        door.set()
+        await asyncio.sleep(0.1)
+        await detector.measure([Path("/")])
+        await detector.measure([Path("/")])
+
+        assert len(calls) >= 3

@@ -87,6 +87,8 @@ def _absolute(path: str, connection: Connection) -> str:
                 f"{path} is relative, and {connection.url} is another machine; give the whole path on its worker"
             )
         return path
+    if not path.strip():
+        raise InvalidInput("the path is empty; name a model file or directory")
     whole = Path(path).expanduser().absolute()
     try:
         whole.stat()

@@ -29,6 +29,10 @@ def run(args: Sequence[str] | None = None) -> int:
     except (BrokenPipeError, ReaderLeft):
         _drop_output()
         return BROKEN_PIPE
+    except OSError as error:
+        _drop_output()
+        _say(f"Error: standard output cannot be written: {error.strerror}")
+        return FAILED
     return status
 
 

@@ -66,17 +66,25 @@ def still_running(processes: list[ProcessId]) -> list[ProcessId]:
     return [who for who in processes if is_running(who)]
 
 
+def _memory(process: psutil.Process) -> int:
+    """Return the bytes it takes, with its part of what it shares where the system tells (Linux)."""
+    try:
+        return int(process.memory_full_info().pss)
+    except (psutil.AccessDenied, AttributeError):
+        return int(process.memory_info().rss)
+
+
 def _measured(pid: int | None, *, whole: bool = True) -> dict[str, Any]:
     """Return ``uptime`` and ``memory``, None where they cannot be read."""
     try:
         process = psutil.Process(pid) if pid is not None else None
         if process is None:
             return {}
-        memory = process.memory_info().rss
+        memory = _memory(process)
         if whole:
             for child in process.children(recursive=True):
                 with contextlib.suppress(psutil.Error):
-                    memory += child.memory_info().rss
+                    memory += _memory(child)
         return {"uptime": round(max(0.0, time.time() - process.create_time()), 1), "memory": memory}
     except psutil.Error:
         return {}

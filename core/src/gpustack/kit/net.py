@@ -1,4 +1,4 @@
-"""Addresses and ports: bind, hold, find a free one, and say clearly why not."""
+"""Addresses and ports: listen, hold, and say clearly why not."""
 
 from __future__ import annotations
 
@@ -64,13 +64,6 @@ def hold_first(ports: Iterable[int], *, host: str = LOOPBACK) -> socket.socket |
         if (sock := hold(port, host=host)) is not None:
             return sock
     return None
-
-
-def free_port(*, host: str = LOOPBACK) -> int:
-    """Return a port that was free a moment ago, chosen by the system."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
-        sock.bind((host, 0))
-        return int(sock.getsockname()[1])
 
 
 def own_address() -> str:

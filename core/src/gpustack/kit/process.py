@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import functools
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
 import psutil
@@ -26,6 +28,8 @@ OWN_SESSION: dict[str, Any] = (
 )
 
 _PR_SET_PDEATHSIG = 1
+#: Seconds between two looks at processes that are about to end.
+_LOOK = 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +56,25 @@ def is_running(who: ProcessId) -> bool:
     now = identify(who.pid)
     # psutil derives the start time from the boot time, which may shift by clock corrections.
     return now is not None and abs(now.started - who.started) < 1.0
+
+
+@functools.cache
+def pid_space() -> str:
+    """Return a name for that within which process numbers mean what they mean to us; "" where nothing tells.
+
+    It is another one after a restart of the machine or of the container: there the first process is another,
+    even when the system numbers the container's namespace as before.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        namespace = Path("/proc/self/ns/pid").stat().st_ino
+        # The name in parentheses may hold anything; the start time is the 20th value behind it.
+        first = (
+            Path("/proc/1/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
+        )
+    except (OSError, IndexError):
+        return ""
+    return f"{boot}/{namespace}/{first}"
 
 
 def end_with_parent(parent: int | None = None) -> None:
@@ -82,7 +105,28 @@ def tree(pid: int) -> list[psutil.Process]:
             with contextlib.suppress(OSError, psutil.Error):
                 if os.getsid(process.pid) == pid:
                     found[process.pid] = process
-    return list(found.values())
+    return [process for process in found.values() if _runs(process)]
+
+
+def still_running(processes: Iterable[psutil.Process], *, wait: float) -> list[psutil.Process]:
+    """Wait until all have ended, at most ``wait`` seconds, and return those that have not. Blocks.
+
+    A zombie has ended. Nothing is reaped, as psutil's own waiting does: a child's exit status belongs to the event
+    loop that started it, which would wait for ever for one that somebody else has fetched.
+    """
+    deadline = time.monotonic() + wait
+    while alive := [process for process in processes if _runs(process)]:
+        if time.monotonic() >= deadline:
+            break
+        time.sleep(_LOOK)
+    return alive
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running()) and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
 
 
 def _signal(processes: Iterable[psutil.Process], *, kill: bool) -> None:
@@ -101,11 +145,11 @@ def end_tree(pid: int, *, grace: float = 5.0) -> None:
     """
     members = tree(pid)
     _signal(members, kill=False)
-    _, alive = psutil.wait_procs(members, timeout=grace)
+    alive = still_running(members, wait=grace)
     deadline = time.monotonic() + 5.0
     while alive or (alive := tree(pid)):
         _signal(alive, kill=True)
-        _, alive = psutil.wait_procs(alive, timeout=1.0)
+        alive = still_running(alive, wait=1.0)
         if time.monotonic() > deadline:
             return
 

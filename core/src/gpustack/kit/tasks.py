@@ -8,6 +8,8 @@ from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from gpustack.kit.errors import GPUStackError
+
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -27,6 +29,17 @@ async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
             log.warning("%s, while being cancelled", error)
         raise asyncio.CancelledError
     return task.result()
+
+
+def plain(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return what people can read of a task group's failure: its first GPUStackError, when it holds nothing else."""
+    known, rest = group.split(GPUStackError)
+    if known is None or rest is not None:
+        return group
+    error: BaseException = known
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 class Tasks:

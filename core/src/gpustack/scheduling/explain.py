@@ -49,11 +49,7 @@ def _never(room: Room, deficit: Deficit) -> bool:
     worker = room.worker
     if deficit.ram_needed > worker.ram_total - worker.ram_reserved:
         return True
-    fitting = [
-        gpu
-        for gpu in worker.gpus
-        if gpu.total - worker.vram_reserved >= per_gpu(deficit.claim)
-    ]
+    fitting = [gpu for gpu in worker.gpus if gpu.total - worker.vram_reserved >= per_gpu(deficit.claim)]
     return len(fitting) < deficit.gpus_needed
 
 

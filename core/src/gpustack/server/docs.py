@@ -9,6 +9,7 @@ from typing import Any
 from litestar import Request, Response, get
 from litestar.exceptions import NotFoundException
 from litestar.params import FromPath
+from litestar.response import Redirect
 
 from gpustack.server.auth.caller import Access
 
@@ -73,6 +74,12 @@ def _html(page: str) -> Response[str]:
     )
 
 
+@get("/", opt=_PUBLIC, include_in_schema=False, status_code=307)
+async def front() -> Redirect:
+    """Lead whoever opens the server's address to something to read."""
+    return Redirect("/docs")
+
+
 @get("/docs", opt=_PUBLIC, include_in_schema=False, sync_to_thread=False)
 def swagger() -> Response[str]:
     """Show the API with Swagger UI."""
@@ -104,4 +111,4 @@ def description(request: Request[Any, Any, Any]) -> Response[bytes]:
     return Response(document(request.app), media_type="application/json")
 
 
-HANDLERS = [swagger, redoc, assets, description]
+HANDLERS = [front, swagger, redoc, assets, description]

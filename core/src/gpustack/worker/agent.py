@@ -17,7 +17,7 @@ from gpustack.client import Client
 from gpustack.extensions import Catalogue
 from gpustack.kit.backoff import Backoff
 from gpustack.kit.errors import GPUStackError, NotFound, Throttled, Unauthenticated, Unavailable
-from gpustack.kit.tasks import to_the_end
+from gpustack.kit.tasks import plain, to_the_end
 from gpustack.plugin import Host
 from gpustack.schemas import (
     Heartbeat,
@@ -31,7 +31,7 @@ from gpustack.worker.api import WorkerApi, serve
 from gpustack.worker.artifacts import ArtifactInstaller
 from gpustack.worker.config import WorkerConfig
 from gpustack.worker.desk import Desk
-from gpustack.worker.identity import Identity, save_token
+from gpustack.worker.identity import Identity
 from gpustack.worker.instance import Workshop
 from gpustack.worker.instances import Instances, newest
 from gpustack.worker.model_files import ModelFiles
@@ -55,12 +55,17 @@ async def run_worker(
     """Be a worker until cancelled; ``sock`` listens on the worker's own port.
 
     ``on_ready`` is called once: when the server has taken the worker in, its first heartbeat, and both watches
-    have told what there is to do. When cancelled, all engines end within the configured grace and two seconds,
-    unless they are to be kept; then whoever starts next adopts them.
+    have told what there is to do. However this ends, all engines end within the configured grace and two seconds,
+    unless they are to be kept; then whoever starts next adopts them. Raises GPUStackError with one line when the
+    worker cannot go on for a reason that people can mend.
     """
     agent = Agent(config, catalogue, sock, on_ready)
     try:
         await agent.run()
+    except BaseExceptionGroup as group:
+        if (error := plain(group)) is group:
+            raise
+        raise error from group
     finally:
         if not config.keep_engines:
             await to_the_end(asyncio.to_thread(end_recorded, config.run_dir, grace=config.grace))
@@ -99,13 +104,17 @@ class Agent:
         self._socket = sock
         self._ready = _Ready(on_ready)
         self._identity = Identity.load(config.worker_dir)
-        self._news = asyncio.Event()
+        #: Set when figures are wanted; ``_due`` when they are not to wait for the next heartbeat.
+        self._wanted = asyncio.Event()
+        self._due = asyncio.Event()
+        self._installed_anew = False
+        self._figures: Heartbeat | None = None
         self._installer = ArtifactInstaller(
             bin_dir=config.bin_dir,
             data_dir=config.data_dir,
             log_dir=config.log_dir,
             pipx_path=config.pipx_path,
-            on_installed=self._news.set,
+            on_installed=self._tell_installed,
         )
         self._client = Client(config.server_url)
 
@@ -132,6 +141,7 @@ class Agent:
             )
             instances = Instances(shop, reports)
             reports.on_gone = instances.withdraw
+            reports.on_refused = instances.refused
             stack.push_async_callback(instances.stop)
             file_reports: Outbox[ModelFileReport] = Outbox("model file", self._client.report_file)
             stack.push_async_callback(file_reports.stop)
@@ -140,6 +150,8 @@ class Agent:
             api = WorkerApi(self._identity.door_token, instances)
             async with asyncio.TaskGroup() as group:
                 group.create_task(serve(api, self._socket), name="worker: own port")
+                group.create_task(instances.tend_logs(), name="worker: logs")
+                group.create_task(self._measure(machine), name="worker: figures")
                 group.create_task(self._sessions(machine, instances, files), name="worker: sessions")
 
     async def _sessions(self, machine: Machine, instances: Instances, files: ModelFiles) -> None:
@@ -148,7 +160,7 @@ class Agent:
             log.info("worker %s: registered as number %d", worker.name, worker.id)
             try:
                 async with asyncio.TaskGroup() as group:
-                    group.create_task(self._beat(machine), name="worker: heartbeat")
+                    group.create_task(self._beat(), name="worker: heartbeat")
                     group.create_task(self._follow_instances(instances, worker.id), name="worker: instances")
                     group.create_task(self._follow_files(files, worker.id), name="worker: model files")
             except* _Forgotten:
@@ -157,23 +169,28 @@ class Agent:
 
     async def _follow_instances(self, instances: Instances, worker_id: int) -> None:
         await self._guarded(
-            lambda events: instances.follow(events, worker_id, lambda: self._ready.done("instances")),
-            _INSTANCES,
-            worker_id,
+            lambda events, opened: instances.follow(events, worker_id, opened),
+            (_INSTANCES, worker_id, "instances"),
         )
 
     async def _follow_files(self, files: ModelFiles, worker_id: int) -> None:
-        await self._guarded(
-            lambda events: files.follow(events, lambda: self._ready.done("files")), _FILES, worker_id
-        )
+        await self._guarded(files.follow, (_FILES, worker_id, "files"))
 
-    async def _guarded(self, follow: Callable[[Any], Any], path: str, worker_id: int) -> None:
+    async def _guarded(
+        self, follow: Callable[[Any, Callable[[], None]], Any], watch: tuple[str, int, str]
+    ) -> None:
         """Follow a watch for ever; what waiting cannot help within it is tried anew after a while."""
+        path, worker_id, what = watch
         wait = Backoff(first=1.0, limit=30.0)
+
+        def opened() -> None:
+            wait.reset()
+            self._ready.done(what)
+
         while True:
             try:
                 async with aclosing(self._client.watch(path, {"worker_id": worker_id})) as events:
-                    await follow(events)
+                    await follow(events, opened)
             except _FORGOTTEN as error:
                 raise _Forgotten from error
             except GPUStackError as error:
@@ -185,7 +202,8 @@ class Agent:
         wait = Backoff(first=0.2, limit=15.0)
         async with Client(self._config.server_url, self._config.registration_token) as client:
             while True:
-                registration = self._registration(await machine.measure())
+                installed = await asyncio.to_thread(self._installer.installed)
+                registration = self._registration(await machine.measure(), installed)
                 try:
                     worker = await client.register_worker(registration)
                 except (Unavailable, Throttled) as error:
@@ -204,20 +222,20 @@ class Agent:
                     )
                 else:
                     self._client.credential = worker.token
-                    await asyncio.to_thread(save_token, self._config.worker_dir, worker.token)
                     return worker
                 await asyncio.sleep(wait.next())
 
-    async def _beat(self, machine: Machine) -> None:
-        """Send heartbeats: the first at once, every third with figures, and one when there is news."""
+    async def _beat(self) -> None:
+        """Send heartbeats: the first at once, every third with figures, and one when there is news.
+
+        None waits for the figures: those sent were measured since the heartbeat before, or are older where
+        measuring takes longer.
+        """
         count = 0
         while True:
-            full = (count % _FULL == 0 and count > 0) or self._news.is_set()
-            self._news.clear()
-            beat = Heartbeat()
-            if full:
-                versions = await asyncio.to_thread(self._installer.installed)
-                beat = Heartbeat(status=await machine.measure(), installed_versions=versions)
+            full = (count % _FULL == 0 and count > 0) or self._due.is_set()
+            self._due.clear()
+            beat = self._figures if full and self._figures is not None else Heartbeat()
             try:
                 await self._client.heartbeat(beat)
             except _FORGOTTEN as error:
@@ -227,10 +245,30 @@ class Agent:
             else:
                 self._ready.done("heartbeat")
             count += 1
+            if count % _FULL == 0:
+                self._wanted.set()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), self._config.heartbeat)
+                await asyncio.wait_for(self._due.wait(), self._config.heartbeat)
 
-    def _registration(self, status: WorkerStatus) -> WorkerRegistration:
+    def _tell_installed(self) -> None:
+        self._installed_anew = True
+        self._wanted.set()
+
+    async def _measure(self, machine: Machine) -> None:
+        """Take the figures for the next heartbeat that carries some, whenever they are wanted."""
+        while True:
+            await self._wanted.wait()
+            self._wanted.clear()
+            news, self._installed_anew = self._installed_anew, False
+            try:
+                versions = await asyncio.to_thread(self._installer.installed)
+                self._figures = Heartbeat(status=await machine.measure(), installed_versions=versions)
+            except Exception:  # what plugins say may be anything; the worker goes on with older figures
+                log.exception("the machine cannot be measured")
+            if news:
+                self._due.set()
+
+    def _registration(self, status: WorkerStatus, installed: dict[str, list[str]]) -> WorkerRegistration:
         config = self._config
         return WorkerRegistration(
             name=config.name,
@@ -249,7 +287,7 @@ class Agent:
             system_reserved=dict(config.system_reserved),
             status=status,
             catalogue=self._catalogue.names(),
-            installed_versions=self._installer.installed(),
+            installed_versions=installed,
         )
 
     def _machine(self) -> Machine:

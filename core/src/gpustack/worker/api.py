@@ -7,14 +7,15 @@ import contextlib
 import hmac
 import json
 import logging
-import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, MutableMapping
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import parse_qs
 
 import uvicorn
+
+from gpustack.worker.runners.logfile import LogReader
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +24,6 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-_CHUNK = 64 << 10
 #: Seconds between two looks at a log, only while somebody follows it.
 _LOOK = 0.2
 
@@ -88,15 +88,18 @@ class WorkerApi:
         else:
             await send({"type": "http.response.body", "body": b""})
 
-    async def _follow(self, path: Path, tail: int, instance_id: int) -> AsyncIterator[bytes]:
+    async def _follow(self, path: Path, tail: int, instance_id: int) -> AsyncGenerator[bytes]:
         """Yield the log as it grows, until its engine has ended or writes to a new log."""
-        while not _exists(path) and self._lives(instance_id):
+        while (reader := _opened(path)) is None:
+            if not self._lives(instance_id):
+                return
             await asyncio.sleep(_LOOK)
-        with _opened(path, tail) as fd:
-            while fd is not None:
+        with reader:
+            await asyncio.to_thread(reader.skip_to, tail)
+            while True:
                 # Looked at before reading: what was written up to the end is still sent.
-                over = not self._lives(instance_id) or _replaced(fd, path)
-                while data := os.read(fd, _CHUNK):
+                over = not self._lives(instance_id) or await asyncio.to_thread(reader.replaced)
+                while data := await asyncio.to_thread(reader.read):
                     yield data
                 if over:
                     return
@@ -106,12 +109,13 @@ class WorkerApi:
         return not self.closing and self._logs.lives(instance_id)
 
 
-async def _stream(pieces: AsyncIterator[bytes], receive: Receive, send: Send) -> None:
+async def _stream(pieces: AsyncGenerator[bytes], receive: Receive, send: Send) -> None:
     """Send ``pieces`` until they end or the client leaves."""
 
     async def pump() -> None:
-        async for piece in pieces:
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        async with contextlib.aclosing(pieces):
+            async for piece in pieces:
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
 
     async def left() -> None:
@@ -129,61 +133,22 @@ async def _stream(pieces: AsyncIterator[bytes], receive: Receive, send: Send) ->
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _read(path: Path, tail: int) -> AsyncIterator[bytes]:
+async def _read(path: Path, tail: int) -> AsyncGenerator[bytes]:
     """Yield the log as it is now."""
-    with _opened(path, tail) as fd:
-        while fd is not None and (data := await asyncio.to_thread(os.read, fd, _CHUNK)):
+    if (reader := _opened(path)) is None:
+        return
+    with reader:
+        await asyncio.to_thread(reader.skip_to, tail)
+        while data := await asyncio.to_thread(reader.read):
             yield data
 
 
-def _exists(path: Path) -> bool:
-    return path.exists()
-
-
-def _replaced(fd: int, path: Path) -> bool:
+def _opened(path: Path) -> LogReader | None:
+    """Return a reader of the log; None when there is none yet."""
     try:
-        return os.fstat(fd).st_ino != path.stat().st_ino
+        return LogReader(path)
     except OSError:
-        return True
-
-
-@contextlib.contextmanager
-def _opened(path: Path, tail: int) -> Iterator[int | None]:
-    """Open a log where its last ``tail`` lines begin; None when there is none yet."""
-    try:
-        fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-    except OSError:
-        yield None
-        return
-    try:
-        os.lseek(fd, _beginning(fd, tail), os.SEEK_SET)
-        yield fd
-    finally:
-        os.close(fd)
-
-
-def _beginning(fd: int, tail: int) -> int:
-    """Return the byte where the last ``tail`` lines begin; a line that is being written counts as one."""
-    if tail < 0:
-        return 0
-    end = os.lseek(fd, 0, os.SEEK_END)
-    if tail == 0:
-        return end
-    position, wanted = end, tail
-    if end and os.pread(fd, 1, end - 1) == b"\n":
-        wanted += 1
-    while position > 0:
-        start = max(0, position - _CHUNK)
-        block = os.pread(fd, position - start, start)
-        count = block.count(b"\n")
-        if count >= wanted:
-            at = len(block)
-            for _ in range(wanted):
-                at = block.rindex(b"\n", 0, at)
-            return start + at + 1
-        wanted -= count
-        position = start
-    return 0
+        return None
 
 
 async def _start(send: Send, status: int, kind: bytes) -> None:

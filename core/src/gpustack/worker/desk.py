@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -51,6 +53,8 @@ class Desk:
         self._machine = machine
         self._stack = AsyncExitStack()
         self._backends: dict[str, InferenceBackend[Any]] = {}
+        # Opening one may take a while, in which others ask for it.
+        self._making: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def __aenter__(self) -> Self:
         await self._stack.__aenter__()
@@ -109,9 +113,10 @@ class Desk:
         raise Refused(f"backend {instance.backend!r} is not installed on this worker; it has: {known}")
 
     async def _backend(self, registered: Registered[InferenceBackend[Any]]) -> InferenceBackend[Any]:
-        if (known := self._backends.get(registered.name)) is not None:
-            return known
-        made = self._catalogue.make(registered, self._host)
-        backend: InferenceBackend[Any] = await self._stack.enter_async_context(made)
-        self._backends[registered.name] = backend
-        return backend
+        async with self._making[registered.name]:
+            if (known := self._backends.get(registered.name)) is not None:
+                return known
+            made = self._catalogue.make(registered, self._host)
+            backend: InferenceBackend[Any] = await self._stack.enter_async_context(made)
+            self._backends[registered.name] = backend
+            return backend

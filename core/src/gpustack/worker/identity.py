@@ -31,11 +31,6 @@ class Identity:
         )
 
 
-def save_token(folder: Path, token: str) -> None:
-    """Keep the worker's own credential."""
-    write_atomic(folder / "worker_token", token + "\n", mode=0o600)
-
-
 def _kept(path: Path, make: Callable[[], str], *, lengths: range) -> str:
     try:
         value = path.read_text(encoding="ascii", errors="replace").strip()

@@ -69,9 +69,9 @@ class InstanceDriver:
         return log_path(self._shop.config.log_dir, self.instance.name)
 
     @property
-    def running(self) -> bool:
-        """Tell whether it has a process now."""
-        return self._engine is not None
+    def serves(self) -> bool:
+        """Tell whether its engine answers."""
+        return self.life.state is InstanceState.RUNNING
 
     @property
     def resting(self) -> bool:

@@ -10,12 +10,13 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from gpustack.kit.backoff import Backoff
 from gpustack.kit.tasks import Tasks
 from gpustack.schemas import Event, EventType, InstanceReport, InstanceState, ModelInstancePublic
 from gpustack.worker.instance import InstanceDriver, Workshop
 from gpustack.worker.outbox import Outbox
 from gpustack.worker.runners.ending import end_engines
-from gpustack.worker.runners.logfile import prune
+from gpustack.worker.runners.logfile import cap, prune
 from gpustack.worker.runners.records import read_records
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,8 @@ class Instances:
         self._ending: dict[int, asyncio.Task[None]] = {}
         #: What the server said last of each.
         self._latest: dict[int, ModelInstancePublic] = {}
+        #: How long to wait with a report after one that the server refused.
+        self._refused: dict[int, Backoff] = {}
         self._tasks = Tasks("instances")
 
     async def follow(self, events: AsyncIterator[Event], worker_id: int, on_open: Callable[[], None]) -> None:
@@ -69,6 +72,7 @@ class Instances:
         if (driver := self._drivers.pop(instance_id, None)) is not None:
             self._outbox.forget(instance_id)
             self._latest.pop(instance_id, None)
+            self._refused.pop(instance_id, None)
             driver.withdraw()
 
     def log_of(self, instance_id: int) -> Path | None:
@@ -80,6 +84,13 @@ class Instances:
         """Tell whether an instance has, or is getting, a process."""
         driver = self._drivers.get(instance_id)
         return driver is not None and not driver.resting
+
+    async def tend_logs(self, *, every: float = 30.0) -> None:
+        """Keep the logs of running engines from growing without end; looks at them every so many seconds."""
+        while True:
+            await asyncio.sleep(every)
+            for driver in list(self._drivers.values()):
+                await asyncio.to_thread(cap, driver.log_path)
 
     async def stop(self) -> None:
         """Stop driving; engines go on running."""
@@ -98,12 +109,32 @@ class Instances:
             return
         self._latest[instance.id] = instance
         driver = self._drivers.get(instance.id)
+        if driver is not None and driver.life.state is instance.state:
+            self._refused.pop(instance.id, None)
         if driver is None:
             self._drive(instance)
-        elif instance.state is InstanceState.UNREACHABLE:
+        elif instance.state is InstanceState.UNREACHABLE or (
+            # The server gave up on an engine that answers after all.
+            instance.state is InstanceState.ERROR and driver.serves
+        ):
             driver.report_again()
         elif instance.state is InstanceState.SCHEDULED and driver.resting:
             self._tasks.start(f"{instance.name} again", self._assign_again(driver, instance))
+
+    def refused(self, instance_id: int) -> None:
+        """Say again how an instance is, after a while and if it is still here: the server refused to hear it.
+
+        It was about to change the instance itself. When it took it away, the watch tells.
+        """
+        if (driver := self._drivers.get(instance_id)) is not None:
+            wait = self._refused.setdefault(instance_id, Backoff(first=_SETTLE, limit=30.0))
+            self._tasks.start(f"{driver.instance.name} refused", self._say_again(driver, wait.next()))
+
+    async def _say_again(self, driver: InstanceDriver, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        number = driver.instance.id
+        if self._drivers.get(number) is driver and not self._outbox.pending(number):
+            driver.report_again()
 
     async def _assign_again(self, driver: InstanceDriver, instance: ModelInstancePublic) -> None:
         """Start a failed instance afresh, if the server still says so once it knows of the failure."""

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
 from gpustack.kit.backoff import Backoff
-from gpustack.kit.errors import GPUStackError, NotFound, Throttled, Unauthenticated, Unavailable
+from gpustack.kit.errors import Conflict, GPUStackError, NotFound, Throttled, Unauthenticated, Unavailable
 from gpustack.kit.tasks import Tasks
 
 log = logging.getLogger(__name__)
@@ -22,8 +22,8 @@ _LATER = (Unavailable, Throttled, Unauthenticated)
 class Outbox(Generic[R]):
     """Sends reports by key with ``send``, again after passing trouble.
 
-    ``merge(old, new)`` joins a report that was not sent yet with a newer one. A report that
-    the server refuses is logged and dropped.
+    ``merge(old, new)`` joins a report that was not sent yet with a newer one. A report that the server refuses
+    is logged and dropped; ``on_refused`` may put another one.
     """
 
     def __init__(
@@ -40,8 +40,11 @@ class Outbox(Generic[R]):
         self._merge = merge
         #: Called with the key when the server no longer knows the thing.
         self.on_gone: Callable[[int], None] = lambda _key: None
+        #: Called with the key when the server refuses a report because it sees the thing otherwise.
+        self.on_refused: Callable[[int], None] = lambda _key: None
         self._waits = (first, limit)
         self._waiting: dict[int, R] = {}
+        self._under_way: dict[int, R] = {}
         self._sending: set[int] = set()
         self._tasks = Tasks(name)
 
@@ -58,8 +61,9 @@ class Outbox(Generic[R]):
         return key in self._sending
 
     def forget(self, key: int) -> None:
-        """Drop what waits about ``key``."""
+        """Drop what waits about ``key``, and do not send again what is under way."""
         self._waiting.pop(key, None)
+        self._under_way.pop(key, None)
 
     async def stop(self) -> None:
         """End without sending the rest."""
@@ -79,17 +83,23 @@ class Outbox(Generic[R]):
 
     async def _attempt(self, key: int) -> bool:
         """Send the newest report; False when it has to be sent again."""
-        report = self._waiting.pop(key)
+        report = self._under_way[key] = self._waiting.pop(key)
         try:
             await self._send(key, report)
         except _LATER as error:
             log.debug("%s %s: not reported yet: %s", self._name, key, error)
-            newer = self._waiting.get(key)
-            self._waiting[key] = report if newer is None else self._merge(report, newer)
+            if self._under_way.get(key) is report:
+                newer = self._waiting.get(key)
+                self._waiting[key] = report if newer is None else self._merge(report, newer)
             return False
         except NotFound:
             self.forget(key)
             self.on_gone(key)
+        except Conflict as error:
+            log.info("%s %s: the server refuses the report: %s", self._name, key, error)
+            self.on_refused(key)
         except GPUStackError as error:
             log.warning("%s %s: the server refuses the report: %s", self._name, key, error)
+        finally:
+            self._under_way.pop(key, None)
         return True

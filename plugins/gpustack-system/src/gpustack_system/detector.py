@@ -6,12 +6,16 @@ import asyncio
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 
-from gpustack.plugin import Filesystem, NoSettings, SystemDetector, SystemReading, Verdict
+from gpustack.plugin import Filesystem, Host, NoSettings, SystemDetector, SystemReading, Verdict
 from gpustack_system.cgroup import Limits, read_limits
+
+#: Seconds that looking at the file systems may take.
+_PATIENCE = 2.0
 
 
 class PsutilDetector(SystemDetector[NoSettings]):
@@ -24,12 +28,31 @@ class PsutilDetector(SystemDetector[NoSettings]):
         """Agree: psutil runs wherever GPUStack does."""
         return Verdict.yes()
 
+    def __init__(self, settings: NoSettings, host: Host) -> None:
+        super().__init__(settings, host)
+        self._looking: asyncio.Future[tuple[Filesystem, ...]] | None = None
+        self._filesystems: tuple[Filesystem, ...] = ()
+
     async def measure(self, paths: Sequence[Path]) -> SystemReading:
-        """Return the present figures. The first measurement of the processor's use is 0: it needs a span."""
-        return await asyncio.to_thread(_measure, tuple(paths))
+        """Return the present figures. The first measurement of the processor's use is 0: it needs a span.
+
+        While a file system hangs, as one on a network does, those of all are as last known.
+        """
+        reading = await asyncio.to_thread(_measure)
+        return replace(reading, filesystems=await self._look(tuple(paths)))
+
+    async def _look(self, paths: tuple[Path, ...]) -> tuple[Filesystem, ...]:
+        if self._looking is None:
+            self._looking = asyncio.ensure_future(asyncio.to_thread(_filesystems, paths))
+            await asyncio.wait([self._looking], timeout=_PATIENCE)
+        if self._looking.done():
+            # Never two threads at a time: one that hangs cannot be ended.
+            looked, self._looking = self._looking, None
+            self._filesystems = looked.result()
+        return self._filesystems
 
 
-def _measure(paths: Sequence[Path]) -> SystemReading:
+def _measure() -> SystemReading:
     limits = read_limits()
     memory, swap = psutil.virtual_memory(), psutil.swap_memory()
     total, used = within(limits, memory.total, memory.total - memory.available)
@@ -40,7 +63,6 @@ def _measure(paths: Sequence[Path]) -> SystemReading:
         cpu_utilization=psutil.cpu_percent(interval=None),
         swap_total=swap.total,
         swap_used=swap.used,
-        filesystems=tuple(_filesystems(paths)),
     )
 
 
@@ -63,7 +85,7 @@ def cores(limits: Limits) -> int:
     return max(1, count)
 
 
-def _filesystems(paths: Sequence[Path]) -> list[Filesystem]:
+def _filesystems(paths: Sequence[Path]) -> tuple[Filesystem, ...]:
     mounts = {each.mountpoint: each.device for each in psutil.disk_partitions(all=True)}
     found: dict[str, Filesystem] = {}
     for path in paths:
@@ -83,7 +105,7 @@ def _filesystems(paths: Sequence[Path]) -> list[Filesystem]:
             free=usage.total - usage.used,
             available=usage.free,
         )
-    return list(found.values())
+    return tuple(found.values())
 
 
 def _mount_of(path: Path, mounts: dict[str, str]) -> str:

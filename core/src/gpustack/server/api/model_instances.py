@@ -66,6 +66,9 @@ async def report_instance(
     """Take what a worker says of an instance it runs; 409 when it is not its own, or the step is not allowed."""
     columns = data.model_dump(exclude_unset=True, exclude={"restarted"})
     columns.setdefault("state_message", "")
+    if data.state is InstanceState.INITIALIZING:
+        # Those of the process before say nothing about the next one.
+        columns = {"pid": None, "port": None, **columns}
     # A worker drops what is refused: only what the row says at the moment of writing may refuse it.
     async with services(request).store.transaction() as tx:
         instance = await tx.instances.locked(instance_id)

@@ -171,15 +171,14 @@ class _Look:
                 return None if others_reading else self._fail(refused)
 
     def _fail(self, refused: Refused) -> Fail:
-        lines = [
-            f"no worker can serve model {self._model.name}",
-            *(
-                f"{each.name}: {refused.reasons[each.id]}"
-                for each in self._workers
-                if each.id in refused.reasons
-            ),
-            "correct this, then update the model or delete this instance to try again",
+        name = self._model.name
+        reasons = [
+            f"{each.name}: {refused.reasons[each.id]}" for each in self._workers if each.id in refused.reasons
         ]
+        headline = f"no worker can serve model {name}"
+        # A table has room for the first line alone.
+        lines = [f"{headline}: {reasons[0]}"] if len(reasons) == 1 else [headline, *reasons]
+        lines.append(f"correct this, then `gpustack rm {name}` and deploy it again, or update the model")
         tried = frozenset(worker_print(w) for w in self._workers)
         return Fail(self._instance.id, "\n".join(lines), tried, self._model.spec_digest)
 

@@ -9,38 +9,6 @@ from pathlib import Path
 
 from gpustack.kit.process import OWN_SESSION, end_tree_async
 
-#: What such a program may know of our environment: who and where it is, and how to reach package indexes.
-_KEPT = frozenset(
-    (
-        *(
-            "PATH",
-            "HOME",
-            "USER",
-            "LOGNAME",
-            "SHELL",
-            "LANG",
-            "LANGUAGE",
-            "TZ",
-            "TMPDIR",
-            "TEMP",
-            "TMP",
-            "NETRC",
-        ),
-        *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "LD_LIBRARY_PATH"),
-        *("SYSTEMROOT", "COMSPEC", "PATHEXT", "APPDATA", "LOCALAPPDATA", "USERPROFILE", "PROGRAMDATA"),
-    )
-)
-_KEPT_FAMILIES = ("PIP_", "PIPX_", "UV_", "XDG_", "LC_")
-
-
-def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables for a child: no secrets of ours, nothing of an active Python environment."""
-    return {
-        name: value
-        for name, value in environ.items()
-        if name.upper() in _KEPT or name.startswith(_KEPT_FAMILIES) or name.upper().endswith("_PROXY")
-    }
-
 
 async def run_child(
     command: Sequence[str | os.PathLike[str]],

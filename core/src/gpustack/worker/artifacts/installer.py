@@ -14,10 +14,11 @@ from pathlib import Path
 from gpustack.kit.locks import FileLock
 from gpustack.kit.paths import make_dir, write_atomic
 from gpustack.plugin import Artifact, PipxPackage, Refused
-from gpustack.worker.artifacts.child import child_environment, run_child
+from gpustack.worker.artifacts.child import run_child
 from gpustack.worker.artifacts.errors import InstallError
 from gpustack.worker.artifacts.pipx import explain_failure, find_pipx, pipx_environment
 from gpustack.worker.artifacts.receipts import Receipt, proven, read_receipt, write_receipt
+from gpustack.worker.environment import PACKAGES, clean_environment
 
 Progress = Callable[[str], None]
 
@@ -172,7 +173,7 @@ class ArtifactInstaller:
         """Run the engine's own check; return None when it works, else why not."""
         command = [str(link), *package.verify]
         before = len(_read(output))
-        env = child_environment(self._environ)
+        env = clean_environment(PACKAGES, self._environ)
         try:
             status = await run_child(
                 command, env=env, cwd=self._home, output=output, timeout=self._verify_timeout

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from gpustack.worker.artifacts.child import child_environment
 from gpustack.worker.artifacts.errors import InstallError
+from gpustack.worker.environment import PACKAGES, clean_environment
 
 #: Where pip looks for its settings on its own; uv does not read these.
 _PIP_FILES = (
@@ -78,7 +78,7 @@ def pipx_environment(environ: Mapping[str, str], *, home: Path, bin_dir: Path) -
     }
     if "PIPX_DEFAULT_BACKEND" not in environ and _only_pip_knows_the_index(environ):
         env["PIPX_DEFAULT_BACKEND"] = "pip"
-    env |= child_environment(environ)
+    env |= clean_environment(PACKAGES, environ)
     return env | {
         "PIPX_HOME": str(home),
         "PIPX_BIN_DIR": str(bin_dir),

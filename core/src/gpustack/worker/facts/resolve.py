@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import stat
-import threading
 from pathlib import Path
 
 from gpustack.kit.errors import InvalidInput, Unavailable
+from gpustack.kit.threads import StillHangingError, call_aside
 from gpustack.plugin import ModelFacts
 from gpustack.worker.facts.gguf import MAGIC
 from gpustack.worker.facts.gguf_model import part_of, read_gguf
@@ -34,32 +33,12 @@ def read_facts(path: Path | str) -> ModelFacts:
 async def read_facts_within(path: Path | str, *, seconds: float = 30.0) -> ModelFacts:
     """Do :func:`read_facts` in a thread; raise Unavailable when it takes longer than ``seconds``.
 
-    The thread of a stalled file system cannot be ended. It is a daemon, so that it does not keep the process.
+    The thread of a stalled file system cannot be ended. It does not keep the process, and while several hang at
+    one path, no more are started there.
     """
-    loop = asyncio.get_running_loop()
-    answer: asyncio.Future[ModelFacts] = loop.create_future()
-
-    def settle(facts: ModelFacts | None, error: BaseException | None) -> None:
-        if answer.done():
-            return
-        if facts is not None:
-            answer.set_result(facts)
-        elif error is not None:
-            answer.set_exception(error)
-
-    def work() -> None:
-        outcome: tuple[ModelFacts | None, BaseException | None]
-        try:
-            outcome = read_facts(path), None
-        except BaseException as error:  # noqa: BLE001 - handed to whoever waits
-            outcome = None, error
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(settle, *outcome)
-
-    threading.Thread(target=work, name=f"facts of {path}", daemon=True).start()
     try:
-        return await asyncio.wait_for(answer, seconds)
-    except TimeoutError:
+        return await call_aside(f"facts of {path}", lambda: read_facts(path), timeout=seconds)
+    except (TimeoutError, StillHangingError):
         raise Unavailable(
             f"{path} could not be read within {seconds:.0f} s; is it on a network file system that has stalled?",
             retry_after=seconds,

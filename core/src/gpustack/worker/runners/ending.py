@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from gpustack.kit.process import identify, is_running
+from gpustack.kit.process import identify, is_running, pid_space, still_running
 from gpustack.worker.runners.environment import RECORD_MARKER
 from gpustack.worker.runners.records import EngineRecord, read_records, record_path, records_dir
 
@@ -33,11 +33,12 @@ def end_engines(run_dir: Path, records: Sequence[EngineRecord], *, grace: float)
     wanted = {str(record_path(run_dir, record.instance_id)): record for record in records}
     members = _members(wanted)
     _signal(members, kill=False)
-    psutil.wait_procs(members, timeout=grace)
+    alive = still_running(members, wait=grace)
     deadline = time.monotonic() + _FOR_GOOD
-    while (alive := _members(wanted)) and time.monotonic() < deadline:
+    # Those found first stay meant: once a leader is gone, its session may tell nothing any more.
+    while (alive := still_running({*alive, *_members(wanted)}, wait=0)) and time.monotonic() < deadline:
         _signal(alive, kill=True)
-        psutil.wait_procs(alive, timeout=0.5)
+        alive = still_running(alive, wait=0.5)
     if alive:
         log.error("processes of engines could not be ended: %s", ", ".join(str(each.pid) for each in alive))
         return
@@ -63,7 +64,9 @@ def end_recorded(run_dir: Path, *, grace: float = 4.0) -> int:
 
 def _members(wanted: dict[str, EngineRecord]) -> list[psutil.Process]:
     """Return the running processes of these engines: by session, by marker, and what descends from either."""
-    sessions = {record.pid for record in wanted.values() if _leads(record)}
+    sessions = {
+        record.pid: since for record in wanted.values() if (since := _session_since(record)) is not None
+    }
     found: dict[int, psutil.Process] = {}
     parents: dict[int, list[psutil.Process]] = {}
     for process in psutil.process_iter():
@@ -71,7 +74,8 @@ def _members(wanted: dict[str, EngineRecord]) -> list[psutil.Process]:
             if process.pid == os.getpid() or process.status() == psutil.STATUS_ZOMBIE:
                 continue
             parents.setdefault(process.ppid(), []).append(process)
-            if _session(process) in sessions or _marker(process) in wanted:
+            since = sessions.get(_session(process))
+            if (since is not None and process.create_time() >= since) or _marker(process) in wanted:
                 found[process.pid] = process
     queue = list(found)
     while queue:
@@ -82,15 +86,21 @@ def _members(wanted: dict[str, EngineRecord]) -> list[psutil.Process]:
     return list(found.values())
 
 
-def _leads(record: EngineRecord) -> bool:
-    """Tell whether the session with the record's number is the engine's.
+def _session_since(record: EngineRecord) -> float | None:
+    """Return the time since when processes in the session of the record's number are the engine's; None: none are.
 
-    A number is not given to another process while a session bears it, so a stranger under that number means
-    that nothing of the session is left.
+    A number is not given to another process while a session bears it, so without its leader the session is still
+    the engine's; but only where numbers mean what they did when the record was written. After a restart of the
+    machine or the container a stranger's daemon may have that session, whose leader is gone as well.
     """
     if (who := record.process) is None:
-        return False
-    return is_running(who) or identify(who.pid) is None
+        return None
+    if is_running(who):
+        return 0.0
+    if identify(who.pid) is None and record.pid_space and record.pid_space == pid_space():
+        # psutil derives start times from the boot time, which clock corrections shift a little.
+        return record.started - 1.0
+    return None
 
 
 def _session(process: psutil.Process) -> int:

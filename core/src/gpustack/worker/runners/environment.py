@@ -1,62 +1,20 @@
-"""The environment of an engine: small and clean, without anything that is ours."""
+"""The environment of an engine, and the marks in it by which the engine is found again."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
+
+from gpustack.worker.environment import DEVICES, clean_environment
 
 #: Tells whose process it is, also when the record of its start was never completed.
 INSTANCE_MARKER = "GPUSTACK_INSTANCE_ID"
 #: The path of its record: two installations on one machine may number their instances alike.
 RECORD_MARKER = "GPUSTACK_INSTANCE_RECORD"
 
-_KEPT = frozenset(
-    {
-        "ALL_PROXY",
-        "CURL_CA_BUNDLE",
-        "HOME",
-        "HTTPS_PROXY",
-        "HTTP_PROXY",
-        "LANG",
-        "LANGUAGE",
-        "LD_LIBRARY_PATH",
-        "LOGNAME",
-        "NO_PROXY",
-        "PATH",
-        "REQUESTS_CA_BUNDLE",
-        "SHELL",
-        "SSL_CERT_DIR",
-        "SSL_CERT_FILE",
-        "TMPDIR",
-        "TZ",
-        "USER",
-        # Windows programs do not start without these.
-        "APPDATA",
-        "LOCALAPPDATA",
-        "SYSTEMROOT",
-        "TEMP",
-        "TMP",
-        "USERPROFILE",
-    }
-)
-_KEPT_PREFIXES = ("LC_", "NVIDIA_", "CUDA_", "HIP_", "ROCR_", "ASCEND_")
 
-
-def clean_environment(ours: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return what of our own environment an engine may see."""
-    source = os.environ if ours is None else ours
-    return {
-        name: value
-        for name, value in source.items()
-        if name.upper() in _KEPT or name.upper().startswith(_KEPT_PREFIXES)
-    }
-
-
-def engine_environment(
-    *layers: Mapping[str, str], instance_id: int, record: str, ours: Mapping[str, str] | None = None
-) -> dict[str, str]:
+def engine_environment(*layers: Mapping[str, str], instance_id: int, record: str) -> dict[str, str]:
     """Return the environment of an engine; of ``layers`` a later one wins, and our markers win over all."""
-    env = clean_environment(ours)
+    env = clean_environment(DEVICES)
     for layer in layers:
         env.update(layer)
     env[INSTANCE_MARKER] = str(instance_id)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gpustack.kit.errors import GPUStackError
-from gpustack.kit.process import OWN_SESSION, ProcessId, identify, wait_gone
+from gpustack.kit.process import OWN_SESSION, ProcessId, identify, pid_space, wait_gone
 from gpustack.kit.tasks import to_the_end
 from gpustack.plugin import LaunchPlan
 from gpustack.worker.ports import Lease
@@ -87,7 +87,7 @@ class EngineProcess:
             raise GPUStackError(_not_started(plan, error)) from error
         # A process that ended already has no start time to be asked for.
         who = identify(child.pid) or ProcessId(pid=child.pid, started=time.time())
-        record = replace(record, pid=who.pid, started=who.started)
+        record = replace(record, pid=who.pid, started=who.started, pid_space=pid_space())
         engine = cls(run_dir, record, who, child)
         try:
             write_record(run_dir, record)
@@ -104,7 +104,7 @@ class EngineProcess:
         if who is None:
             return None
         if record.process != who:
-            record = replace(record, pid=who.pid, started=who.started)
+            record = replace(record, pid=who.pid, started=who.started, pid_space=pid_space())
             await asyncio.to_thread(write_record, run_dir, record)
         return cls(run_dir, record, who, None)
 

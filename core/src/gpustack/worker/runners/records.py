@@ -39,6 +39,8 @@ class EngineRecord:
     pid: int = 0
     #: When the process started, in seconds since the epoch.
     started: float = 0.0
+    #: Where ``pid`` means this process, as :func:`gpustack.kit.process.pid_space` names it.
+    pid_space: str = ""
 
     @property
     def process(self) -> ProcessId | None:
