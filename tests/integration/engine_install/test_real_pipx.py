@@ -107,7 +107,7 @@ async def test_without_a_network_it_says_so_in_one_line(folders, tmp_path) -> No
         "PATH": os.environ["PATH"],
         "HOME": str(tmp_path),
         "PIP_CONFIG_FILE": os.devnull,
-        "PIP_INDEX_URL": "http://127.0.0.1:9/simple",
+        "PIP_INDEX_URL": "http://127.0.0.1:9/",
         "PIP_RETRIES": "1",
     }
     backend = llama_cpp_backend(folders["data_dir"])
