@@ -149,14 +149,18 @@ def run_launcher(engine: InstalledEngine, *arguments: str | Path) -> tuple[int, 
     return answer.returncode, answer.stderr.splitlines()
 
 
-def test_a_truncated_model_ends_with_one_clear_last_line(engine, tiny_gguf: Path, tmp_path: Path) -> None:
+def test_a_truncated_model_ends_with_one_clear_line(engine, tiny_gguf: Path, tmp_path: Path) -> None:
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(tiny_gguf.read_bytes()[:200_000])
 
     status, lines = run_launcher(engine, "--model", cut, "--port", str(free_ports(1)[0]))
 
     assert status == 1
-    assert lines[-1] == f"gpustack-llama-server: llama.cpp cannot serve {cut}; the lines above say why"
+    # llama.cpp writes its log from a thread of its own, which may have the last word.
+    assert (
+        f"gpustack-llama-server: llama.cpp cannot serve {cut}; the lines around this one say why"
+        in lines[-4:]
+    )
 
 
 @pytest.mark.parametrize(

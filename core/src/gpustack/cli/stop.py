@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 #: Seconds that an orderly end may take; it takes ten at most.
 PATIENCE = 15.0
 _POLL = 0.1
+#: Seconds for the children of a supervisor that was killed; the system asks them to end at that moment.
+_ORPHANS = 5.0
 
 
 @click.command("stop")
@@ -41,6 +43,8 @@ def command(data_dir: str, as_json: bool) -> None:
     state = read_state(directory)
     running = state is not None and state.running
     forced = _stop(state, quiet=as_json) if state is not None and running else 0
+    if state is not None and not running:
+        _await_orphans(state)
     left = _end_engines(directory)
     if as_json:
         emit_json({"was_running": running, "forced": forced, "engines_left_behind": left})
@@ -89,6 +93,21 @@ def _wait(ours: list[ProcessId], *, quiet: bool) -> list[ProcessId]:
     if show:
         sys.stdout.write("\r\x1b[K")
     return left
+
+
+def _await_orphans(state: RunState) -> None:
+    """Let the children of a killed supervisor end, as the system has told them to.
+
+    They are not killed: after so long their numbers may be somebody else's.
+    """
+    from gpustack.cli.processes import still_running
+    from gpustack.kit.process import identify
+
+    pids = [child.pid for child in state.children.values() if child.pid is not None]
+    found = [who for pid in pids if (who := identify(pid)) is not None and who.started >= state.started - 1]
+    deadline = time.monotonic() + _ORPHANS
+    while still_running(found) and time.monotonic() < deadline:
+        time.sleep(_POLL)
 
 
 def _kill(left: list[ProcessId]) -> None:
