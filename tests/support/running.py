@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import select
@@ -34,9 +35,16 @@ def free_ports(count: int) -> list[int]:
         return [sock.getsockname()[1] for sock in sockets]
 
 
+#: Each test process has a part of the ports below the ephemeral ones, and hands each block of it out once.
+_PART, _BLOCK = 3000, 20
+_blocks = itertools.count()
+
+
 def a_port_range(count: int) -> str:
-    """Return ``N1-N2`` with ``count`` ports in a row that are free now."""
-    for first in range(20000 + os.getpid() % 5000, 32000, count):
+    """Return ``N1-N2`` with ``count`` ports in a row (20 at most) that are free now, and that no other test gets."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    for block in itertools.islice(_blocks, _PART // _BLOCK):
+        first = 18000 + _PART * (worker % 4) + _BLOCK * block % _PART
         with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
             for port in range(first, first + count):
                 stack.enter_context(socket.socket()).bind(("", port))

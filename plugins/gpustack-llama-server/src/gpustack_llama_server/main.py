@@ -128,7 +128,9 @@ def _serve(given: Given) -> int:
     try:
         server = module.Server(params)
     except RuntimeError as error:
-        raise StartError(f"llama.cpp cannot serve {params.model.path}; the lines around this one say why") from error
+        raise StartError(
+            f"llama.cpp cannot serve {params.model.path}; the lines around this one say why"
+        ) from error
     # Old versions do not tell their address; the variable also keeps the server alive.
     _say(f"serving on {getattr(server, 'listening_address', '') or params.port}")
     _wait_for_signal()
