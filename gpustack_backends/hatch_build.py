@@ -11,10 +11,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from hatchling.builders.config import BuilderConfig
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
-class LauncherSource(BuildHookInterface):  # type: ignore[type-arg]  # its configuration's type is not public
+class LauncherSource(BuildHookInterface[BuilderConfig]):
     """Adds ``_launcher`` to the package."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:

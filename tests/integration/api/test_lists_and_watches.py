@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 import httpx
@@ -15,7 +15,7 @@ from support.api import PASSWORD, Api
 Line = dict[str, Any]
 
 
-async def _lines(api: Api, url: str) -> AsyncIterator[Line]:
+async def _lines(api: Api, url: str) -> AsyncGenerator[Line, None]:
     async with api.admin.stream("GET", url) as answer:
         assert answer.status_code == 200
         async for line in answer.aiter_lines():
@@ -49,7 +49,7 @@ async def test_a_watch_replays_marks_the_end_and_goes_on(api: Api) -> None:
     await api.model("b")
     await api.admin.delete("/v2/models/1")
     created, deleted = await _take(lines, 2)
-    await lines.aclose()  # type: ignore[attr-defined]
+    await lines.aclose()
 
     assert (replay["type"], replay["id"], replay["data"]["name"]) == (EventType.CREATED, 1, "a")
     assert end["type"] == EventType.HEARTBEAT
@@ -71,7 +71,7 @@ async def test_no_change_is_lost_or_doubled_while_watches_begin(api: Api) -> Non
             if line["type"] == EventType.CREATED:
                 seen.append(line["data"]["name"])
             if line["type"] == EventType.DELETED:
-                await lines.aclose()  # type: ignore[attr-defined]
+                await lines.aclose()
                 break
         return seen
 
@@ -138,7 +138,7 @@ async def test_watches_of_those_who_left_are_forgotten(api: Api) -> None:
     before = len(api.services.feed._subscriptions)
     lines = _lines(api, "/v2/models?watch=true")
     await _take(lines, 1)
-    await lines.aclose()  # type: ignore[attr-defined]
+    await lines.aclose()
 
     async with asyncio.timeout(5):
         while len(api.services.feed._subscriptions) > before:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -17,15 +18,15 @@ from gpustack.server.routing import Routing
 from support.api import PASSWORD, a_catalogue
 
 
-def a_config(data_dir: Path, **fields: object) -> ServerConfig:
-    base = {
+def a_config(data_dir: Path, **fields: Any) -> ServerConfig:
+    base: dict[str, Any] = {
         "data_dir": data_dir,
         "bin_dir": data_dir,
         "version": "1",
         "bootstrap_password": PASSWORD,
         "drain": 1.0,
     }
-    return ServerConfig(**{**base, **fields})  # type: ignore[arg-type]
+    return ServerConfig(**{**base, **fields})
 
 
 async def test_the_whole_server_says_when_it_answers_and_stops_on_cancel(

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import httpx
 import pytest
 
@@ -34,9 +36,9 @@ async def test_json_signs_in_too_and_signing_out_ends_the_session(api: Api) -> N
 
 
 async def test_the_generated_password_is_for_the_owner_only_and_has_to_be_changed(
-    database_url: str, tmp_path: object
+    database_url: str, tmp_path: Path
 ) -> None:
-    async with running_api(database_url, tmp_path, bootstrap_password=None) as api:  # type: ignore[arg-type]
+    async with running_api(database_url, tmp_path, bootstrap_password=None) as api:
         file = api.data_dir / "initial_admin_password"
         answer = await api.anyone.post(
             "/auth/login", json={"username": "admin", "password": file.read_text().strip()}

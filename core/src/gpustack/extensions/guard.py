@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 from gpustack.extensions.catalogue import one_line
 from gpustack.kit.threads import MOST, StillHangingError, call_aside
@@ -47,7 +47,7 @@ class Guard:
         if error is not None:
             log.error("%s failed", what, exc_info=error)
             raise PluginError(f"{what} failed: {one_line(error)}") from error
-        return value  # type: ignore[return-value]  # without an error it is the method's own answer
+        return cast("T", value)  # without an error it is the method's own answer
 
 
 def _outcome(method: Callable[..., T], args: tuple[Any, ...]) -> tuple[T | None, BaseException | None]:

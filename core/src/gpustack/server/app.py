@@ -11,7 +11,7 @@ import logging
 import secrets
 import socket
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Any, cast
 
 from litestar import Litestar
 from litestar.datastructures import State
@@ -45,13 +45,14 @@ App = Callable[[Scope, Receive, Send], Any]
 
 def create_app(services: Services, inference: InferenceApp) -> App:
     """Return the ASGI application: paths below ``/v1`` go to ``inference``, all others to the management API."""
-    management = create_management_app(services)
+    # litestar has names of its own for the same types.
+    management = cast("App", create_management_app(services))
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and serves(scope["path"]):
             await inference(scope, receive, send)
         else:
-            await management(scope, receive, send)  # type: ignore[arg-type]  # litestar's own names of the same types
+            await management(scope, receive, send)
 
     return app
 

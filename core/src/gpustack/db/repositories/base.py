@@ -149,7 +149,7 @@ class Repository(Generic[P]):
         for name in self._json:
             if shown.get(name) is not None:
                 shown[name] = from_json(shown[name])
-        new: P = self.public.model_validate({**before, **shown})  # type: ignore[assignment]  # ClassVar is no P
+        new = type(old).model_validate({**before, **shown})
         self._emit_change(tx, old, new)
         return new
 
