@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,14 @@ COMMAND = str(Path(sys.executable).with_name("gpustack"))
 READY_WITHIN = 60.0
 #: What the variables of the person who runs the tests must not change.
 _CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("GPUSTACK_")}
+
+
+def eventually(holds: Callable[[], object], what: str, *, seconds: float = 10.0) -> None:
+    """Return once ``holds()`` is true; fail, naming ``what`` was waited for, when that takes too long."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
+        time.sleep(0.02)
 
 
 def free_ports(count: int) -> list[int]:
