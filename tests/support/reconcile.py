@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -44,7 +43,9 @@ from gpustack.schemas import (
     WorkerPublic,
     WorkerState,
     WorkerStatus,
+    source_key,
 )
+from gpustack.schemas.models import SourceFields
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 STAMPS = {"created_at": NOW, "updated_at": NOW}
@@ -113,7 +114,7 @@ def a_file(worker: int = 1, state: ModelFileState = ModelFileState.READY, **more
         "worker_id": worker,
         "source": "local_path",
         "local_path": PATH,
-        "source_key": hashlib.sha256(PATH.encode()).hexdigest(),
+        "source_key": source_key(a_model()),
         "state": state,
         "facts": FACTS if state is ModelFileState.READY else None,
         **STAMPS,
@@ -294,14 +295,15 @@ class _Workers(_Repository):
 
 
 class _Files(_Repository):
-    async def request(self, worker_id: int, source: str, local_path: str) -> ModelFilePublic:
+    async def request(self, worker_id: int, source: SourceFields) -> ModelFilePublic:
         self._store.check()
+        key = source_key(source)
         for row in self.all.values():
-            if (row.worker_id, row.local_path) == (worker_id, local_path):
+            if (row.worker_id, row.source_key) == (worker_id, key):
                 return await self.change(row.id, state=ModelFileState.ANALYZING, request=row.request + 1)
-        return self.put(
-            a_file(worker_id, ModelFileState.ANALYZING, id=len(self.all) + 1, local_path=local_path)
-        )
+        fields = {name: getattr(source, name) for name in SourceFields.__annotations__}
+        number = len(self.all) + 1
+        return self.put(a_file(worker_id, ModelFileState.ANALYZING, id=number, source_key=key, **fields))
 
     async def report(self, number: int, report: ModelFileReport) -> ModelFilePublic:
         return await self.change(

@@ -27,3 +27,8 @@ def a_registration(name: str = "box", **fields: Any) -> WorkerRegistration:
 def a_status(gpus: int = 0) -> WorkerStatus:
     devices = [GpuStatus(uuid=f"gpu-{i}", index=i, vendor="nvidia", name="H200") for i in range(gpus)]
     return WorkerStatus(gpu_devices=devices)
+
+
+def a_source(path: str = "/m.gguf") -> ModelCreate:
+    """Return something whose files are at ``path`` on the worker."""
+    return a_model_wanted("any", local_path=path)

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from gpustack.schemas import InstanceState, ModelFileState, Source
+from gpustack.schemas import InstanceState, ModelFileState
 from support.api import DOOR_TOKEN, Api
 from support.fake_engine import FakeEngine, Seen
+from support.records import a_source
 
 
 def _as(worker: dict[str, Any]) -> dict[str, str]:
@@ -116,7 +117,7 @@ async def test_a_restart_is_counted(api: Api) -> None:
 
 async def test_files_are_reported_by_their_worker(api: Api) -> None:
     worker, other = await api.worker(), await api.worker("uuid-of-worker-2")
-    file = await api.services.store.model_files.request(worker["id"], Source.LOCAL_PATH, "/m.gguf")
+    file = await api.services.store.model_files.request(worker["id"], a_source("/m.gguf"))
     report = {"request": file.request, "state": "error", "state_message": "not there"}
     path = f"/v2/model-files/{file.id}/report"
 

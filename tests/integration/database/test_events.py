@@ -12,9 +12,9 @@ from gpustack.db import Store
 from gpustack.db import feed as feed_module
 from gpustack.db.repositories.base import sql
 from gpustack.kit.errors import NotFound
-from gpustack.schemas import EventType, InstanceState, ModelUpdate, Source
+from gpustack.schemas import EventType, InstanceState, ModelUpdate
 from support.postgres import PostgresServer
-from support.records import a_model_wanted, a_registration
+from support.records import a_model_wanted, a_registration, a_source
 
 
 async def test_no_number_is_lost_under_concurrent_writers(migrated_url: str) -> None:
@@ -75,7 +75,7 @@ async def test_an_event_carries_the_document_and_what_changed(store: Store) -> N
 async def test_deleting_a_model_or_a_worker_tells_of_all_that_goes_with_it(store: Store) -> None:
     model = await store.models.create(a_model_wanted(), 1)
     worker = await store.workers.register(a_registration(), "digest", 1)
-    file = await store.model_files.request(worker.id, Source.LOCAL_PATH, "/m")
+    file = await store.model_files.request(worker.id, a_source("/m"))
     one = await store.instances.create(model, "tiny-1")
     two = await store.instances.create(model, "tiny-2")
     await store.instances.update(two.id, worker_id=worker.id, state=InstanceState.SCHEDULED)

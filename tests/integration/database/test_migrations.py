@@ -10,7 +10,8 @@ import time
 import pytest
 from piccolo.columns import ForeignKey
 
-from gpustack.db import Store, tables
+from gpustack.db import Store
+from gpustack.db.migrations import STEPS, tables
 from gpustack.db.repositories.base import sql
 from gpustack.kit.errors import NewerData, SettingsError
 from support.postgres import PostgresServer
@@ -24,15 +25,17 @@ ALL = (
     tables.Model,
     tables.ModelInstance,
     tables.ModelFile,
+    tables.InstanceEvent,
     tables.EventRow,
     tables.EventCounter,
 )
+ALL = [name for name, _ in STEPS]
 
 
 async def test_an_empty_database_is_filled_once_and_quickly(database_url: str) -> None:
     async with await Store.open(database_url) as store:
         started = time.perf_counter()
-        assert await store.migrate() == ["0001_initial"]
+        assert await store.migrate() == ALL
         assert time.perf_counter() - started < 2.0  # 0.04 s on an idle machine
         assert await store.migrate() == []
         assert (await store.models.list()).items == []
@@ -41,7 +44,7 @@ async def test_an_empty_database_is_filled_once_and_quickly(database_url: str) -
 async def test_two_servers_migrate_one_database_at_once(database_url: str) -> None:
     async with await Store.open(database_url) as one, await Store.open(database_url) as two:
         applied = await asyncio.gather(one.migrate(), two.migrate())
-        assert sorted(applied) == [[], ["0001_initial"]]
+        assert sorted(applied) == [[], ALL]
         assert sorted(await asyncio.gather(one.bootstrap("a"), two.bootstrap("b"))) == [False, True]
         assert (await one.users.list()).pagination.total == 1
 

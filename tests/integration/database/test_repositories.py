@@ -11,7 +11,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from gpustack.db import Door, Store, source_key
+from gpustack.db import Door, Store
 from gpustack.kit.errors import Conflict, InvalidInput, NotFound
 from gpustack.schemas import (
     ApiKeyCreate,
@@ -22,10 +22,10 @@ from gpustack.schemas import (
     ModelFileReport,
     ModelFileState,
     ModelUpdate,
-    Source,
     WorkerState,
+    source_key,
 )
-from support.records import a_model_wanted, a_registration, a_status
+from support.records import a_model_wanted, a_registration, a_source, a_status
 
 LATER = datetime.now(UTC) + timedelta(hours=1)
 EARLIER = datetime.now(UTC) - timedelta(hours=1)
@@ -192,9 +192,9 @@ async def test_heartbeats_of_many_workers_are_one_statement_without_events(
 
 async def test_a_model_file_is_asked_for_and_answered(store: Store) -> None:
     worker = await store.workers.register(a_registration(), "t", 1)
-    first = await store.model_files.request(worker.id, Source.LOCAL_PATH, "/m.gguf")
+    first = await store.model_files.request(worker.id, a_source("/m.gguf"))
     assert (first.request, first.state) == (1, ModelFileState.ANALYZING)
-    again = await store.model_files.request(worker.id, Source.LOCAL_PATH, "/m.gguf")
+    again = await store.model_files.request(worker.id, a_source("/m.gguf"))
     assert (again.id, again.request) == (first.id, 2)
     facts = FactsDocument.model_validate(
         {"format": "gguf", "path": "/m.gguf", "weight_bytes": 5, "layers": 3}
@@ -205,12 +205,12 @@ async def test_a_model_file_is_asked_for_and_answered(store: Store) -> None:
         request=2, state=ModelFileState.READY, size=5, resolved_paths=["/m.gguf"], facts=facts
     )
     assert await store.model_files.report(first.id, report) == await store.model_files.get(first.id)
-    key = source_key(Source.LOCAL_PATH, "/m.gguf")
+    key = source_key(a_source("/m.gguf"))
     (found,) = (await store.model_files.list(worker_id=worker.id, source_key=key)).items
     assert found.facts is not None
     assert found.facts.model_dump()["layers"] == 3
     with pytest.raises(NotFound, match="there is no worker 55"):
-        await store.model_files.request(55, Source.LOCAL_PATH, "/m")
+        await store.model_files.request(55, a_source("/m"))
 
 
 async def test_sessions_and_keys_end(store: Store) -> None:

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from gpustack.db.feed import Feed, Subscription
     from gpustack.db.outbox import StoredEvent
     from gpustack.db.repositories.api_keys import KeyRow
-    from gpustack.db.repositories.model_files import source_key
     from gpustack.db.repositories.models import spec_digest
     from gpustack.db.repositories.users import UserRow
     from gpustack.db.repositories.workers import Door
@@ -36,7 +35,6 @@ _HOMES = {
     "Subscription": "gpustack.db.feed",
     "Transaction": "gpustack.db.store",
     "UserRow": "gpustack.db.repositories.users",
-    "source_key": "gpustack.db.repositories.model_files",
     "spec_digest": "gpustack.db.repositories.models",
 }
 
@@ -49,7 +47,6 @@ __all__ = [
     "Subscription",
     "Transaction",
     "UserRow",
-    "source_key",
     "spec_digest",
 ]
 

@@ -11,6 +11,7 @@ from piccolo.columns import (
     BigInt,
     BigSerial,
     Boolean,
+    DoublePrecision,
     ForeignKey,
     Integer,
     SmallInt,
@@ -112,6 +113,9 @@ class Model(Table, tablename="models", db=DIALECT):
     meta = JSON()
     source = Varchar(length=32)
     local_path = Text()
+    huggingface_repo_id = Varchar(length=255)
+    huggingface_filename = Text()
+    huggingface_revision = Varchar(length=255)
     replicas = Integer(default=1)
     ready_replicas = Integer(default=0)
     categories = JSON()
@@ -122,6 +126,7 @@ class Model(Table, tablename="models", db=DIALECT):
     backend_parameters = JSON()
     env = JSON()
     restart_on_error = Boolean(default=True)
+    rollout = JSON()
     spec_digest = Varchar(length=64)
     cluster_id = ForeignKey(Cluster, on_delete=OnDelete.restrict, null=False, index=True)
     created_at = Timestamptz(default=None)
@@ -133,7 +138,8 @@ class ModelInstance(Table, tablename="model_instances", db=DIALECT):
 
     id: BigSerial = BigSerial(primary_key=True)
     name = Varchar(length=255, unique=True)
-    model_id = ForeignKey(Model, on_delete=OnDelete.cascade, null=False, index=True)
+    # No foreign key: an instance outlives its model while it drains.
+    model_id = BigInt(null=False, index=True)
     model_name = Varchar(length=128)
     cluster_id = ForeignKey(Cluster, on_delete=OnDelete.restrict, null=False, index=True)
     state = Varchar(length=32)
@@ -150,6 +156,9 @@ class ModelInstance(Table, tablename="model_instances", db=DIALECT):
     backend_version = Varchar(length=64)
     computed_resource_claim = JSON()
     gpu_indexes = JSON()
+    resolved_revision = Varchar(length=64)
+    download_progress = DoublePrecision(default=0.0)
+    draining_since = Timestamptz(default=None, null=True)
     spec_digest = Varchar(length=64)
     restart_count = Integer(default=0)
     last_restart_time = Timestamptz(default=None, null=True)
@@ -164,14 +173,36 @@ class ModelFile(Table, tablename="model_files", db=DIALECT):
     worker_id = ForeignKey(Worker, on_delete=OnDelete.cascade, null=False, index=True)
     source = Varchar(length=32)
     local_path = Text()
+    huggingface_repo_id = Varchar(length=255)
+    huggingface_filename = Text()
+    huggingface_revision = Varchar(length=255)
+    resolved_revision = Varchar(length=64)
     source_key = Varchar(length=64, index=True)
     state = Varchar(length=32)
     state_message = Text()
     request = Integer(default=1)
     size = BigInt(default=0)
+    downloaded_size = BigInt(default=0)
+    download_rate = BigInt(default=0)
     resolved_paths = JSON()
     facts = JSON(default=None, null=True)
     created_at = Timestamptz(default=None)
+    updated_at = Timestamptz(default=None)
+
+
+class InstanceEvent(Table, tablename="instance_events", db=DIALECT):
+    """What happened to instances, kept for whoever asks why; it outlives instance, model and worker."""
+
+    id: BigSerial = BigSerial(primary_key=True)
+    model_id = BigInt(index=True)
+    model_name = Varchar(length=128, index=True)
+    instance_id = BigInt(index=True)
+    instance_name = Varchar(length=255)
+    worker_name = Varchar(length=160)
+    what = Varchar(length=32)
+    message = Text()
+    restart_count = Integer(default=0)
+    created_at = Timestamptz(default=None, index=True)
     updated_at = Timestamptz(default=None)
 
 

@@ -18,13 +18,29 @@ from gpustack.schemas.clusters import ClusterPublic
 from gpustack.schemas.common import ErrorBody, Event, EventType, Page, Pagination
 from gpustack.schemas.instances import (
     Claim,
+    InstanceEventPublic,
     InstanceReport,
     InstanceState,
     ModelInstancePublic,
 )
 from gpustack.schemas.keys import ApiKeyCreate, ApiKeyCreated, ApiKeyPublic
-from gpustack.schemas.model_files import FactsDocument, ModelFilePublic, ModelFileReport, ModelFileState
-from gpustack.schemas.models import ModelCreate, ModelPublic, ModelUpdate, PlacementStrategy, Source
+from gpustack.schemas.model_files import (
+    FactsDocument,
+    ModelFileDownload,
+    ModelFilePublic,
+    ModelFileReport,
+    ModelFileState,
+)
+from gpustack.schemas.models import (
+    ModelCreate,
+    ModelPublic,
+    ModelUpdate,
+    PlacementStrategy,
+    Rollout,
+    Source,
+    source_key,
+    source_name,
+)
 from gpustack.schemas.users import UserPublic, UserSelfUpdate
 from gpustack.schemas.workers import (
     CpuStatus,
@@ -58,12 +74,14 @@ __all__ = [
     "GpuStatus",
     "Heartbeat",
     "InferenceBackendPublic",
+    "InstanceEventPublic",
     "InstanceReport",
     "InstanceState",
     "Login",
     "LoginReply",
     "MemoryStatus",
     "ModelCreate",
+    "ModelFileDownload",
     "ModelFilePublic",
     "ModelFileReport",
     "ModelFileState",
@@ -76,6 +94,7 @@ __all__ = [
     "PasswordReset",
     "PasswordResetReply",
     "PlacementStrategy",
+    "Rollout",
     "Source",
     "UserPublic",
     "UserSelfUpdate",
@@ -85,4 +104,6 @@ __all__ = [
     "WorkerRegistration",
     "WorkerState",
     "WorkerStatus",
+    "source_key",
+    "source_name",
 ]

@@ -55,6 +55,12 @@ class ModelInstancePublic(Record):
     backend_version: str = ""
     computed_resource_claim: Claim = Claim()
     gpu_indexes: list[int] = []
+    #: The commit of the model's repository that it loads; empty for files without one.
+    resolved_revision: str = ""
+    #: Percent of the files that are here, while it is DOWNLOADING.
+    download_progress: float = 0.0
+    #: Since when it takes no new requests and ends once those in flight are answered; None: it takes them.
+    draining_since: datetime | None = None
     #: Which description of its model it was placed by, or failed by; see the model's field of this name.
     spec_digest: str = ""
     restart_count: int = 0
@@ -68,5 +74,25 @@ class InstanceReport(Input):
     state_message: str = Field(default="", max_length=16384)
     pid: int | None = None
     port: int | None = None
+    #: What the engine loads, once that is known.
+    resolved_path: str | None = Field(default=None, max_length=4096)
+    download_progress: float | None = Field(default=None, ge=0, le=100)
     #: True when the engine ended and is started again.
     restarted: bool = False
+    #: True when a draining instance has ended for good.
+    ended: bool = False
+
+
+class InstanceEventPublic(Record):
+    """One thing that happened to an instance: it was made, changed its state, was restarted, drained, or removed."""
+
+    model_id: int
+    model_name: str
+    instance_id: int
+    instance_name: str
+    worker_name: str = ""
+    #: ``created``, ``draining``, ``removed``, or the state that it entered.
+    what: str
+    #: Why; several lines when an engine's last words are in it.
+    message: str = ""
+    restart_count: int = 0

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic import Field, field_validator, model_validator
 
 from gpustack.schemas.common import Input, Name, Record, Title
 
+_REPO_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?$")
 _ENV_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
 
 
@@ -17,6 +19,40 @@ class Source(StrEnum):
     """Where a model's files come from."""
 
     LOCAL_PATH = "local_path"
+    HUGGINGFACE = "huggingface"
+
+
+class SourceFields(Protocol):
+    """What says where files come from: of a model, and of a model file."""
+
+    source: Source
+    local_path: str
+    huggingface_repo_id: str
+    huggingface_filename: str
+    huggingface_revision: str
+
+
+def source_key(source: SourceFields) -> str:
+    """Return the digest over the fields of a source: equal sources have equal keys."""
+    parts = [source.source.value, source.local_path]
+    if source.source is Source.HUGGINGFACE:
+        parts = [
+            source.source.value,
+            source.huggingface_repo_id,
+            source.huggingface_filename,
+            source.huggingface_revision,
+        ]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def source_name(source: SourceFields) -> str:
+    """Return the source in the words a person would use for it."""
+    if source.source is Source.LOCAL_PATH:
+        return source.local_path
+    name = source.huggingface_repo_id
+    if source.huggingface_revision:
+        name += f"@{source.huggingface_revision}"
+    return f"{name}:{source.huggingface_filename}" if source.huggingface_filename else name
 
 
 class PlacementStrategy(StrEnum):
@@ -26,12 +62,35 @@ class PlacementStrategy(StrEnum):
     BINPACK = "binpack"
 
 
+class Rollout(Input):
+    """How instances are exchanged for new ones, and how they end."""
+
+    #: Instances that may exist beyond ``replicas`` while a change is rolled out.
+    max_surge: int = Field(default=1, ge=0, le=1000)
+    #: Instances that may be missing meanwhile.
+    max_unavailable: int = Field(default=0, ge=0, le=1000)
+    #: Seconds that requests in flight on an instance have before it ends; new ones go elsewhere.
+    drain_seconds: int = Field(default=120, ge=0, le=86400)
+
+    @model_validator(mode="after")
+    def _can_move(self) -> Rollout:
+        if self.max_surge == 0 and self.max_unavailable == 0:
+            raise ValueError("max_surge and max_unavailable are both 0: then nothing could ever be exchanged")
+        return self
+
+
 class _Spec(Input):
     description: str = Field(default="", max_length=4096)
     meta: dict[str, Any] = Field(default_factory=dict)
     source: Source = Source.LOCAL_PATH
     #: Absolute path of a file or directory on the worker.
     local_path: str = Field(default="", max_length=4096)
+    #: ``organisation/name`` on the hub.
+    huggingface_repo_id: str = Field(default="", max_length=200)
+    #: Which files of the repository, as a pattern such as ``*Q4_K_M*.gguf``; empty is what the model needs.
+    huggingface_filename: str = Field(default="", max_length=1024)
+    #: Branch, tag or commit; empty is the repository's main branch.
+    huggingface_revision: str = Field(default="", max_length=255)
     replicas: int = Field(default=1, ge=0, le=1000)
     placement_strategy: PlacementStrategy = PlacementStrategy.SPREAD
     #: Labels that a worker must carry.
@@ -46,6 +105,7 @@ class _Spec(Input):
     env: dict[str, str] = Field(default_factory=dict)
     #: Start the engine again when it fails.
     restart_on_error: bool = True
+    rollout: Rollout = Field(default_factory=Rollout)
     #: The cluster to run in; none is the default cluster.
     cluster_id: int | None = None
 
@@ -59,17 +119,38 @@ class _Spec(Input):
 
     @model_validator(mode="after")
     def _source_is_complete(self) -> _Spec:
-        if not self.local_path:
-            raise ValueError(
-                "local_path is missing: the absolute path of a model file or directory on the worker"
-            )
-        if not self.local_path.startswith("/") and not re.match(r"^[A-Za-z]:[\\/]", self.local_path):
-            raise ValueError(
-                f"local_path {self.local_path!r} is not absolute; give the whole path on the worker"
-            )
-        if "\0" in self.local_path:
-            raise ValueError("local_path has a NUL character")
+        if self.source is Source.HUGGINGFACE:
+            _check_hub(self)
+        else:
+            _check_local(self)
         return self
+
+
+def _check_local(spec: _Spec) -> None:
+    if spec.huggingface_repo_id or spec.huggingface_filename or spec.huggingface_revision:
+        raise ValueError('huggingface_… fields go with source "huggingface"')
+    if not spec.local_path:
+        raise ValueError(
+            "local_path is missing: the absolute path of a model file or directory on the worker"
+        )
+    if not spec.local_path.startswith("/") and not re.match(r"^[A-Za-z]:[\\/]", spec.local_path):
+        raise ValueError(f"local_path {spec.local_path!r} is not absolute; give the whole path on the worker")
+    if "\0" in spec.local_path:
+        raise ValueError("local_path has a NUL character")
+
+
+def _check_hub(spec: _Spec) -> None:
+    if spec.local_path:
+        raise ValueError('local_path goes with source "local_path"')
+    if not spec.huggingface_repo_id:
+        raise ValueError("huggingface_repo_id is missing: organisation/name, as on the hub")
+    if not _REPO_ID.match(spec.huggingface_repo_id):
+        raise ValueError(f"huggingface_repo_id {spec.huggingface_repo_id!r} is not organisation/name")
+    pattern = spec.huggingface_filename
+    if pattern.startswith("/") or "\0" in pattern or ".." in pattern.split("/"):
+        raise ValueError(f"huggingface_filename {pattern!r} leaves the repository")
+    if any(c.isspace() or not c.isprintable() for c in spec.huggingface_revision):
+        raise ValueError(f"huggingface_revision {spec.huggingface_revision!r} is no branch, tag or commit")
 
 
 class ModelCreate(_Spec):
@@ -93,6 +174,9 @@ class ModelPublic(Record):
     meta: dict[str, Any] = {}
     source: Source = Source.LOCAL_PATH
     local_path: str = ""
+    huggingface_repo_id: str = ""
+    huggingface_filename: str = ""
+    huggingface_revision: str = ""
     replicas: int = 1
     #: Instances that answer now.
     ready_replicas: int = 0
@@ -105,6 +189,7 @@ class ModelPublic(Record):
     backend_parameters: list[str] = []
     env: dict[str, str] = {}
     restart_on_error: bool = True
+    rollout: Rollout = Rollout()
     cluster_id: int
     #: Digest over what an engine is started with; an instance with another one is out of date.
     spec_digest: str = ""

@@ -7,6 +7,7 @@ value can run code. It ends here; what leaves this module is a checked :class:`S
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,12 +57,18 @@ def _from_environment() -> dict[str, _Given]:
         auto_cast=False,
         load_dotenv=False,
     ).as_dict()
-    return {
+    # An empty variable is how container tools say "not set".
+    found = {
+        option.name: _Given(os.environ[option.also], option.also)
+        for option in OPTIONS
+        if option.also and os.environ.get(option.also)
+    }
+    found |= {
         option.name: _Given(raw[option.name.upper()], option.variable)
         for option in OPTIONS
-        # An empty variable is how container tools say "not set".
         if raw.get(option.name.upper()) not in (None, "")
     }
+    return found
 
 
 def _from_file(path: Path) -> dict[str, _Given]:

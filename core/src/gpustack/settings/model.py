@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -53,6 +54,15 @@ def _password(value: object) -> str:
     if not 8 <= len(text) <= 1024:
         raise ValueError("give a password of at least 8 characters")
     return text
+
+
+def _url(value: object) -> object:
+    if not isinstance(value, str) or not value:
+        return value
+    parts = urlsplit(value.rstrip("/"))
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError("give a URL such as http://10.0.0.1 or https://gpustack.example.com:8443")
+    return value.rstrip("/")
 
 
 Boolean = Annotated[bool, BeforeValidator(_boolean)]
@@ -132,6 +142,8 @@ class Settings(BaseModel):
     port: Port = 80
     debug: Boolean = False
     data_dir: AbsolutePath = Field(default_factory=default_data_dir)
+    cache_dir: AbsolutePath = Path()
+    huggingface_token: str = ""
     bin_dir: AbsolutePath = Path()
     #: Empty is the pipx that came with GPUStack, or the one on PATH.
     pipx_path: Annotated[str, BeforeValidator(_program)] = ""
@@ -142,12 +154,18 @@ class Settings(BaseModel):
     disable_openapi_docs: Boolean = False
     #: Empty lets the server make one, which it keeps in its data directory.
     token: str = ""
+    #: Empty when the token was given by itself.
+    token_file: AbsolutePath | None = None
+    #: Empty makes this machine the server.
+    server_url: Annotated[str, BeforeValidator(_url)] = ""
     #: Empty is the host's name.
     worker_name: str = ""
     worker_port: Port = 10150
     service_port_range: PortRange = PortRange(first=40000, last=40063)
     log_dir: AbsolutePath = Path()
     system_reserved: SystemReserved = SystemReserved()
+    enable_hf_transfer: Boolean = False
+    enable_hf_xet: Boolean = False
 
     @model_validator(mode="before")
     @classmethod
@@ -155,4 +173,5 @@ class Settings(BaseModel):
         if not isinstance(values, dict):
             return values
         data_dir = Path(str(values.get("data_dir") or default_data_dir())).expanduser().absolute()
-        return {"bin_dir": str(data_dir / "bin"), "log_dir": str(data_dir / "log"), **values}
+        below = {f"{name}_dir": str(data_dir / name) for name in ("bin", "log", "cache")}
+        return {**below, **values}

@@ -28,6 +28,8 @@ class Option:
     default_text: str = ""
     #: Never shown in output.
     secret: bool = False
+    #: Another variable that is read when the own one is not set, as other tools know it.
+    also: str = ""
 
     @property
     def flag(self) -> str:
@@ -60,6 +62,22 @@ OPTIONS: tuple[Option, ...] = (
         group="Common",
         value="PATH",
         help="Directory to store data. Default is OS specific.",
+    ),
+    Option(
+        name="cache_dir",
+        group="Common",
+        value="PATH",
+        default_text="<data-dir>/cache",
+        help="Directory to store cache (e.g., model files).",
+    ),
+    Option(
+        name="huggingface_token",
+        group="Common",
+        value="TOKEN",
+        secret=True,
+        also="HF_TOKEN",
+        help="User Access Token to authenticate to the Hugging Face Hub. Can also be configured via the "
+        "HF_TOKEN environment variable.",
     ),
     Option(
         name="bin_dir",
@@ -107,7 +125,20 @@ OPTIONS: tuple[Option, ...] = (
         short="-t",
         default_text="Auto-generated.",
         secret=True,
-        help="Shared secret used to register worker.",
+        help="Shared secret used to register worker. A typed one shows in `ps`: prefer --token-file.",
+    ),
+    Option(
+        name="token_file",
+        group="Worker",
+        value="PATH",
+        help="File that holds the token, e.g. a copy of <data-dir>/token of the server.",
+    ),
+    Option(
+        name="server_url",
+        group="Worker",
+        value="URL",
+        short="-s",
+        help="Server to connect to.",
     ),
     Option(
         name="worker_name",
@@ -144,6 +175,20 @@ OPTIONS: tuple[Option, ...] = (
         default='{"ram": 2, "vram": 1}',
         help="The system reserves resources for the worker during scheduling, measured in GiB. By default, "
         "2 GiB of RAM and 1G of VRAM is reserved.",
+    ),
+    Option(
+        name="enable_hf_transfer",
+        group="Worker",
+        value="",
+        default=False,
+        help="Enable faster downloads from the Hugging Face Hub using hf_transfer.",
+    ),
+    Option(
+        name="enable_hf_xet",
+        group="Worker",
+        value="",
+        default=False,
+        help="Enable downloading model files using Hugging Face Xet.",
     ),
 )
 

@@ -12,11 +12,14 @@ import asyncpg
 
 from gpustack.db.connection import Pool
 from gpustack.db.errors import translated
-from gpustack.db.migrations import m0001_initial
+from gpustack.db.migrations import m0001_initial, m0002_hub_and_rolling
 from gpustack.kit.errors import NewerData, SettingsError
 
 #: In the order in which they are applied.
-STEPS: tuple[tuple[str, tuple[str, ...]], ...] = (("0001_initial", m0001_initial.STATEMENTS),)
+STEPS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("0001_initial", m0001_initial.STATEMENTS),
+    ("0002_hub_and_rolling", m0002_hub_and_rolling.STATEMENTS),
+)
 
 #: Two servers that start on one new database at once: the second waits, then finds everything done.
 _LOCK = 0x67707573

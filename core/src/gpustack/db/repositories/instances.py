@@ -8,7 +8,7 @@ from typing import Any
 from gpustack.db.connection import Writing
 from gpustack.db.errors import conflicts
 from gpustack.db.repositories.base import Repository, now
-from gpustack.db.tables import ModelInstance, Worker
+from gpustack.db.tables import Model, ModelInstance, Worker
 from gpustack.kit.errors import Conflict, NotFound
 from gpustack.schemas.common import Page
 from gpustack.schemas.instances import Claim, InstanceState, ModelInstancePublic
@@ -87,17 +87,20 @@ class Instances(Repository[ModelInstancePublic]):
             "backend_version": "",
             "computed_resource_claim": Claim(),
             "gpu_indexes": [],
+            "resolved_revision": "",
+            "download_progress": 0.0,
+            "draining_since": None,
             "spec_digest": model.spec_digest,
             "restart_count": 0,
             "last_restart_time": None,
         }
         taken = {"model_instances_name_key": f"an instance named {name!r} exists already"}
-        gone = {
-            "model_instances_model_id_fkey": f"there is no model {model.id}",
-            "model_instances_cluster_id_fkey": f"there is no cluster {model.cluster_id}",
-        }
+        gone = {"model_instances_cluster_id_fkey": f"there is no cluster {model.cluster_id}"}
         with conflicts(taken, gone):
             async with self._session.writing() as tx:
+                # Locked: whoever deletes the model waits, and then finds this instance.
+                if not await tx.fetch(Model.select(Model.id).where(Model.id == model.id).lock_rows()):
+                    raise NotFound(f"there is no model {model.id}")
                 return await self._insert(tx, values)
 
     async def update(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 from gpustack.db.errors import conflicts
@@ -11,12 +10,10 @@ from gpustack.db.tables import ModelFile
 from gpustack.kit.errors import Conflict
 from gpustack.schemas.common import Page
 from gpustack.schemas.model_files import ModelFilePublic, ModelFileReport, ModelFileState
-from gpustack.schemas.models import Source
+from gpustack.schemas.models import SourceFields, source_name
+from gpustack.schemas.models import source_key as key_of
 
-
-def source_key(source: Source, local_path: str) -> str:
-    """Return the digest over the fields of a source: equal sources have equal keys."""
-    return hashlib.sha256(f"{source.value}\0{local_path}".encode()).hexdigest()
+_SOURCE = ("source", "local_path", "huggingface_repo_id", "huggingface_filename", "huggingface_revision")
 
 
 class ModelFiles(Repository[ModelFilePublic]):
@@ -44,15 +41,15 @@ class ModelFiles(Repository[ModelFilePublic]):
         filters = {"worker_id": worker_id, "source_key": source_key, "state": state}
         return await self._page(page, per_page, search, sort_by, filters)
 
-    async def request(self, worker_id: int, source: Source, local_path: str) -> ModelFilePublic:
+    async def request(self, worker_id: int, source: SourceFields) -> ModelFilePublic:
         """Ask the worker to read the source (anew): state ANALYZING, ``request`` one more.
 
         What was known stays until the answer. NotFound when the worker is gone; Conflict when somebody asks for
         the same thing for the first time at the same moment, whose request then serves both.
         """
-        key = source_key(source, local_path)
+        key = key_of(source)
         asked = {"state": ModelFileState.ANALYZING, "state_message": ""}
-        taken = {"model_files_worker_id_source_key_key": f"{local_path} is being asked for already"}
+        taken = {"model_files_worker_id_source_key_key": f"{source_name(source)} is being asked for already"}
         gone = {"model_files_worker_id_fkey": f"there is no worker {worker_id}"}
         with conflicts(taken, gone):
             async with self._session.writing() as tx:
@@ -62,11 +59,13 @@ class ModelFiles(Repository[ModelFilePublic]):
                 values: dict[str, Any] = {
                     **asked,
                     "worker_id": worker_id,
-                    "source": source,
-                    "local_path": local_path,
+                    **{name: getattr(source, name) for name in _SOURCE},
                     "source_key": key,
                     "request": 1,
                     "size": 0,
+                    "resolved_revision": "",
+                    "downloaded_size": 0,
+                    "download_rate": 0,
                     "resolved_paths": [],
                     "facts": None,
                 }
@@ -78,9 +77,9 @@ class ModelFiles(Repository[ModelFilePublic]):
             old = await self._get(tx, file_id, lock=True)
             if report.request != old.request:
                 raise Conflict(
-                    f"this answers request {report.request} for {old.local_path}; now {old.request} is asked"
+                    f"this answers request {report.request} for {source_name(old)}; now {old.request} is asked"
                 )
             return await self._change(tx, old, {name: getattr(report, name) for name in _REPORTED})
 
 
-_REPORTED = ("state", "state_message", "size", "resolved_paths", "facts")
+_REPORTED = ("state", "state_message", "size", "resolved_paths", "resolved_revision", "facts")

@@ -12,16 +12,19 @@ from gpustack.db.repositories.instances import Instances
 from gpustack.db.tables import Model, ModelInstance
 from gpustack.kit.errors import InvalidInput, NotFound
 from gpustack.schemas.common import Page
-from gpustack.schemas.models import ModelCreate, ModelPublic, ModelUpdate
+from gpustack.schemas.models import ModelCreate, ModelPublic, ModelUpdate, Source
 
 #: What an engine is started with.
 _SPEC = ("source", "local_path", "backend", "backend_version", "backend_parameters", "env")
+_HUB = ("huggingface_repo_id", "huggingface_filename", "huggingface_revision")
 
 
 def spec_digest(described: ModelCreate | ModelUpdate | ModelPublic) -> str:
     """Return the digest over what an engine of the model is started with: equal ones need no other engine."""
     spec = {name: getattr(described, name) for name in _SPEC}
     spec["env"] = sorted(described.env.items())
+    if described.source is Source.HUGGINGFACE:
+        spec |= {name: getattr(described, name) for name in _HUB}
     return hashlib.sha256(json(spec).encode()).hexdigest()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gpustack.schemas import InstanceState
+from gpustack.schemas import InstanceState, source_key
 from gpustack.server.reconcile import clock, placing, replicas
 from gpustack.server.reconcile.actions import Action, SetCategories, SetReady
 from gpustack.server.reconcile.state import State
@@ -41,6 +41,6 @@ def _keep_counts(state: State) -> Iterator[Action]:
     for model in state.models.values():
         if running.get(model.id, 0) != model.ready_replicas:
             yield SetReady(model.id, running.get(model.id, 0))
-        found = state.categories.get((model.source, model.local_path))
+        found = state.categories.get(source_key(model))
         if found is not None and list(found) != model.categories:
             yield SetCategories(model.id, found)

@@ -136,10 +136,7 @@ class Execute:
                     state=_S.ANALYZING,
                     state_message="reading the model's files",
                 )
-            files = [
-                await tx.model_files.request(worker_id, model.source, model.local_path)
-                for worker_id in action.request
-            ]
+            files = [await tx.model_files.request(worker_id, model) for worker_id in action.request]
         for each in files:
             self._state.put_file(each)
         self._state.put_instance(changed, self._clock())

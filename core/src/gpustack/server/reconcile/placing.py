@@ -14,6 +14,7 @@ from gpustack.schemas import (
     ModelInstancePublic,
     ModelPublic,
     WorkerPublic,
+    source_key,
 )
 from gpustack.server.reconcile.actions import Action, Analyze, Ask, Fail, Park, Restart, Schedule
 from gpustack.server.reconcile.notes import Notes
@@ -46,8 +47,8 @@ def unplaced(state: State, now: float, *, skip: Collection[int]) -> list[Action]
                     continue
             case Analyze():
                 # One reading serves all replicas that wait for it.
-                fresh = tuple(w for w in action.request if (w, model.local_path) not in requested)
-                requested.update((w, model.local_path) for w in fresh)
+                fresh = tuple(w for w in action.request if (w, source_key(model)) not in requested)
+                requested.update((w, source_key(model)) for w in fresh)
                 action = Analyze(action.instance_id, action.workers, fresh)
             case None:
                 continue

@@ -22,6 +22,7 @@ from gpustack.schemas import (
     WorkerPublic,
     WorkerState,
     WorkerStatus,
+    source_key,
 )
 from gpustack.schemas.common import Record
 from gpustack.server.reconcile.notes import Limits, Notes, Others, Rows
@@ -31,8 +32,8 @@ from gpustack.server.reconcile.timers import Timers
 #: Deleted instances that are remembered: far more than are deleted while a write or an event is on its way.
 _MOST_DELETED = 1000
 
-#: Source and path.
-SourceKey = tuple[str, str]
+#: As :func:`gpustack.schemas.source_key` makes it.
+SourceKey = str
 
 
 class State:
@@ -122,7 +123,7 @@ class State:
         if old is not None and new.request < old.request:
             return
         self.files[new.id] = new
-        self._file_ids.setdefault((new.source, new.local_path), {})[new.worker_id] = new.id
+        self._file_ids.setdefault(new.source_key, {})[new.worker_id] = new.id
         self._read(new)
         if old is None or old.state is not new.state:
             self.capacity += 1
@@ -135,12 +136,12 @@ class State:
         elif topic == "workers":
             self.drop_worker(id)
         elif topic == "model-files" and (file := self.files.pop(id, None)) is not None:
-            self._file_ids.get((file.source, file.local_path), {}).pop(file.worker_id, None)
+            self._file_ids.get(file.source_key, {}).pop(file.worker_id, None)
             self._read(file)
 
     def _read(self, file: ModelFilePublic) -> None:
         """Bring ``categories`` up to date after a change of ``file``."""
-        key = (file.source, file.local_path)
+        key = file.source_key
         rows = [self.files[id_] for _, id_ in sorted(self._file_ids.get(key, {}).items())]
         found = [each.facts for each in rows if each.state is ModelFileState.READY and each.facts is not None]
         if found:
@@ -228,7 +229,7 @@ class State:
 
     def file(self, worker_id: int, model: ModelPublic) -> ModelFilePublic | None:
         """Return what is known of the model's files on a worker."""
-        id_ = self._file_ids.get((model.source, model.local_path), {}).get(worker_id)
+        id_ = self._file_ids.get(source_key(model), {}).get(worker_id)
         return None if id_ is None else self.files.get(id_)
 
     def outdated(self, instance: ModelInstancePublic) -> bool:
