@@ -11,7 +11,7 @@ from typing import Any
 from gpustack.kit.errors import InvalidInput
 from gpustack.kit.text import human_bytes
 from gpustack.worker.facts.gguf_types import ARRAY, SCALARS, STRING, TENSOR_TYPES
-from gpustack.worker.facts.reader import Reader
+from gpustack.worker.facts.reader import Opener, Reader, open_local
 
 MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -60,13 +60,13 @@ class Header:
         return self.metadata.get(f"{self.architecture}.{key}")
 
 
-def read_header(path: Path, size: int) -> Header:
+def read_header(path: Path, size: int, opener: Opener = open_local) -> Header:
     """Return the header of ``path``, which has ``size`` bytes, after checking that its tensors are all there.
 
     Raises InvalidInput for anything else than a complete GGUF file of version 2 or 3; OSError passes through.
     """
     header = Header(path=path, size=size)
-    with path.open("rb", buffering=1 << 17) as file:
+    with opener(path) as file:
         reader = Reader(file, path, size)
         if reader.take(4) != MAGIC:
             raise reader.damaged("it does not start with GGUF")

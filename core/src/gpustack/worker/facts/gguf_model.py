@@ -13,7 +13,7 @@ from gpustack.kit.text import plural
 from gpustack.plugin import Category, ModelFacts
 from gpustack.worker.facts.gguf import Header, Items, read_header
 from gpustack.worker.facts.gguf_types import ENCODERS, FILE_TYPES, PAINTERS, SPEAKERS
-from gpustack.worker.facts.reader import clean, whole
+from gpustack.worker.facts.reader import Opener, clean, open_local, whole
 
 _PART = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$", re.IGNORECASE)
 _MAX_PARTS = 1000
@@ -40,12 +40,12 @@ def part_of(name: str) -> Part | None:
     return Part(match["stem"], int(match["number"]), int(match["count"]))
 
 
-def read_gguf(path: Path) -> ModelFacts:
+def read_gguf(path: Path, opener: Opener = open_local) -> ModelFacts:
     """Return the facts of the GGUF model that ``path`` is, or is a part of.
 
     Raises InvalidInput for anything but a complete model; OSError passes through.
     """
-    headers = [read_header(each, each.stat().st_size) for each in _parts(path)]
+    headers = [read_header(each, each.stat().st_size, opener) for each in _parts(path)]
     first = headers[0]
     _is_a_model(first)
     split = whole(first.metadata.get("split.count"))

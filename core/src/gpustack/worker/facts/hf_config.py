@@ -8,7 +8,7 @@ from typing import Any
 from gpustack.kit.errors import InvalidInput
 from gpustack.plugin import Category, ModelFacts
 from gpustack.worker.facts.json_files import read_json, section
-from gpustack.worker.facts.reader import clean, whole
+from gpustack.worker.facts.reader import Opener, clean, open_local, whole
 from gpustack.worker.facts.safetensors import Weights, read_weights
 
 _RERANKERS = ("ForSequenceClassification", "ForRanking")
@@ -22,15 +22,15 @@ def is_hf_dir(folder: Path) -> bool:
     return (folder / "config.json").is_file() or (folder / "model_index.json").is_file()
 
 
-def read_hf_dir(folder: Path) -> ModelFacts:
+def read_hf_dir(folder: Path, opener: Opener = open_local) -> ModelFacts:
     """Return the facts of the model in ``folder``.
 
     Raises InvalidInput when files are missing or damaged; OSError passes through.
     """
     if (folder / "model_index.json").is_file():
-        return _pipeline(folder)
+        return _pipeline(folder, opener)
     config = read_json(folder / "config.json")
-    if (weights := read_weights(folder)) is None:
+    if (weights := read_weights(folder, opener)) is None:
         raise InvalidInput(_no_weights(folder))
     # Models that also see or hear keep the figures of their language part one level down.
     text = section(config, "text_config") or section(config, "llm_config") or config
@@ -135,10 +135,12 @@ def _has_chat_template(folder: Path) -> bool:
     return bool(read_json(folder / "tokenizer_config.json").get("chat_template"))
 
 
-def _pipeline(folder: Path) -> ModelFacts:
+def _pipeline(folder: Path, opener: Opener) -> ModelFacts:
     """Return the facts of an image model: a diffusers directory with a folder for each part."""
     index = read_json(folder / "model_index.json")
-    parts = [weights for sub in sorted(folder.iterdir()) if sub.is_dir() and (weights := read_weights(sub))]
+    parts = [
+        weights for sub in sorted(folder.iterdir()) if sub.is_dir() and (weights := read_weights(sub, opener))
+    ]
     if not parts:
         raise InvalidInput(f"{folder} has a model_index.json but no weights; copy or download the rest")
     return ModelFacts(

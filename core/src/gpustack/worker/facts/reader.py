@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
 from gpustack.kit.errors import InvalidInput
 from gpustack.kit.text import human_bytes
 
+#: How a file of weights is opened: here, or where it lies on a hub.
+Opener = Callable[[Path], IO[bytes]]
+
 #: No header is longer; a real one with a vocabulary of 250,000 words has about 15 MB.
 HEADER_LIMIT = 256 << 20
+
+
+def open_local(path: Path) -> IO[bytes]:
+    """Open a file of this machine for reading its header."""
+    return path.open("rb", buffering=1 << 17)
 
 
 class Reader:

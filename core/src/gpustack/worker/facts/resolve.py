@@ -12,17 +12,18 @@ from gpustack.plugin import ModelFacts
 from gpustack.worker.facts.gguf import MAGIC
 from gpustack.worker.facts.gguf_model import part_of, read_gguf
 from gpustack.worker.facts.hf_config import is_hf_dir, read_hf_dir
+from gpustack.worker.facts.reader import Opener, open_local
 
 _READS = "GPUStack reads GGUF files and Hugging Face directories"
 
 
-def read_facts(path: Path | str) -> ModelFacts:
-    """Return the facts of the model at ``path``, a file or a directory.
+def read_facts(path: Path | str, opener: Opener = open_local) -> ModelFacts:
+    """Return the facts of the model at ``path``, a file or a directory; ``opener`` opens its files of weights.
 
     Reads headers only, but may block as long as the file system does. Raises InvalidInput with one line.
     """
     try:
-        return _read(Path(os.path.normpath(path)))
+        return _read(Path(os.path.normpath(path)), opener)
     except OSError as error:
         where = error.filename if isinstance(error.filename, str) else path
         raise InvalidInput(_os_trouble(where, error)) from error
@@ -53,25 +54,25 @@ def _os_trouble(path: Path | str, error: OSError) -> str:
     return f"{path} cannot be read: {error.strerror or error}"
 
 
-def _read(path: Path) -> ModelFacts:
+def _read(path: Path, opener: Opener) -> ModelFacts:
     info = path.stat()
     if stat.S_ISDIR(info.st_mode):
-        return _read_directory(path)
+        return _read_directory(path, opener)
     if not stat.S_ISREG(info.st_mode):
         raise InvalidInput(f"{path} is neither a file nor a directory; {_READS}")
     if info.st_size == 0:
         raise InvalidInput(f"{path} is empty; copy or download it again")
-    return _read_file(path)
+    return _read_file(path, opener)
 
 
-def _read_file(path: Path) -> ModelFacts:
-    with path.open("rb") as file:
+def _read_file(path: Path, opener: Opener) -> ModelFacts:
+    with opener(path) as file:
         start = file.read(16)
     if start.startswith(MAGIC):
-        return read_gguf(path)
+        return read_gguf(path, opener)
     if path.suffix == ".safetensors" or path.name.endswith((".safetensors.index.json", "config.json")):
         if is_hf_dir(path.parent):
-            return read_hf_dir(path.parent)
+            return read_hf_dir(path.parent, opener)
         raise InvalidInput(f"{path} has no config.json beside it; name a whole Hugging Face directory")
     raise InvalidInput(f"{path} is not a model file: it starts with {_shown(start)}; {_READS}")
 
@@ -83,13 +84,13 @@ def _shown(start: bytes) -> str:
     return "bytes " + start[:8].hex(" ")
 
 
-def _read_directory(folder: Path) -> ModelFacts:
+def _read_directory(folder: Path, opener: Opener) -> ModelFacts:
     candidates = _gguf_candidates(folder)
     hf = is_hf_dir(folder)
     if hf and (not candidates or any(folder.glob("*.safetensors"))):
-        return read_hf_dir(folder)
+        return read_hf_dir(folder, opener)
     if len(candidates) == 1:
-        return _read(candidates[0])
+        return _read(candidates[0], opener)
     if candidates:
         shown = ", ".join(each.name for each in candidates[:5]) + (", …" if len(candidates) > 5 else "")
         raise InvalidInput(f"{folder} holds {len(candidates)} GGUF models; name one of them: {shown}")

@@ -10,7 +10,7 @@ from typing import Any
 from gpustack.kit.errors import InvalidInput
 from gpustack.kit.text import human_bytes, plural
 from gpustack.worker.facts.json_files import LIMIT, parse, read_json, section
-from gpustack.worker.facts.reader import whole
+from gpustack.worker.facts.reader import Opener, open_local, whole
 
 INDEX = "model.safetensors.index.json"
 _MAX_SHARDS = 10_000
@@ -27,7 +27,7 @@ class Weights:
     dtype: str
 
 
-def read_weights(folder: Path) -> Weights | None:
+def read_weights(folder: Path, opener: Opener = open_local) -> Weights | None:
     """Return what the shards in ``folder`` hold, or None when there are none.
 
     Raises InvalidInput when a shard is missing, damaged or truncated; OSError passes through.
@@ -39,7 +39,7 @@ def read_weights(folder: Path) -> Weights | None:
     by_type: dict[str, int] = {}
     for shard in shards:
         size = shard.stat().st_size
-        parameters += _read_shard(shard, size, by_type)
+        parameters += _read_shard(shard, size, by_type, opener)
         total += size
     return Weights(shards, total, parameters, max(by_type, key=by_type.__getitem__, default=""))
 
@@ -72,10 +72,10 @@ def _indexed(folder: Path) -> list[str]:
     return sorted(names)
 
 
-def _read_shard(path: Path, size: int, by_type: dict[str, int]) -> int:
+def _read_shard(path: Path, size: int, by_type: dict[str, int], opener: Opener) -> int:
     """Check one shard, add its bytes to ``by_type``, and return its number of elements."""
     again = "copy or download it again"
-    with path.open("rb") as file:
+    with opener(path) as file:
         prefix = file.read(8)
         length = int.from_bytes(prefix, "little")
         if len(prefix) < 8 or 8 + length > size:

@@ -1,0 +1,117 @@
+"""What ``gpustack deploy`` was given: a path on the worker, or a repository of the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+import click
+
+from gpustack.cli.target import Connection
+from gpustack.kit.errors import InvalidInput, NotFound
+
+_PREFIX = re.compile(r"^(hf:(//)?|(https://)?(hf\.co|huggingface\.co)/)")
+_REPO = re.compile(r"^(?P<repo>[^:@/]+(/[^:@/]+)?)(?P<rest>.*)$", re.DOTALL)
+_LIKE_A_REPO = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*([:@].*)?$")
+_FORM = "hf:ORG/NAME[:PATTERN][@REVISION], such as hf:org/name-GGUF:Q4_K_M"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubOptions:
+    """The options that name a repository one part each."""
+
+    repo: str = ""
+    filename: str = ""
+    revision: str = ""
+
+    def __bool__(self) -> bool:
+        return bool(self.repo or self.filename or self.revision)
+
+
+def read_source(text: str | None, options: HubOptions, connection: Connection) -> tuple[dict[str, str], str]:
+    """Return the fields of the model's source, and what to make its name of. Raises errors of one line."""
+    if text is None:
+        if not options.repo:
+            raise click.UsageError(f"name what to serve: a path on the worker, or {_FORM}")
+        return _hub(options.repo, options.filename, options.revision)
+    if options.repo:
+        raise click.UsageError("give either SOURCE or --huggingface-repo, not both")
+    if _PREFIX.match(text):
+        repo, pattern, revision = read_repository(text)
+        return _hub(repo, pattern or options.filename, revision or options.revision)
+    if options:
+        raise click.UsageError("--huggingface-filename and --huggingface-revision go with a repository")
+    path = _absolute(text, connection)
+    return {"local_path": path}, path
+
+
+def read_repository(text: str) -> tuple[str, str, str]:
+    """Return repository, pattern and revision of ``hf:org/name:pattern@revision``; the latter two may be empty.
+
+    >>> read_repository("hf:org/name:Q4_K_M@v1")
+    ('org/name', 'Q4_K_M', 'v1')
+    """
+    whole = _PREFIX.sub("", text)
+    if (match := _REPO.match(whole)) is None:
+        raise InvalidInput(f"{text!r} names no repository; write it as {_FORM}")
+    rest = match["rest"]
+    if rest.startswith("@"):
+        revision, _, pattern = rest[1:].partition(":")
+    elif rest.startswith(":"):
+        pattern, _, revision = rest[1:].rpartition("@") if "@" in rest else (rest[1:], "", "")
+    elif rest.strip("/"):
+        raise InvalidInput(
+            f"{text!r} is not of the form {_FORM}; did you mean hf:{match['repo']}:{rest.strip('/')}?"
+        )
+    else:
+        pattern = revision = ""
+    return match["repo"], pattern, revision
+
+
+def default_name(path: str) -> str:
+    """Return a name made of the file's: ``/m/Tiny Chat.Q4_K_M.gguf`` gives ``Tiny-Chat.Q4_K_M``."""
+    pure = PurePath(path)
+    stem = pure.stem if pure.suffix.lower() in (".gguf", ".safetensors") else pure.name
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:128].rstrip("-._")
+    if not name:
+        raise InvalidInput(f"{path} gives no name; choose one with --name")
+    return name
+
+
+def _hub(repo: str, filename: str, revision: str) -> tuple[dict[str, str], str]:
+    fields = {
+        "source": "huggingface",
+        "huggingface_repo_id": repo,
+        "huggingface_filename": filename,
+        "huggingface_revision": revision,
+    }
+    return fields, repo
+
+
+def _absolute(path: str, connection: Connection) -> str:
+    """Return the path as the worker sees it; a local one is looked at here, where the answer is quickest."""
+    if not connection.local:
+        if not path.startswith("/") and not re.match(r"^[A-Za-z]:[\\/]", path):
+            raise InvalidInput(
+                f"{path} is relative, and {connection.url} is another machine; give the whole path on its worker"
+                + _repository_hint(path)
+            )
+        return path
+    if not path.strip():
+        raise InvalidInput("the path is empty; name a model file or directory")
+    whole = Path(path).expanduser().absolute()
+    try:
+        whole.stat()
+    except PermissionError:
+        # The worker may be another user and see it.
+        return str(whole)
+    except OSError as error:
+        raise NotFound(f"{whole} is not there: {error.strerror}{_repository_hint(path)}") from error
+    return str(whole)
+
+
+def _repository_hint(path: str) -> str:
+    if not _LIKE_A_REPO.match(path):
+        return ""
+    return f"; for the repository on the Hugging Face Hub write hf:{path}"
