@@ -7,21 +7,24 @@ async def test_it(store): ...             # a migrated, bootstrapped store
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
 import asyncpg
+import psutil
 import pytest
 import pytest_asyncio
 
@@ -37,6 +40,7 @@ class PostgresServer:
 
     port: int
     process: subprocess.Popen[bytes]
+    _launch: Callable[[], subprocess.Popen[bytes]]
     _numbers: Iterator[int] = field(default_factory=lambda: count(1))
 
     def url(self, database: str) -> str:
@@ -44,6 +48,27 @@ class PostgresServer:
 
     def new_name(self) -> str:
         return f"test_{next(self._numbers)}"
+
+    def family(self) -> list[psutil.Process]:
+        """Return its processes, the postmaster first."""
+        postmaster = psutil.Process(self.process.pid)
+        return [postmaster, *postmaster.children()]
+
+    def kill(self) -> None:
+        """End it as a crash of the machine would, but for what the system wrote to its files."""
+        self.process.send_signal(signal.SIGSTOP)  # so that it starts no more
+        family = self.family()
+        for process in family:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        self.process.wait(20)
+        # Their shared memory keeps the next one from starting.
+        psutil.wait_procs(family[1:], timeout=20)
+
+    def start_again(self) -> None:
+        """Start it anew on the same files and port, once nobody uses these any more."""
+        assert self.process.poll() is not None, "it runs"
+        self.process = self._launch()
 
     async def execute(self, statement: str) -> None:
         connection = await self._connect()
@@ -152,24 +177,27 @@ def _start(home: Path, installed: Path) -> PostgresServer:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    log = (home / "log").open("wb")
     settings = {
         "port": port, "listen_addresses": "127.0.0.1", "unix_socket_directories": "", "fsync": "off",
         "max_connections": 60, "shared_buffers": "16MB",
     }  # fmt: skip
     options = [item for name, value in settings.items() for item in ("-c", f"{name}={value}")]
-    process = subprocess.Popen(
-        [bin_dir / "postgres", "-D", data, *options], stdout=log, stderr=log, cwd="/", **who
-    )
-    log.close()
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return PostgresServer(port, process)
-        time.sleep(0.02)
-    process.kill()
-    raise RuntimeError(f"PostgreSQL did not start: {(home / 'log').read_text()}")
+
+    def launch() -> subprocess.Popen[bytes]:
+        with (home / "log").open("ab") as log:
+            process = subprocess.Popen(
+                [bin_dir / "postgres", "-D", data, *options], stdout=log, stderr=log, cwd="/", **who
+            )
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    return process
+            time.sleep(0.02)
+        process.kill()
+        raise RuntimeError(f"PostgreSQL did not start: {(home / 'log').read_text()}")
+
+    return PostgresServer(port, launch(), launch)
 
 
 @pytest.fixture(scope="session")

@@ -10,13 +10,13 @@ import time
 import pytest
 from piccolo.columns import ForeignKey
 
-from gpustack.db import Store
-from gpustack.db.migrations import STEPS, tables
+from gpustack.db import Store, tables
+from gpustack.db.migrations import STEPS
 from gpustack.db.repositories.base import sql
 from gpustack.kit.errors import NewerData, SettingsError
 from support.postgres import PostgresServer
 
-ALL = (
+TABLES = (
     tables.User,
     tables.LoginSession,
     tables.ApiKey,
@@ -68,14 +68,14 @@ async def test_piccolo_and_the_database_see_the_same_columns(store: Store) -> No
         "SELECT column_name, is_nullable FROM information_schema.columns "
         "WHERE table_schema = 'public' AND table_name = {}"
     )
-    for table in ALL:
+    for table in TABLES:
         rows = await store._pool.fetch(sql(query, table._meta.tablename))
         real = {row["column_name"]: row["is_nullable"] == "YES" for row in rows}
         assert real == {column._meta.name: column._meta.null for column in table._meta.columns}
 
 
 async def test_every_reference_has_an_index(store: Store) -> None:
-    for table in ALL:
+    for table in TABLES:
         query = sql("SELECT indexdef FROM pg_indexes WHERE tablename = {}", table._meta.tablename)
         definitions = [row["indexdef"] for row in await store._pool.fetch(query)]
         for column in table._meta.columns:

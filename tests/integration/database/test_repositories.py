@@ -19,9 +19,11 @@ from gpustack.schemas import (
     FactsDocument,
     Heartbeat,
     InstanceState,
+    ModelFileDownload,
     ModelFileReport,
     ModelFileState,
     ModelUpdate,
+    Source,
     WorkerState,
     source_key,
 )
@@ -211,6 +213,43 @@ async def test_a_model_file_is_asked_for_and_answered(store: Store) -> None:
     assert found.facts.model_dump()["layers"] == 3
     with pytest.raises(NotFound, match="there is no worker 55"):
         await store.model_files.request(55, a_source("/m"))
+
+
+async def test_how_far_a_download_is_makes_the_file_and_leaves_what_was_read(store: Store) -> None:
+    worker = await store.workers.register(a_registration(), "t", 1)
+    source = {"source": Source.HUGGINGFACE, "huggingface_repo_id": "org/name"}
+    half = ModelFileDownload(
+        **source, state="downloading", size=8, downloaded_size=4, download_rate=2, resolved_revision="a" * 40
+    )
+    made = await store.model_files.download(worker.id, half)
+    assert (made.state, made.size, made.downloaded_size, made.request) == (
+        ModelFileState.DOWNLOADING,
+        8,
+        4,
+        0,
+    )
+    asked = await store.model_files.request(worker.id, made, "b" * 40)
+    assert (asked.id, asked.request, asked.resolved_revision) == (made.id, 1, "b" * 40)
+    # While it is read, a download changes only its own numbers.
+    later = await store.model_files.download(worker.id, half.model_copy(update={"downloaded_size": 6}))
+    assert (later.state, later.downloaded_size, later.resolved_revision) == (
+        ModelFileState.ANALYZING,
+        6,
+        "b" * 40,
+    )
+    slow = ModelFileReport(request=1, state=ModelFileState.ANALYZING, state_message="trying again in 2 s")
+    waiting = await store.model_files.report(made.id, slow)
+    assert (waiting.state_message, waiting.resolved_revision) == ("trying again in 2 s", "b" * 40)
+    facts = FactsDocument(format="gguf", path="org/name/m.gguf", weight_bytes=8)
+    answer = ModelFileReport(
+        request=1, state=ModelFileState.ANALYZED, size=8, resolved_revision="b" * 40, facts=facts
+    )
+    await store.model_files.report(made.id, answer)
+    whole = half.model_copy(update={"state": ModelFileState.READY, "resolved_paths": ["/c/m.gguf"]})
+    ready = await store.model_files.download(worker.id, whole)
+    assert (ready.state, ready.facts, ready.resolved_revision) == (ModelFileState.READY, facts, "b" * 40)
+    with pytest.raises(NotFound, match="there is no worker 55"):
+        await store.model_files.download(55, half)
 
 
 async def test_sessions_and_keys_end(store: Store) -> None:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Protocol
 
 import asyncpg
 
 from gpustack.db.dialect import Statement, compiled
-from gpustack.db.errors import translated
+from gpustack.db.errors import Undone, translated
+from gpustack.db.presence import Presence, is_loss
 from gpustack.db.url import DatabaseUrl
 from gpustack.kit.backoff import Backoff
 from gpustack.kit.errors import SettingsError, Unavailable
+from gpustack.kit.logs import TELL
 
 log = logging.getLogger(__name__)
 
@@ -23,9 +26,21 @@ log = logging.getLogger(__name__)
 Row = Any
 
 #: Seconds after which a statement is given up: nothing here takes long, so then the database hangs.
-_STATEMENT_LIMIT = 30.0
+_STATEMENT_LIMIT = 10.0
 #: Seconds to wait for a free connection.
 _ACQUIRE_LIMIT = 10.0
+#: Seconds for the look whether a database that was lost is there again.
+_PROBE_LIMIT = 3.0
+#: Times that a read is tried; one that breaks its connection each time may be the reason for it.
+_TRIES = 3
+#: What the database sees of who is connected.
+APPLICATION = "gpustack"
+#: Seconds that whoever needs the database waits for it while it is away.
+PATIENCE = 15.0
+#: Seconds of waiting for the database after which a start says so.
+_SILENT = 2.5
+
+_OF_THE_DRIVER = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 
 class Session(Protocol):
@@ -44,61 +59,148 @@ class Writing(Session, Protocol):
     def emit(self, event: Any) -> None:
         """Add an event; all are numbered and written when the transaction ends."""
 
+    def remember(self, happened: Iterable[Any]) -> None:
+        """Add to the history of instances; all is written in one statement when the transaction ends."""
+
 
 class Pool:
-    """The connections of one store."""
+    """The connections of one store.
 
-    def __init__(self, pool: Any, url: DatabaseUrl) -> None:
+    A connection that broke takes all others of its time with it, before each of them fails somebody. Then reads are
+    run again and new transactions wait, for ``patience`` seconds. What had begun to write is undone, and says so.
+    """
+
+    def __init__(self, pool: Any, url: DatabaseUrl, patience: float = PATIENCE) -> None:
         self._pool = pool
+        self._patience = patience
         self.url = url
         self.where = url.where
+        self.presence = Presence(url.where, patience, self._probe)
 
     async def fetch(self, statement: Statement) -> list[Row]:
-        """Run one statement on any connection."""
+        """Run one statement on any connection; one that only reads is run again when its connection broke."""
         sql, values = compiled(statement)
+        tries = _TRIES if sql.lstrip()[:6].upper() == "SELECT" else 1
         with translated(self.where):
-            async with self._pool.acquire(timeout=_ACQUIRE_LIMIT) as connection:
-                rows: list[Row] = await connection.fetch(sql, *values)
-                return rows
+            while True:
+                connection = await self._take()
+                began = time.monotonic()
+                try:
+                    rows: list[Row] = await connection.fetch(sql, *values)
+                    return rows
+                except _OF_THE_DRIVER as error:
+                    tries -= 1
+                    if not await self._broke(connection, error, since=began) or not tries:
+                        raise
+                finally:
+                    await self._pool.release(connection)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Any]:
         """Lend a connection inside a transaction; an error rolls it back.
 
-        Only what the database does is translated: an OSError out of the caller's own block stays what it is.
+        Only what the database does is translated: an OSError out of the caller's own block stays what it is. Undone
+        when the connection broke before the commit was asked for.
         """
         with translated(self.where):
-            connection = await self._pool.acquire(timeout=_ACQUIRE_LIMIT)
+            connection, transaction = await self._begin()
         try:
-            transaction = connection.transaction()
-            with translated(self.where):
-                await transaction.start()
             try:
                 yield connection
+            except Unavailable as error:
+                if await self._broke(connection, error.__cause__):
+                    raise Undone(error.message, retry_after=error.retry_after) from error
+                await self._roll_back(connection, transaction)
+                raise
             except BaseException:
                 await self._roll_back(connection, transaction)
                 raise
             with translated(self.where):
-                await transaction.commit()
+                await self._commit(connection, transaction)
         finally:
             with translated(self.where):
                 await self._pool.release(connection)
 
+    async def _begin(self) -> tuple[Any, Any]:
+        """Return a connection and its transaction. That it could begin one shows that the connection lives."""
+        tries = _TRIES
+        while True:
+            connection = await self._take()
+            transaction = connection.transaction()
+            began = time.monotonic()
+            try:
+                await transaction.start()
+            except BaseException as error:
+                tries -= 1
+                broke = await self._broke(connection, error, since=began)
+                await self._pool.release(connection)
+                if not broke or not tries:
+                    raise
+            else:
+                return connection, transaction
+
+    async def _commit(self, connection: Any, transaction: Any) -> None:
+        began = time.monotonic()
+        try:
+            await transaction.commit()
+        except _OF_THE_DRIVER as error:
+            await self._broke(connection, error, since=began)
+            raise
+
+    async def _take(self) -> Any:
+        """Return a connection of the pool, waiting while the database is away."""
+        deadline = time.monotonic() + self._patience
+        while True:
+            await self.presence.wait()
+            began = time.monotonic()
+            try:
+                return await self._pool.acquire(timeout=_ACQUIRE_LIMIT)
+            except _OF_THE_DRIVER as error:
+                if not is_loss(error):
+                    raise
+                await self.lost(error, since=began)
+                if isinstance(error, TimeoutError) or time.monotonic() > deadline:
+                    raise
+
+    async def _broke(self, connection: Any, error: BaseException | None, since: float | None = None) -> bool:
+        """Tell whether ``connection`` is lost; then it and the others of its time are given up."""
+        if not is_loss(error) and not _is_closed(connection):
+            return False
+        await self.lost(error or ConnectionError("the connection broke"), since=since)
+        with contextlib.suppress(asyncpg.InterfaceError):
+            connection.terminate()
+        return True
+
+    async def lost(self, error: BaseException, *, since: float | None = None) -> None:
+        """Give up all connections of this time and find out whether the database is there."""
+        # Only of a statement that hung is known for how long nobody has answered.
+        self.presence.lost(error, since=since if isinstance(error, TimeoutError) else None)
+        await self._pool.expire_connections()
+
+    async def _probe(self) -> None:
+        async with asyncio.timeout(_PROBE_LIMIT):
+            connection = await asyncpg.connect(**_arguments(self.url))
+            try:
+                await connection.fetchval("SELECT 1")
+            finally:
+                connection.terminate()
+
     async def _roll_back(self, connection: Any, transaction: Any) -> None:
         """Undo, if the connection still is one; without it the server has undone everything by itself."""
         try:
-            if not connection.is_closed():
+            if not _is_closed(connection):
                 await transaction.rollback()
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except _OF_THE_DRIVER as error:
+            await self._broke(connection, error)
             log.debug("%s: rolling back: %s", self.where, error)
 
     async def connect(self) -> Any:
         """Open a connection of its own, outside the pool. The caller closes it."""
-        with translated(self.where):
-            return await asyncpg.connect(**_arguments(self.url))
+        return await connect(self.url)
 
     async def close(self) -> None:
         """Close all, within seconds even when the database does not answer."""
+        await self.presence.close()
         try:
             await asyncio.wait_for(self._pool.close(), 3)
         except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
@@ -106,34 +208,68 @@ class Pool:
 
 
 def _arguments(url: DatabaseUrl) -> dict[str, Any]:
-    return {"dsn": url.text, "timeout": url.connect_timeout, "command_timeout": _STATEMENT_LIMIT}
+    return {
+        "dsn": url.text,
+        "timeout": url.connect_timeout,
+        "command_timeout": _STATEMENT_LIMIT,
+        "server_settings": {"application_name": APPLICATION},
+    }
 
 
-async def open_pool(url: DatabaseUrl, size: tuple[int, int], wait: float) -> Pool:
+async def connect(url: DatabaseUrl, **settings: str) -> Any:
+    """Open a connection, with ``settings`` of the session; the caller closes it."""
+    arguments = _arguments(url)
+    arguments["server_settings"] |= settings
+    with translated(url.where):
+        return await asyncpg.connect(**arguments)
+
+
+async def open_pool(
+    url: DatabaseUrl,
+    size: tuple[int, int],
+    wait: float,
+    *,
+    patience: float = PATIENCE,
+) -> Pool:
     """Connect, trying for ``wait`` seconds while the database is not up yet.
 
-    A wrong password or database name is reported at once: time does not cure it. SettingsError for these,
-    Unavailable when the time is over.
+    The person who started this is told when it takes longer than one watches in silence. A wrong password or
+    database name is reported at once: time does not cure it. SettingsError for these, Unavailable when the time is
+    over.
     """
-    deadline = time.monotonic() + wait
+    began = time.monotonic()
     # The embedded database is up within a tenth of a second, so the first tries follow each other quickly.
     backoff = Backoff(first=0.02, limit=1.0)
+    told = False
     while True:
+        left = wait - (time.monotonic() - began)
         try:
-            pool = asyncpg.create_pool(min_size=size[0], max_size=size[1], reset=_keep, **_arguments(url))
-            await pool
-            return Pool(pool, url)
+            # A packet that nobody answers must not keep us from saying that we wait.
+            async with asyncio.timeout(max(1.0, left if told else min(left, _SILENT))):
+                pool = asyncpg.create_pool(min_size=size[0], max_size=size[1], reset=_keep, **_arguments(url))
+                await pool
+                return Pool(pool, url, patience)
         except _NEVER as error:
             raise SettingsError(_refusal(error, url)) from error
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-            pause = backoff.next()
-            if time.monotonic() + pause > deadline:
-                why = " ".join(str(error).split()) or type(error).__name__
+        except _OF_THE_DRIVER as error:
+            pause, waited = backoff.next(), time.monotonic() - began
+            why = " ".join(str(error).split()) or "no answer"
+            if waited + pause > wait:
                 raise Unavailable(
                     f"{url.where} cannot be reached ({why}); check --database-url and that it runs",
                     retry_after=5.0,
                 ) from error
+            if waited + pause > _SILENT and not told:
+                told = True
+                log.warning("waiting up to %.0f s for %s (%s)", wait, url.where, why, extra=TELL)
             await asyncio.sleep(pause)
+
+
+def _is_closed(connection: Any) -> bool:
+    try:
+        return bool(connection.is_closed())
+    except asyncpg.InterfaceError:  # it was taken out of the pool already
+        return True
 
 
 async def _keep(_connection: Any) -> None:

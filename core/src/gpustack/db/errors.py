@@ -31,6 +31,10 @@ class Dangling(GPUStackError):
         self.constraint = constraint
 
 
+class Undone(Unavailable):
+    """The database went away in the middle of a transaction, all of which it undid: it may be run again."""
+
+
 @contextmanager
 def translated(where: str) -> Iterator[None]:
     """Let no driver error out. ``where`` names the database, without its password."""

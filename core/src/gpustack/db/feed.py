@@ -21,6 +21,7 @@ from gpustack.db.connection import Pool, Row
 from gpustack.db.dialect import Statement, compiled
 from gpustack.db.errors import translated
 from gpustack.db.outbox import Events, StoredEvent
+from gpustack.db.repositories import history
 from gpustack.kit.backoff import Backoff
 from gpustack.kit.errors import GPUStackError, NotFound, Unavailable
 from gpustack.kit.tasks import Tasks
@@ -212,11 +213,13 @@ class Feed:
                     log.info("the event feed is connected again, at number %s", self.position)
                 await self._follow(connection, backoff)
             except GPUStackError as error:
-                log.warning("the event feed lost its database and tries again: %s", error)
+                log.info("the event feed lost its database and waits for it: %s", error)
+                await self._pool.lost(error.__cause__ or error)
             finally:
                 if connection is not None:
                     connection.terminate()
                     connection = None
+            await self._pool.presence.returned()
             # Many servers lose one database at the same moment.
             await asyncio.sleep(backoff.next() * random.uniform(0.5, 1.0))
 
@@ -252,6 +255,7 @@ class Feed:
             await asyncio.sleep(_PRUNE_EVERY * random.uniform(0.5, 1.0))
             try:
                 await self._events.prune(older_than=_KEEP_AGE, keep=_KEEP)
+                await history.prune(_Reading(self._pool))
             except GPUStackError as error:
                 log.warning("old events could not be deleted and will be next time: %s", error)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
 from typing import Any, Self
 
 from gpustack.db import migrations, outbox, url
-from gpustack.db.connection import Pool, Row, Session, Writing, open_pool
+from gpustack.db.connection import PATIENCE, Pool, Row, Session, Writing, open_pool
 from gpustack.db.dialect import Statement, compiled
 from gpustack.db.errors import translated
 from gpustack.db.feed import Feed
@@ -16,6 +16,7 @@ from gpustack.db.outbox import Change, Events
 from gpustack.db.repositories.api_keys import ApiKeys
 from gpustack.db.repositories.base import sql
 from gpustack.db.repositories.clusters import Clusters
+from gpustack.db.repositories.history import Happening, History
 from gpustack.db.repositories.instances import Instances
 from gpustack.db.repositories.model_files import ModelFiles
 from gpustack.db.repositories.models import Models
@@ -42,6 +43,7 @@ class _Repositories:
         self.instances = Instances(session)
         self.model_files = ModelFiles(session)
         self.events = Events(session)
+        self.history = History(session)
 
 
 class Transaction(_Repositories):
@@ -55,6 +57,7 @@ class Transaction(_Repositories):
         self._connection = connection
         self._where = where
         self._changes: list[Change] = []
+        self._happened: list[Happening] = []
 
     async def fetch(self, statement: Statement) -> list[Row]:
         """Run one statement inside the transaction."""
@@ -72,8 +75,13 @@ class Transaction(_Repositories):
         """Add an event; it gets its number when the transaction ends."""
         self._changes.append(event)
 
+    def remember(self, happened: Iterable[Happening]) -> None:
+        """Add to the history of instances; it is written when the transaction ends."""
+        self._happened += happened
+
     async def write_events(self) -> None:
-        """Number and store the events; nothing may follow but the commit."""
+        """Store the history, and number and store the events; nothing may follow but the commit."""
+        self._changes += await self.history.write(self._happened)
         if self._changes:
             await outbox.write(self, self._changes)
 
@@ -108,13 +116,21 @@ class Store(_Repositories):
         super().__init__(self._each)
 
     @classmethod
-    async def open(cls, database_url: str, *, pool: tuple[int, int] = (1, 10), wait: float = 10.0) -> Self:
+    async def open(
+        cls,
+        database_url: str,
+        *,
+        pool: tuple[int, int] = (1, 10),
+        wait: float = 10.0,
+        patience: float = PATIENCE,
+    ) -> Self:
         """Connect, trying for ``wait`` seconds while the database does not answer.
 
-        SettingsError, at once, for a URL that cannot work, a wrong password or a database that does not exist;
-        Unavailable when the time is over. Nothing is created before :meth:`migrate`.
+        Later, what needs the database waits ``patience`` seconds for it while it is away. SettingsError, at once, for
+        a URL that cannot work, a wrong password or a database that does not exist; Unavailable when the time is
+        over. Nothing is created before :meth:`migrate`.
         """
-        return cls(await open_pool(url.parse(database_url), pool, wait))
+        return cls(await open_pool(url.parse(database_url), pool, wait, patience=patience))
 
     async def close(self) -> None:
         """Close the connections. Feeds are closed by whoever entered them, before this."""
@@ -127,6 +143,19 @@ class Store(_Repositories):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+    @property
+    def where(self) -> str:
+        """The database as messages name it, without its password."""
+        return self._pool.where
+
+    async def connect(self) -> Any:
+        """Open a connection of its own, which the caller ends."""
+        return await self._pool.connect()
+
+    async def missing_steps(self) -> migrations.Missing:
+        """Return what :meth:`migrate` would do. NewerData when a newer version wrote the database."""
+        return await migrations.missing(self._pool)
 
     async def migrate(self) -> list[str]:
         """Bring the tables up to this version and return the names of the steps that were missing.
@@ -158,6 +187,15 @@ class Store(_Repositories):
         ``on_failure`` is told when it cannot go on, which no trouble with the database causes.
         """
         return Feed(self._pool, on_failure)
+
+    @property
+    def away(self) -> bool:
+        """Whether the database was lost and has not been found again."""
+        return self._pool.presence.away
+
+    async def returned(self) -> None:
+        """Return at once while the database is there, else when it is there again, however long that takes."""
+        await self._pool.presence.returned()
 
     async def ping(self) -> None:
         """Return when the database answers; Unavailable when it does not."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import logging
+import re
 import secrets
 import shutil
 import tempfile
@@ -12,11 +13,16 @@ from gpustack.db.embedded.account import Account, own
 from gpustack.db.embedded.binaries import Binaries
 from gpustack.db.embedded.child import run, single_user
 from gpustack.kit.errors import GPUStackError, NewerData
-from gpustack.kit.paths import write_atomic
+from gpustack.kit.paths import sync_dir, write_atomic
+
+log = logging.getLogger(__name__)
 
 #: The role, which owns everything in the cluster, and the database; the same name as psql would assume.
 ROLE = "gpustack"
 _STAGING = ".new-cluster-"
+_PASSWORD_BYTES = 32
+#: As :func:`secrets.token_urlsafe` makes it of that many bytes.
+_PASSWORD = re.compile(r"[A-Za-z0-9_-]{43}")
 
 
 def major_of(data: Path) -> int | None:
@@ -56,7 +62,7 @@ async def create(data: Path, password_file: Path, binaries: Binaries, account: A
     discard_unfinished(data.parent)
     staging = Path(tempfile.mkdtemp(prefix=_STAGING, dir=data.parent))
     try:
-        password = secrets.token_urlsafe(32)
+        password = secrets.token_urlsafe(_PASSWORD_BYTES)
         write_atomic(staging / "password", password + "\n", mode=0o600)
         if account is not None:
             own(staging, account)
@@ -64,7 +70,7 @@ async def create(data: Path, password_file: Path, binaries: Binaries, account: A
         # Before the rename: a cluster in its place always has its password.
         write_atomic(password_file, password + "\n", mode=0o600)
         (staging / "data").rename(data)
-        _sync_folder(data.parent)
+        sync_dir(data.parent)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return password
@@ -105,9 +111,10 @@ async def read_password(data: Path, password_file: Path, binaries: Binaries, acc
 
     The cluster must not be running.
     """
-    if password := _recorded(password_file):
+    if password := recorded_password(password_file):
         return password
-    password = secrets.token_urlsafe(32)
+    log.warning("%s is lost or damaged; the database gets a new password", password_file)
+    password = secrets.token_urlsafe(_PASSWORD_BYTES)
     why = await single_user(binaries.bin_dir, data, account, f"ALTER ROLE {ROLE} PASSWORD '{password}';")
     if why:
         raise GPUStackError(f"{password_file} is lost, and no new password can be set: {why}")
@@ -115,18 +122,14 @@ async def read_password(data: Path, password_file: Path, binaries: Binaries, acc
     return password
 
 
-def _recorded(password_file: Path) -> str:
+def recorded_password(password_file: Path) -> str:
+    """Return the password that lies there, "" when there is none or it is none that we have made."""
     try:
-        return password_file.read_text(encoding="ascii").strip()
+        text = password_file.read_text(encoding="ascii", errors="replace").strip()
     except FileNotFoundError:
         return ""
     except OSError as error:
-        raise GPUStackError(f"{password_file} cannot be read: {error.strerror}; change its owner") from error
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        raise GPUStackError(
+            f"{password_file} cannot be read: {error.strerror}; change its owner or remove it"
+        ) from error
+    return text if _PASSWORD.fullmatch(text) else ""

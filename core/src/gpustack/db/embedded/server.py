@@ -60,8 +60,15 @@ class EmbeddedPostgres:
     @property
     def url(self) -> str:
         """The database's URL with its password; valid once it is started."""
-        # Loopback needs no TLS, and the driver would otherwise ask for it first at each connection.
-        return f"postgresql://{cluster.ROLE}:{quote(self._password)}@{LOOPBACK}:{self._port}/{cluster.ROLE}?sslmode=disable"
+        return _url(self._password, self._port)
+
+    def recorded_url(self) -> str:
+        """Return the URL of the one that runs here, started by another process; "" when nothing says where."""
+        password, port = (
+            cluster.recorded_password(self.folder / "password"),
+            ports.recorded(self._port_record),
+        )
+        return _url(password, port) if password and port is not None else ""
 
     @property
     def pid(self) -> int | None:
@@ -235,3 +242,8 @@ class EmbeddedPostgres:
             self._child.signal(number)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(asyncio.shield(self._end), seconds)
+
+
+def _url(password: str, port: int) -> str:
+    # Loopback needs no TLS, and the driver would otherwise ask for it first at each connection.
+    return f"postgresql://{cluster.ROLE}:{quote(password)}@{LOOPBACK}:{port}/{cluster.ROLE}?sslmode=disable"

@@ -8,6 +8,11 @@ edited; what comes later is a new one.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import Any
+
 import asyncpg
 
 from gpustack.db.connection import Pool
@@ -21,55 +26,103 @@ STEPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("0002_hub_and_rolling", m0002_hub_and_rolling.STATEMENTS),
 )
 
+#: What records the steps.
+LEDGER = "migrations"
 #: Two servers that start on one new database at once: the second waits, then finds everything done.
 _LOCK = 0x67707573
-_LEDGER = (
-    "CREATE TABLE IF NOT EXISTS migrations ("
+_CREATE_LEDGER = (
+    f"CREATE TABLE IF NOT EXISTS {LEDGER} ("
     "name VARCHAR(128) PRIMARY KEY, applied_at TIMESTAMP WITH TIME ZONE NOT NULL DEFAULT CURRENT_TIMESTAMP)"
 )
-_READ = "SELECT name FROM migrations"
+_READ = f"SELECT name FROM {LEDGER}"  # noqa: S608  # a constant
+#: Seconds: a step may have to write a large table anew.
+_LONG = 3600.0
+_TABLE = re.compile(r"\b(CREATE|DROP)\s+TABLE\s+(\w+)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Missing:
+    """The steps that a database lacks. ``fresh``: it has none at all yet."""
+
+    names: tuple[str, ...]
+    fresh: bool
+
+
+async def missing(pool: Pool) -> Missing:
+    """Return what :func:`migrate` would do; one small query. Raises NewerData as it does."""
+    applied = await _applied(pool)
+    return Missing(names=tuple(name for name, _ in _lacking(applied, pool.where)), fresh=not applied)
 
 
 async def migrate(pool: Pool) -> list[str]:
     """Apply what is missing and return its names; on an up-to-date database that is one small query.
 
     NewerData when the database has steps that this version does not know, SettingsError when it holds tables that
-    are not GPUStack's.
+    are not GPUStack's. Nothing is changed when it fails.
     """
-    missing = _missing(await _applied(pool), pool.where)
-    if not missing:
+    if not _lacking(await _applied(pool), pool.where):
         return []
     async with pool.transaction() as connection:
         with translated(pool.where):
             await connection.execute(f"SELECT pg_advisory_xact_lock({_LOCK})")
-            await connection.execute(_LEDGER)
+            await connection.execute(_CREATE_LEDGER)
             rows = await connection.fetch(_READ)
-            missing = _missing({row["name"] for row in rows}, pool.where)
-            try:
-                for name, statements in missing:
-                    await connection.execute(";\n".join(statements))
-                    await connection.execute("INSERT INTO migrations (name) VALUES ($1)", name)
-            except (asyncpg.DuplicateTableError, asyncpg.DuplicateObjectError) as error:
-                raise SettingsError(
-                    f"{pool.where} holds tables of something else ({error}); give GPUStack a database of its own"
-                ) from error
-    return [name for name, _ in missing]
+            lacking = _lacking({row["name"] for row in rows}, pool.where)
+            await apply(connection, (name for name, _ in lacking), pool.where)
+    return [name for name, _ in lacking]
+
+
+async def apply(connection: Any, names: Iterable[str], where: str) -> None:
+    """Run the steps ``names`` and record them. Must be inside a transaction; driver errors come out as they are."""
+    wanted = set(names)
+    await connection.execute(_CREATE_LEDGER)
+    try:
+        for name, statements in STEPS:
+            if name in wanted:
+                await connection.execute(";\n".join(statements), timeout=_LONG)
+                await connection.execute(f"INSERT INTO {LEDGER} (name) VALUES ($1)", name)  # noqa: S608
+    except (asyncpg.DuplicateTableError, asyncpg.DuplicateObjectError) as error:
+        raise SettingsError(
+            f"{where} holds tables of something else ({error}); give GPUStack a database of its own"
+        ) from error
+
+
+async def applied_steps(connection: Any) -> set[str]:
+    """Return the steps that are recorded; none when there is no record. Leaves a transaction usable."""
+    if await connection.fetchval("SELECT to_regclass($1)", LEDGER) is None:
+        return set()
+    return {row["name"] for row in await connection.fetch(_READ)}
+
+
+def tables_after(steps: Collection[str]) -> list[str]:
+    """Return the tables that exist after ``steps``; whatever refers to another comes after it."""
+    tables: list[str] = []
+    for name, statements in STEPS:
+        if name not in steps:
+            continue
+        for verb, table in _TABLE.findall("\n".join(statements)):
+            if verb == "CREATE":
+                tables.append(table)
+            else:
+                tables.remove(table)
+    return tables
+
+
+def refuse_newer(steps: Collection[str], what: str) -> None:
+    """Raise NewerData when ``what`` has steps that this version does not know."""
+    if unknown := sorted(set(steps) - {name for name, _ in STEPS}):
+        raise NewerData(
+            f"{what} was written by a newer version of GPUStack (it has {', '.join(unknown)}); "
+            "install that version, or restore a backup made before the upgrade"
+        )
 
 
 async def _applied(pool: Pool) -> set[str]:
     async with pool.transaction() as connection:
         with translated(pool.where):
-            try:
-                return {row["name"] for row in await connection.fetch(_READ)}
-            except (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError):
-                return set()
+            return await applied_steps(connection)
 
 
-def _missing(applied: set[str], where: str) -> list[tuple[str, tuple[str, ...]]]:
-    unknown = sorted(applied - {name for name, _ in STEPS})
-    if unknown:
-        raise NewerData(
-            f"{where} was written by a newer version of GPUStack (it has {', '.join(unknown)}); "
-            "install that version, or restore a backup made before the upgrade"
-        )
+def _lacking(applied: set[str], where: str) -> list[tuple[str, tuple[str, ...]]]:
+    refuse_newer(applied, where)
     return [step for step in STEPS if step[0] not in applied]

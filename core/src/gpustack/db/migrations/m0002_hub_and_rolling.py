@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 STATEMENTS: tuple[str, ...] = (
+    "ALTER TABLE workers ADD COLUMN home VARCHAR(64) NOT NULL DEFAULT ''",
     "ALTER TABLE models ADD COLUMN huggingface_repo_id VARCHAR(255) NOT NULL DEFAULT ''",
     "ALTER TABLE models ADD COLUMN huggingface_filename TEXT NOT NULL DEFAULT ''",
     "ALTER TABLE models ADD COLUMN huggingface_revision VARCHAR(255) NOT NULL DEFAULT ''",
@@ -11,6 +12,7 @@ STATEMENTS: tuple[str, ...] = (
     "ALTER TABLE model_instances ADD COLUMN resolved_revision VARCHAR(64) NOT NULL DEFAULT ''",
     "ALTER TABLE model_instances ADD COLUMN download_progress DOUBLE PRECISION NOT NULL DEFAULT 0",
     "ALTER TABLE model_instances ADD COLUMN draining_since TIMESTAMP WITH TIME ZONE",
+    "ALTER TABLE model_instances ADD COLUMN drain_seconds INTEGER NOT NULL DEFAULT 0",
     "ALTER TABLE model_files ADD COLUMN huggingface_repo_id VARCHAR(255) NOT NULL DEFAULT ''",
     "ALTER TABLE model_files ADD COLUMN huggingface_filename TEXT NOT NULL DEFAULT ''",
     "ALTER TABLE model_files ADD COLUMN huggingface_revision VARCHAR(255) NOT NULL DEFAULT ''",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import functools
+import inspect
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from enum import Enum
 from typing import Any, ClassVar, Generic, TypeVar
@@ -15,9 +17,10 @@ from pydantic_core import from_json, to_json
 
 from gpustack.db import listing
 from gpustack.db.connection import Row, Session, Writing
+from gpustack.db.errors import Undone
 from gpustack.db.outbox import Change
 from gpustack.kit.errors import NotFound
-from gpustack.schemas.common import EventType, Page, Record
+from gpustack.schemas.common import EventType, Page, Pagination, Record
 
 P = TypeVar("P", bound=Record)
 
@@ -39,7 +42,8 @@ def json(value: Any) -> str:
 class Repository(Generic[P]):
     """The rows of one table as public objects.
 
-    The class attributes say what the thing is; subclasses add the methods that differ.
+    The class attributes say what the thing is; subclasses add the methods that differ. A public method that writes
+    opens one transaction, and is run again when the database went away before the commit.
     """
 
     table: ClassVar[type[Table]]
@@ -58,6 +62,9 @@ class Repository(Generic[P]):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
+        for name, method in list(vars(cls).items()):
+            if inspect.iscoroutinefunction(method) and not name.startswith("_"):
+                setattr(cls, name, _again_when_undone(method))
         # Only what is public is read: digests and tokens stay in the database.
         cls._columns = [c for c in cls.table._meta.columns if c._meta.name in cls.public.model_fields]
         json_columns = {c._meta.name for c in cls.table._meta.json_columns}
@@ -93,6 +100,13 @@ class Repository(Generic[P]):
     async def _page(
         self, page: int, per_page: int, search: str | None, sort_by: str | None, filters: Mapping[str, Any]
     ) -> Page[P]:
+        rows, pagination = await self._rows(page, per_page, search, sort_by, filters)
+        return self._page_type.model_construct(items=self._parse(rows), pagination=pagination)
+
+    async def _rows(
+        self, page: int, per_page: int, search: str | None, sort_by: str | None, filters: Mapping[str, Any]
+    ) -> tuple[list[Row], Pagination]:
+        """Return the rows of one page, and where it lies in the whole list."""
         listing.check_page(page, per_page)
         order = listing.order(self.table, sort_by, self.sortable)
         where = [
@@ -103,16 +117,14 @@ class Repository(Generic[P]):
         query = self.table.select(*self._columns).where(*where)
         for column, ascending in order:
             query = query.order_by(column, ascending=ascending)
-        items = self._parse(await self._session.fetch(listing.limited(query, page, per_page)))
-        total = len(items)
+        rows = await self._session.fetch(listing.limited(query, page, per_page))
+        total = len(rows)
         # A page that is neither empty nor full is the last one: it tells the total by itself.
         if page != -1 and not 0 < total < per_page:
             total = (await self._session.fetch(self.table.count().where(*where)))[0]["count"]
         elif page > 1:
             total += (page - 1) * per_page
-        return self._page_type.model_construct(
-            items=items, pagination=listing.pagination(page, per_page, total)
-        )
+        return rows, listing.pagination(page, per_page, total)
 
     def _parse(self, rows: Iterable[Row]) -> list[P]:
         """Turn rows into public objects."""
@@ -191,6 +203,19 @@ class Repository(Generic[P]):
 
     def _missing(self, what: object) -> NotFound:
         return NotFound(f"there is no {self.noun} {what}")
+
+
+def _again_when_undone(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """Return ``method``, run a second time when the database undid the first; not inside somebody's transaction."""
+
+    @functools.wraps(method)
+    async def run(self: Repository[Any], *args: Any, **kwargs: Any) -> Any:
+        try:
+            return await method(self, *args, **kwargs)
+        except Undone:
+            return await method(self, *args, **kwargs)
+
+    return run
 
 
 def _plain(value: Any) -> Any:

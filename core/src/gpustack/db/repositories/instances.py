@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from gpustack.db.connection import Writing
 from gpustack.db.errors import conflicts
-from gpustack.db.repositories.base import Repository, now
+from gpustack.db.repositories.base import Repository, now, sql
+from gpustack.db.repositories.history import happenings
 from gpustack.db.tables import Model, ModelInstance, Worker
 from gpustack.kit.errors import Conflict, NotFound
 from gpustack.schemas.common import Page
 from gpustack.schemas.instances import Claim, InstanceState, ModelInstancePublic
-from gpustack.schemas.models import ModelPublic
+from gpustack.schemas.models import ModelPublic, Rollout
 
 #: What ``update`` may set.
 _WRITABLE = frozenset(ModelInstancePublic.model_fields) - {
@@ -49,6 +50,28 @@ class Instances(Repository[ModelInstancePublic]):
             "restart_count",
         }
     )
+
+    # History ------------------------------------------------------------------------------------------
+
+    async def _insert(self, tx: Writing, values: Mapping[str, Any]) -> ModelInstancePublic:
+        created = await super()._insert(tx, values)
+        tx.remember(happenings(None, created))
+        return created
+
+    async def _change(
+        self, tx: Writing, old: ModelInstancePublic, values: Mapping[str, Any]
+    ) -> ModelInstancePublic:
+        new = await super()._change(tx, old, values)
+        tx.remember(happenings(old, new))
+        return new
+
+    async def _remove(self, tx: Writing, gone: Iterable[ModelInstancePublic]) -> None:
+        things = [*gone]
+        await super()._remove(tx, things)
+        for each in things:
+            tx.remember(happenings(each, None))
+
+    # --------------------------------------------------------------------------------------------------
 
     async def list(
         self,
@@ -90,6 +113,7 @@ class Instances(Repository[ModelInstancePublic]):
             "resolved_revision": "",
             "download_progress": 0.0,
             "draining_since": None,
+            "drain_seconds": 0,
             "spec_digest": model.spec_digest,
             "restart_count": 0,
             "last_restart_time": None,
@@ -133,12 +157,66 @@ class Instances(Repository[ModelInstancePublic]):
         for old in await self._find(tx, ModelInstance.worker_id == worker_id, lock=True):
             await self._change(tx, old, {"worker_name": name, "worker_ip": ip})
 
+    async def drain(
+        self,
+        instance_id: int,
+        *,
+        why: str,
+        seconds: int | None = None,
+        expect_state: InstanceState | None = None,
+    ) -> ModelInstancePublic | None:
+        """Let an instance take no new requests and end after those in flight; return it, or None: it is gone already.
+
+        One that has no worker is removed at once. ``seconds`` is how long requests in flight have; None asks the
+        model. Draining it again changes nothing. Conflict when it is not in ``expect_state``, NotFound when it is gone.
+        """
+        async with self._session.writing() as tx:
+            if seconds is None:
+                seconds = await _drain_seconds(tx, instance_id)
+            old = await self._get(tx, instance_id, lock=True)
+            _expect(old, expect_state)
+            return await self._drain(tx, old, seconds, why)
+
+    async def end_all(self, tx: Writing, model_id: int, *, seconds: int | None, why: str) -> None:
+        """Drain all instances of a model, or remove them when ``seconds`` is None; each with its own event.
+
+        The caller has locked the model's row.
+        """
+        found = await self._find(tx, ModelInstance.model_id == model_id, lock=True)
+        if seconds is None:
+            await self._remove(tx, found)
+            return
+        for old in found:
+            await self._drain(tx, old, seconds, why)
+
+    async def _drain(
+        self, tx: Writing, old: ModelInstancePublic, seconds: int, why: str
+    ) -> ModelInstancePublic | None:
+        if old.worker_id is None:
+            await self._remove(tx, [old])
+            return None
+        if old.draining_since is not None:
+            return old
+        return await self._change(
+            tx, old, {"draining_since": now(), "drain_seconds": seconds, "state_message": why}
+        )
+
     async def delete(self, instance_id: int) -> ModelInstancePublic:
         """Remove an instance and return what it was."""
         async with self._session.writing() as tx:
             instance = await self._get(tx, instance_id, lock=True)
             await self._remove(tx, [instance])
             return instance
+
+
+async def _drain_seconds(tx: Writing, instance_id: int) -> int:
+    """Return how long requests in flight on the instance have, as its model says."""
+    query = sql(
+        "SELECT rollout FROM models WHERE id IN (SELECT model_id FROM model_instances WHERE id = {})",
+        instance_id,
+    )
+    rows = await tx.fetch(query)
+    return Rollout.model_validate_json(rows[0]["rollout"]).drain_seconds if rows else 0
 
 
 async def _worker(tx: Writing, worker_id: int | None) -> dict[str, str]:

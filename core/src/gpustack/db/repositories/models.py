@@ -9,7 +9,7 @@ from typing import Any
 from gpustack.db.errors import conflicts
 from gpustack.db.repositories.base import Repository, json
 from gpustack.db.repositories.instances import Instances
-from gpustack.db.tables import Model, ModelInstance
+from gpustack.db.tables import Model
 from gpustack.kit.errors import InvalidInput, NotFound
 from gpustack.schemas.common import Page
 from gpustack.schemas.models import ModelCreate, ModelPublic, ModelUpdate, Source
@@ -100,14 +100,16 @@ class Models(Repository[ModelPublic]):
         """Store how many instances answer now."""
         return await self._set(model_id, {"ready_replicas": ready})
 
-    async def delete(self, model_id: int) -> ModelPublic:
-        """Remove a model with its instances, each with its own event, and return what it was."""
+    async def delete(self, model_id: int, *, force: bool = False) -> ModelPublic:
+        """Remove a model, and return what it was. Its name is free at once.
+
+        Its instances drain, or go at once when they have no worker, or with ``force``.
+        """
         async with self._session.writing() as tx:
             model = await self._get(tx, model_id, lock=True)
-            instances = Instances(tx)
-            await instances._remove(
-                tx, await instances._find(tx, ModelInstance.model_id == model_id, lock=True)
-            )
+            seconds = None if force else model.rollout.drain_seconds
+            why = f"model {model.name} was removed"
+            await Instances(tx).end_all(tx, model_id, seconds=seconds, why=why)
             await self._remove(tx, [model])
             return model
 

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 from piccolo.querystring import QueryString
 
 from gpustack.db.connection import Writing
 from gpustack.db.errors import conflicts
+from gpustack.db.repositories import fleet
 from gpustack.db.repositories.base import Repository, json, now, sql
 from gpustack.db.repositories.instances import Instances
 from gpustack.db.repositories.model_files import ModelFiles
 from gpustack.db.tables import Cluster, ModelFile, ModelInstance, Worker
-from gpustack.kit.errors import NotFound
+from gpustack.kit.errors import Conflict, Forbidden, NotFound, Unauthenticated
 from gpustack.schemas.common import Page
 from gpustack.schemas.workers import Heartbeat, WorkerPublic, WorkerRegistration, WorkerState
 
 #: Workers in one statement; six values each stay far below the protocol's 32767.
 _BATCH = 4000
+#: A worker heard from so recently is alive: two heartbeats, and what writing them takes.
+_ALIVE = timedelta(seconds=25)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +32,7 @@ class Door:
 
     ip: str
     port: int
-    token: str
+    token: str = field(repr=False)
 
 
 class Workers(Repository[WorkerPublic]):
@@ -66,6 +70,27 @@ class Workers(Repository[WorkerPublic]):
         """Return one page; ``page`` -1 is everything."""
         return await self._page(page, per_page, search, sort_by, {"cluster_id": cluster_id, "state": state})
 
+    async def document(
+        self,
+        page: int = 1,
+        per_page: int = 100,
+        *,
+        search: str | None = None,
+        sort_by: str | None = None,
+        cluster_id: int | None = None,
+    ) -> bytes:
+        """Return one page as JSON, which for a large fleet takes a tenth of the time of :meth:`list`."""
+        rows, pagination = await self._rows(page, per_page, search, sort_by, {"cluster_id": cluster_id})
+        return fleet.page_text(rows, self.public, self._json, pagination)
+
+    async def gpus(
+        self, *, cluster_id: int | None = None, worker_id: int | None = None
+    ) -> Sequence[dict[str, Any]]:
+        """Return all GPUs in the fields of GpuDevicePublic, in the order of their workers."""
+        filters = {"cluster_id": cluster_id, "id": worker_id}
+        rows, _ = await self._rows(-1, 1, None, None, filters)
+        return fleet.gpus_of(rows)
+
     async def by_token_digest(self, digest: str) -> WorkerPublic | None:
         """Return the worker whose credential this is; None when there is none."""
         found = await self._find(self._session, Worker.token_digest == digest)
@@ -79,11 +104,22 @@ class Workers(Repository[WorkerPublic]):
             raise self._missing(worker_id)
         return Door(rows[0]["ip"], rows[0]["port"], rows[0]["door_token"])
 
-    async def register(self, wanted: WorkerRegistration, token_digest: str, cluster_id: int) -> WorkerPublic:
+    async def doors(self) -> dict[int, Door]:
+        """Return how to call each worker's own port, by the worker's number."""
+        rows = await self._session.fetch(Worker.select(Worker.id, Worker.ip, Worker.port, Worker.door_token))
+        return {row["id"]: Door(row["ip"], row["port"], row["door_token"]) for row in rows}
+
+    async def register(
+        self, wanted: WorkerRegistration, token_digest: str, cluster_id: int, *, renews: int | None = None
+    ) -> WorkerPublic:
         """Add the worker as READY, or renew the row that has its ``worker_uuid``.
 
         A name that another worker has gets ``-1``, ``-2``… appended; a worker that comes back keeps its own. When it
-        comes back with another name or address, its instances follow.
+        comes back with another name or address, its instances follow. ``renews`` is the worker whose own credential
+        was shown: that counts for its own row and at its own home.
+
+        Raises Conflict while the worker of that row is alive at another home (the data directory was copied),
+        Unauthenticated when a credential came from another home, Forbidden when it is another worker's.
         """
         values: dict[str, Any] = {name: getattr(wanted, name) for name in WorkerRegistration.model_fields}
         values |= {
@@ -100,7 +136,10 @@ class Workers(Repository[WorkerPublic]):
                 if cluster_id not in {row["id"] for row in await tx.fetch(locked)}:
                     raise NotFound(f"there is no cluster {cluster_id}")
                 known = await self._find(tx, Worker.worker_uuid == wanted.worker_uuid, lock=True)
+                if renews is not None and renews not in {each.id for each in known}:
+                    raise Forbidden("a worker's own credential renews its own registration and no other")
                 if known:
+                    await self._check_home(tx, known[0], wanted, by_credential=renews is not None)
                     values["name"] = await self._kept_name(tx, known[0], wanted.name)
                     renewed = await self._change(tx, known[0], values)
                     if (renewed.name, renewed.ip) != (known[0].name, known[0].ip):
@@ -108,6 +147,24 @@ class Workers(Repository[WorkerPublic]):
                     return renewed
                 values["name"] = await self._free_name(tx, wanted.name)
                 return await self._insert(tx, {**values, "cluster_id": cluster_id})
+
+    async def _check_home(
+        self, tx: Writing, known: WorkerPublic, wanted: WorkerRegistration, *, by_credential: bool
+    ) -> None:
+        """Let a worker move from one machine to another, but never be at both."""
+        home = (await tx.fetch(Worker.select(Worker.home).where(Worker.id == known.id)))[0]["home"]
+        if not home or not wanted.home or home == wanted.home:
+            return
+        if known.heartbeat_time is not None and now() - known.heartbeat_time < _ALIVE:
+            raise Conflict(
+                f"worker {known.name} is alive on {known.hostname or 'another machine'} ({known.ip}), and a worker on "
+                f"{wanted.hostname or 'another machine'} ({wanted.ip}) says that it is the same one: was its data "
+                "directory copied?"
+            )
+        if by_credential:
+            raise Unauthenticated(
+                f"worker {known.name} was registered from another place, and its credential counts only there"
+            )
 
     async def _kept_name(self, tx: Writing, known: WorkerPublic, wanted: str) -> str:
         """Keep ``box-1`` when ``box`` is asked for, else take the new name: the user changed it."""

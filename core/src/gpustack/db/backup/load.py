@@ -1,0 +1,180 @@
+"""Restoring a backup: the whole of it, or nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+
+from gpustack.db import migrations
+from gpustack.db.backup import archive
+from gpustack.db.backup.archive import Manifest
+from gpustack.db.backup.write import KEPT_FILES
+from gpustack.db.connection import APPLICATION
+from gpustack.db.errors import translated
+from gpustack.kit.errors import Conflict, GPUStackError, InvalidInput, SettingsError
+from gpustack.kit.paths import make_dir, sync_dir, write_atomic
+
+#: Events of after the backup had numbers that will be given again. What any watcher has seen lies below the first
+#: number after this leap, so all are told to read the lists again.
+_LEAP = 1_000_000_000
+_ROWS = 500
+_LONG = 3600.0
+_TYPES = (
+    "SELECT column_name, data_type FROM information_schema.columns "
+    "WHERE table_schema = current_schema() AND table_name = $1"
+)
+_STRANGERS = "SELECT table_name FROM information_schema.tables WHERE table_schema = current_schema() ORDER BY table_name"
+_OTHERS = "SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = $1"
+
+
+async def load(connection: Any, where: str, data_dir: Path, path: Path, *, replace: bool) -> Manifest:
+    """Restore ``path`` into the database of ``connection`` and the small files into ``data_dir``.
+
+    The database must be empty, or ``replace`` given; an older backup is brought up to this version. Raises one line:
+    NewerData, Conflict for what is there already or in use, InvalidInput for a file that is no complete backup. Then
+    everything is as it was.
+    """
+    manifest = await asyncio.to_thread(archive.verify, path)
+    migrations.refuse_newer(manifest.steps, str(path))
+    with _staged(path, data_dir, replace=replace) as put_in_place:
+        with translated(where):
+            async with connection.transaction():
+                await _clear(connection, where, replace=replace)
+                await migrations.apply(connection, manifest.steps, where)
+                await _fill(connection, manifest, path)
+                every = {name for name, _ in migrations.STEPS}
+                await migrations.apply(connection, every - set(manifest.steps), where)
+        await asyncio.to_thread(put_in_place)
+    return manifest
+
+
+async def _clear(connection: Any, where: str, *, replace: bool) -> None:
+    """Leave no table of ours; Conflict unless that was asked for."""
+    await connection.execute("SET LOCAL lock_timeout = '5s'")
+    if await connection.fetchval(_OTHERS, APPLICATION):
+        raise Conflict(f"a GPUStack works on {where}; stop it first")
+    present = [row["table_name"] for row in await connection.fetch(_STRANGERS)]
+    steps = await migrations.applied_steps(connection)
+    migrations.refuse_newer(steps, where)
+    if not steps and set(present) - {migrations.LEDGER}:
+        raise SettingsError(
+            f"{where} holds tables of something else ({present[0]}); give GPUStack a database of its own"
+        )
+    if steps and not replace:
+        raise Conflict(f"{where} holds data already; --replace takes it away, and keeps a backup of it")
+    for table in [*reversed(migrations.tables_after(steps)), migrations.LEDGER]:
+        await connection.execute(f'DROP TABLE IF EXISTS "{table}"')
+
+
+async def _fill(connection: Any, manifest: Manifest, path: Path) -> None:
+    known = set(migrations.tables_after(manifest.steps))
+    for table in manifest.tables:
+        if table.name not in known:
+            raise InvalidInput(f"{path} has a table {table.name}, which is none of GPUStack's")
+        # What the step itself has put there is in the backup, too.
+        await connection.execute(f'DELETE FROM "{table.name}"')  # noqa: S608  # a name of our own
+    for name, lines in archive.tables(path):
+        if name not in known:
+            raise InvalidInput(f"{path} has a table {name}, which is none of GPUStack's")
+        await _insert(connection, path, name, iter(lines))
+    for table in manifest.tables:
+        await _count_on(connection, table.name, table.last_id)
+    await connection.execute("UPDATE event_counter SET value = value + $1", _LEAP)
+
+
+async def _insert(connection: Any, path: Path, table: str, lines: Iterator[bytes]) -> None:
+    types = {row["column_name"]: row["data_type"] for row in await connection.fetch(_TYPES, table)}
+    batch: list[dict[str, Any]] = []
+    try:
+        for line in lines:
+            batch.append(_row(line, types))
+            if len(batch) == _ROWS:
+                await _store(connection, table, batch)
+                batch = []
+        if batch:
+            await _store(connection, table, batch)
+    except (ValueError, TypeError, KeyError, asyncpg.DataError, asyncpg.IntegrityConstraintViolationError,
+            asyncpg.UndefinedColumnError) as error:  # fmt: skip
+        why = " ".join(str(error).split())
+        raise InvalidInput(f"{path}: table {table} cannot be restored ({why}); use another backup") from error
+
+
+def _row(line: bytes, types: dict[str, str]) -> dict[str, Any]:
+    row: dict[str, Any] = json.loads(line)
+    for name, value in row.items():
+        if value is not None and types[name].startswith("timestamp"):
+            row[name] = datetime.fromisoformat(value)
+    return row
+
+
+async def _store(connection: Any, table: str, rows: list[dict[str, Any]]) -> None:
+    names = list(rows[0])
+    columns = ", ".join(f'"{name}"' for name in names)
+    holes = ", ".join(f"${number}" for number in range(1, len(names) + 1))
+    statement = f'INSERT INTO "{table}" ({columns}) VALUES ({holes})'  # noqa: S608  # names out of the catalogue
+    await connection.executemany(statement, [[row[name] for name in names] for row in rows], timeout=_LONG)
+
+
+async def _count_on(connection: Any, table: str, last_id: int) -> None:
+    """Have new rows get numbers that none had before: engines and logs may still go by those."""
+    types = {row["column_name"] for row in await connection.fetch(_TYPES, table)}
+    sequence = None
+    if "id" in types:
+        sequence = await connection.fetchval("SELECT pg_get_serial_sequence($1, 'id')", table)
+    if sequence is None:
+        return
+    highest = await connection.fetchval(f'SELECT COALESCE(MAX(id), 0) FROM "{table}"')  # noqa: S608
+    if last := max(last_id, highest):
+        await connection.execute("SELECT setval($1::text::regclass, $2)", sequence, last)
+
+
+# Files ------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _staged(path: Path, data_dir: Path, *, replace: bool) -> Iterator[Callable[[], None]]:
+    """Write the small files beside their places and yield what puts them there; nothing is left behind."""
+    staging = Path(tempfile.mkdtemp(dir=make_dir(data_dir, what="data directory"), prefix=".restore-"))
+    try:
+        with archive.writing(staging):
+            names = [
+                _stage(staging, data_dir, name, content, replace=replace)
+                for name, content in archive.files(path)
+            ]
+
+        def put_in_place() -> None:
+            with archive.writing(data_dir):
+                for name in names:
+                    (data_dir / name).parent.mkdir(mode=0o700, exist_ok=True)
+                    (staging / name).replace(data_dir / name)
+                for folder in {(data_dir / name).parent for name in names}:
+                    sync_dir(folder)
+
+        yield put_in_place
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _stage(staging: Path, data_dir: Path, name: str, content: bytes, *, replace: bool) -> str:
+    folder, _, file = name.rpartition("/")
+    ours = (folder in KEPT_FILES) if folder else (file in KEPT_FILES)
+    if not ours or not file or file.startswith(".") or os.sep in file:
+        raise InvalidInput(f"the backup has a file {name}, which is none of GPUStack's; use another one")
+    present = data_dir / name
+    if present.is_dir():
+        raise GPUStackError(f"{present} is a directory, and the backup has a file there; move it away")
+    if present.exists() and not replace and present.read_bytes() != content:
+        raise Conflict(f"{present} exists already, with other content; --replace replaces it")
+    (staging / folder).mkdir(mode=0o700, exist_ok=True)
+    write_atomic(staging / name, content, mode=0o600)
+    return name

@@ -1,0 +1,167 @@
+"""Writing a backup while everything runs: all tables as they were at one moment, and the small files."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gpustack.db import migrations
+from gpustack.db.backup.archive import TableEntry, Writer, discard_partial
+from gpustack.db.errors import translated
+from gpustack.kit.errors import GPUStackError, NotFound
+from gpustack.kit.paths import make_dir
+from gpustack.kit.text import human_bytes
+
+if TYPE_CHECKING:
+    from gpustack.db.store import Store
+
+log = logging.getLogger(__name__)
+
+#: Not backed up: whoever watches is told to read the lists again after a restore.
+LEFT_OUT = frozenset({"events"})
+#: What belongs to the database, below the data directory; a folder stands for the files in it.
+KEPT_FILES = ("token", "initial_admin_password", "worker")
+FOLDER = "backups"
+_KEEP = 5
+_PIECE = 1 << 20
+_ROWS = 500
+#: Larger files are none of ours.
+_LARGEST_FILE = 1 << 20
+_LONG = 3600.0
+_COLUMNS = (
+    "SELECT column_name, column_default FROM information_schema.columns "
+    "WHERE table_schema = current_schema() AND table_name = $1 ORDER BY ordinal_position"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """A backup that was written; ``size`` in bytes."""
+
+    path: Path
+    rows: int
+    size: int
+
+
+async def write(store: Store, data_dir: Path, target: Path) -> Written:
+    """Back ``store`` up with the small files of ``data_dir``.
+
+    Conflict when ``target`` exists, NotFound when the database is empty, NewerData when a newer version wrote it, and
+    GPUStackError in one line when the file cannot be written; then there is none. Uses little memory, whatever the
+    size.
+    """
+    connection = await store.connect()
+    try:
+        with translated(store.where):
+            async with connection.transaction(isolation="repeatable_read", readonly=True):
+                steps = await migrations.applied_steps(connection)
+                migrations.refuse_newer(steps, store.where)
+                if not steps:
+                    raise NotFound(f"{store.where} holds nothing of GPUStack yet")
+                with Writer(target, sorted(steps)) as writer:
+                    wanted = [name for name in migrations.tables_after(steps) if name not in LEFT_OUT]
+                    tables = [await _table(connection, writer, name) for name in wanted]
+                    files = await asyncio.to_thread(_files, writer, data_dir)
+                    size = await asyncio.to_thread(writer.finish, tables, files)
+    finally:
+        connection.terminate()
+    return Written(path=target, rows=sum(table.rows for table in tables), size=size)
+
+
+async def _table(connection: Any, writer: Writer, name: str) -> TableEntry:
+    columns = await connection.fetch(_COLUMNS, name)
+    names = [row["column_name"] for row in columns]
+    digest, rows, number = hashlib.sha256(), 0, 0
+    async for lines, count in _pieces(connection, name, names):
+        number += 1
+        rows += count
+        digest.update(lines)
+        # Compressing is work for more than a moment, and a server may be busy on this loop.
+        await asyncio.to_thread(writer.piece, name, number, lines)
+    last = await _last_id(connection, name, [row["column_name"] for row in columns if _counted(row)])
+    return TableEntry(name=name, rows=rows, sha256=digest.hexdigest(), last_id=last)
+
+
+async def _pieces(connection: Any, table: str, columns: list[str]) -> AsyncIterator[tuple[bytes, int]]:
+    """Yield the rows of a table as JSON lines, about 1 MiB of them and their number at a time."""
+    selected = ", ".join(f'"{column}"' for column in columns)
+    query = f'SELECT {selected} FROM "{table}" ORDER BY 1'  # noqa: S608  # names out of the catalogue
+    piece, count = bytearray(), 0
+    async for row in connection.cursor(query, prefetch=_ROWS, timeout=_LONG):
+        piece += json.dumps(dict(row), default=_plain, ensure_ascii=False).encode() + b"\n"
+        count += 1
+        if len(piece) >= _PIECE:
+            yield bytes(piece), count
+            piece, count = bytearray(), 0
+    if count:
+        yield bytes(piece), count
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    raise TypeError(f"{type(value).__name__} has no form in a backup")
+
+
+def _counted(column: Any) -> bool:
+    return str(column["column_default"] or "").startswith("nextval(")
+
+
+async def _last_id(connection: Any, table: str, columns: list[str]) -> int:
+    for column in columns:
+        sequence = await connection.fetchval("SELECT pg_get_serial_sequence($1, $2)", table, column)
+        row = await connection.fetchrow(f"SELECT last_value, is_called FROM {sequence}")  # noqa: S608
+        return int(row["last_value"]) if row["is_called"] else 0
+    return 0
+
+
+def _files(writer: Writer, data_dir: Path) -> dict[str, str]:
+    sums = {}
+    for name in small_files(data_dir):
+        content = _content(data_dir / name)
+        writer.file(name, content)
+        sums[name] = hashlib.sha256(content).hexdigest()
+    return sums
+
+
+def small_files(data_dir: Path) -> list[str]:
+    """Return the names below ``data_dir`` of the files that belong to the database."""
+    found = []
+    for name in KEPT_FILES:
+        place = data_dir / name
+        inside = sorted(place.iterdir()) if place.is_dir() else [place]
+        found += [str(each.relative_to(data_dir)) for each in inside if _is_ours(each)]
+    return found
+
+
+def _is_ours(path: Path) -> bool:
+    usual = path.is_file() and not path.is_symlink() and not path.name.startswith(".")
+    return usual and path.stat().st_size <= _LARGEST_FILE
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise GPUStackError(f"{path} cannot be read: {error.strerror}; change its owner") from error
+
+
+async def automatic(store: Store, data_dir: Path, why: str) -> Path:
+    """Write a backup into ``<data_dir>/backups``, named after ``why`` and the time; the last five such are kept."""
+    folder = make_dir(data_dir / FOLDER, what="directory of backups", mode=0o700)
+    discard_partial(folder)
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+    done = await write(store, data_dir, folder / f"{why}-{stamp}.tar.gz")
+    # Their names end with the time.
+    for old in sorted(folder.glob(f"{why}-*.tar.gz"))[:-_KEEP]:
+        old.unlink(missing_ok=True)
+        log.info("%s: removed, the last %d are kept", old, _KEEP)
+    log.info("%s: %d rows in %s", done.path, done.rows, human_bytes(done.size))
+    return done.path

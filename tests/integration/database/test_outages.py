@@ -1,0 +1,245 @@
+"""A database that dies, hangs or is restarted: nobody notices who was not in the middle of something."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Iterator
+
+import asyncpg
+import psutil
+import pytest
+
+from gpustack.db import Store
+from gpustack.db.errors import Undone
+from gpustack.db.repositories.base import sql
+from gpustack.kit.errors import Unavailable
+from support.postgres import PostgresServer, binaries, serving
+from support.records import a_model_wanted
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PostgresServer]:
+    """A server of this module's own, which it may kill."""
+    with serving(binaries()) as running:
+        yield running
+
+
+@pytest.fixture
+async def store(server: PostgresServer) -> AsyncIterator[Store]:
+    name = await server.create_database()
+    async with await Store.open(server.url(name), patience=20) as opened:
+        await opened.migrate()
+        await opened.bootstrap("hash")
+        yield opened
+
+
+async def fill_the_pool(store: Store) -> None:
+    """Have every connection of the pool open and idle."""
+    await asyncio.gather(*(store._pool.fetch(sql("SELECT pg_sleep(0.1)")) for _ in range(10)))
+
+
+async def backends(store: Store) -> list[int]:
+    rows = await store._pool.fetch(
+        sql("SELECT pid FROM pg_stat_activity WHERE datname = {}", store._pool.url.database)
+    )
+    return [row["pid"] for row in rows]
+
+
+async def test_after_a_restart_no_stale_connection_fails_anybody(
+    server: PostgresServer, store: Store
+) -> None:
+    await fill_the_pool(store)
+    server.kill()
+    server.start_again()
+    names = [f"m-{i}" for i in range(30)]
+    await asyncio.gather(*(store.models.create(a_model_wanted(name), 1) for name in names))
+    assert sorted(m.name for m in (await store.models.list(page=-1)).items) == sorted(names)
+
+
+async def test_who_comes_while_it_is_away_waits_for_it(server: PostgresServer, store: Store) -> None:
+    server.kill()
+    asking = asyncio.gather(
+        *(store.models.list() for _ in range(200)),
+        *(store.models.create(a_model_wanted(f"m-{i}"), 1) for i in range(20)),
+    )
+    await asyncio.sleep(0.5)
+    assert not asking.done()
+    await asyncio.to_thread(server.start_again)
+    await asking
+    assert (await store.models.list()).pagination.total == 20
+
+
+async def test_a_killed_backend_fails_nobody_else(server: PostgresServer, store: Store) -> None:
+    """PostgreSQL then ends all others too, and recovers."""
+    await fill_the_pool(store)
+    victim = (await backends(store))[0]
+    asking = asyncio.gather(*(store.models.list() for _ in range(50)))
+    os.kill(victim, signal.SIGKILL)
+    await asking
+    await asyncio.gather(*(store.models.create(a_model_wanted(f"m-{i}"), 1) for i in range(20)))
+
+
+async def test_a_read_in_the_middle_is_run_again(server: PostgresServer, store: Store) -> None:
+    reading = asyncio.create_task(store._pool.fetch(sql("SELECT 42 AS n, pg_sleep(0.5)")))
+    await asyncio.sleep(0.2)
+    server.kill()
+    server.start_again()
+    assert (await reading)[0]["n"] == 42
+
+
+async def test_a_single_write_in_the_middle_is_run_again_and_not_twice(
+    server: PostgresServer, store: Store
+) -> None:
+    holder = await store._pool.connect()
+    await holder.execute("BEGIN; SELECT value FROM event_counter FOR UPDATE")
+    # Has inserted its row, and waits for the number of its event.
+    creating = asyncio.create_task(store.models.create(a_model_wanted(), 1))
+    await asyncio.sleep(0.3)
+    assert not creating.done()
+    server.kill()
+    server.start_again()
+    holder.terminate()
+    created = await creating
+    assert [m.id for m in (await store.models.list()).items] == [created.id]
+
+
+async def test_a_larger_transaction_in_the_middle_is_undone_and_says_so(
+    server: PostgresServer, store: Store
+) -> None:
+    async def write() -> None:
+        async with store.transaction() as tx:
+            await tx.models.create(a_model_wanted(), 1)
+            server.kill()
+            server.start_again()
+            await tx.models.list()
+
+    with pytest.raises(Undone, match="does not answer now"):
+        await write()
+    assert (await store.models.list()).items == []
+
+
+async def test_an_outage_is_answered_at_once_when_it_lasts_and_ends_by_itself(server: PostgresServer) -> None:
+    name = await server.create_database()
+    async with await Store.open(server.url(name), patience=1.0) as store:
+        await store.migrate()
+        await store.bootstrap("hash")
+        async with store.feed() as feed:
+            events = feed.subscribe({"models"})
+            server.kill()
+            with pytest.raises(Unavailable):
+                await store.ping()
+            began = time.monotonic()
+            answers = await asyncio.gather(*(store.ping() for _ in range(3000)), return_exceptions=True)
+            assert {type(each) for each in answers} == {Unavailable}
+            assert time.monotonic() - began < 5
+            assert not store._pool.presence._waiting
+            await asyncio.to_thread(server.start_again)
+            async with asyncio.timeout(20):
+                await store.returned()
+                created = await store.models.create(a_model_wanted(), 1)
+                assert (await anext(events)).id == created.id
+
+
+async def test_no_more_than_so_many_wait(server: PostgresServer, store: Store) -> None:
+    server.kill()
+    asking = [asyncio.create_task(store.ping()) for _ in range(3000)]
+    async with asyncio.timeout(15):
+        while sum(each.done() for each in asking) < 2000:
+            await asyncio.sleep(0.02)
+    await asyncio.to_thread(server.start_again)
+    answers = await asyncio.gather(*asking, return_exceptions=True)
+    assert [type(each) for each in answers if each is not None] == [Unavailable] * 2000
+
+
+@contextlib.contextmanager
+def stopped(processes: list[psutil.Process]) -> Iterator[None]:
+    for process in processes:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in processes:
+            with contextlib.suppress(psutil.Error):
+                process.resume()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What takes 10 seconds takes one."""
+    monkeypatch.setattr("gpustack.db.connection._STATEMENT_LIMIT", 1.0)
+    monkeypatch.setattr("gpustack.db.connection._ACQUIRE_LIMIT", 1.0)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_database_that_hangs_is_an_outage(server: PostgresServer) -> None:
+    name = await server.create_database()
+    async with await Store.open(server.url(name), patience=2.0) as store:
+        await store.migrate()
+        await store.bootstrap("hash")
+        await fill_the_pool(store)
+        async with store.feed() as feed:
+            events = feed.subscribe({"models"})
+            with stopped(server.family()):
+                began = time.monotonic()
+                answers = await asyncio.gather(
+                    *(store.models.list() for _ in range(100)),
+                    *(store.models.create(a_model_wanted(f"lost-{i}"), 1) for i in range(100)),
+                    return_exceptions=True,
+                )
+                assert {type(each) for each in answers} <= {Unavailable, Undone}
+                assert time.monotonic() - began < 15
+                began = time.monotonic()
+                with pytest.raises(Unavailable):
+                    await store.ping()
+                assert time.monotonic() - began < 1
+            async with asyncio.timeout(20):
+                await store.returned()
+                await asyncio.gather(*(store.models.list() for _ in range(100)))
+                created = await store.models.create(a_model_wanted("after"), 1)
+                async for event in events:
+                    if event.id == created.id:
+                        break
+
+
+async def test_one_backend_that_hangs_harms_nobody_else(
+    server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpustack.db.connection._STATEMENT_LIMIT", 2.0)
+    name = await server.create_database()
+    async with await Store.open(server.url(name), patience=20) as store:
+        await store.migrate()
+        await fill_the_pool(store)
+        hanging = psutil.Process((await backends(store))[0])
+        with stopped([hanging]):
+            await asyncio.gather(*(store.models.list() for _ in range(200)))
+        assert len((await store.models.list()).items) == 0
+
+
+async def test_a_dropped_connection_is_no_outage_for_who_comes_next(
+    server: PostgresServer, store: Store
+) -> None:
+    for _ in range(5):
+        await fill_the_pool(store)
+        await server.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            f"WHERE datname = '{store._pool.url.database}'"
+        )
+        await asyncio.gather(*(store.models.list() for _ in range(20)))
+        await store.models.set_ready((await store.models.create(a_model_wanted(f"m{_}"), 1)).id, 1)
+
+
+async def test_a_full_server_is_no_outage(server: PostgresServer, store: Store) -> None:
+    """Connections that others took up are an error of that moment; those we have go on."""
+    await store.ping()
+    taken: list[asyncpg.Connection] = []
+    try:
+        with contextlib.suppress(asyncpg.TooManyConnectionsError):
+            while True:
+                taken.append(await asyncpg.connect(server.url("postgres")))
+        assert (await store.models.list()).items == []
+    finally:
+        await asyncio.gather(*(each.close() for each in taken))
