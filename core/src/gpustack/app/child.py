@@ -1,6 +1,7 @@
-"""A role as a process of its own: ``python -m gpustack.app.child server|worker ARGUMENTS``.
+"""A role as a process of its own: ``python -m gpustack.app.child server|worker|door ARGUMENTS``.
 
-ARGUMENTS is JSON without secrets: the descriptor to announce readiness on, the listening sockets, the parent.
+ARGUMENTS is JSON without secrets: the descriptor to announce readiness on, the listening sockets, and the parent to end
+with, which a door does not. What follows is for who reads ``ps``.
 The configuration comes by standard input once the supervisor knows it; meanwhile the modules are imported.
 """
 
@@ -10,6 +11,7 @@ import asyncio
 import contextlib
 import gc
 import json
+import logging
 import os
 import signal
 import socket
@@ -17,9 +19,11 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from gpustack.kit.errors import GPUStackError
-from gpustack.kit.logs import configure
+from gpustack.kit.errors import GPUStackError, Refused, system_line
+from gpustack.kit.logs import configure, tell
 from gpustack.kit.process import end_with_parent
+
+log = logging.getLogger(__name__)
 
 Run = Callable[[dict[str, Any], dict[str, socket.socket], Callable[[], None]], Awaitable[None]]
 
@@ -27,12 +31,16 @@ Run = Callable[[dict[str, Any], dict[str, socket.socket], Callable[[], None]], A
 def main() -> int:
     """Run one role until it is asked to end; returns the exit status."""
     role, arguments = sys.argv[1], json.loads(sys.argv[2])
-    end_with_parent(arguments["parent"])
+    if arguments["parent"] is not None:
+        end_with_parent(arguments["parent"])
     run = _role(role)
-    configuration = json.load(sys.stdin)
+    if not (given := sys.stdin.read()):
+        return 1  # whoever started it is gone
+    configuration = json.loads(given)
     configure(role, debug=configuration["settings"]["debug"])
     sockets = {name: socket.socket(fileno=fd) for name, fd in arguments["sockets"].items()}
     announce = _Announcer(arguments["ready_fd"])
+    tell(announce.say)
     # What was imported lives as long as the process: the collector need not look at it again.
     gc.collect()
     gc.freeze()
@@ -41,8 +49,15 @@ def main() -> int:
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             return runner.run(_until_signalled(run(configuration, sockets, announce.ready)))
+    except Refused as error:
+        announce.given_up(error.message)
+        return 1
     except GPUStackError as error:
         announce.refused(error.message)
+        return 1
+    except OSError as error:
+        log.exception("ended unexpectedly")
+        announce.refused(system_line(error))
         return 1
 
 
@@ -51,6 +66,10 @@ def _role(role: str) -> Run:
         from gpustack.app import server_role
 
         return server_role.run
+    if role == "door":
+        from gpustack.app import door_role
+
+        return door_role.run
     from gpustack.app import worker_role
 
     return worker_role.run
@@ -86,6 +105,14 @@ class _Announcer:
 
     def refused(self, message: str) -> None:
         self._write("REFUSED " + " ".join(message.split()) + "\n")
+
+    def given_up(self, message: str) -> None:
+        """Say why starting again is no use, also after having been ready."""
+        self._write("GIVEN-UP " + " ".join(message.split()) + "\n")
+
+    def say(self, message: str) -> None:
+        """Have the supervisor tell the person in front of the terminal."""
+        self._write("SAY " + " ".join(message.split()) + "\n")
 
     def _write(self, line: str) -> None:
         with contextlib.suppress(OSError):

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +21,8 @@ from gpustack.kit.process import OWN_SESSION, describe_exit
 ATTEMPTS = 3
 #: Seconds of running after which earlier deaths are forgiven.
 STABLE = 30.0
+#: Seconds until the first new start; deaths in a row double it.
+FIRST_WAIT = 0.05
 _LOG_LIMIT = 20 << 20
 
 
@@ -53,6 +55,7 @@ class PythonChild:
     def __init__(
         self,
         name: str,
+        data_dir: Path,
         *,
         configuration: Callable[[], asyncio.Future[dict[str, Any]]],
         sockets: dict[str, int],
@@ -61,6 +64,7 @@ class PythonChild:
         changed: Callable[[], None],
     ) -> None:
         self.name = name
+        self._data_dir = data_dir
         self._configuration = configuration
         self._sockets = sockets
         self._log_path = log_path
@@ -71,14 +75,15 @@ class PythonChild:
         self._restarts = 0
         self._ready = asyncio.Event()
         self._refusal = ""
+        self._given_up = False
 
     async def run(self) -> None:
         """Keep the process running until cancelled."""
-        backoff = Backoff(first=0.2, limit=15.0)
+        backoff = Backoff(first=FIRST_WAIT, limit=15.0)
         while True:
             began = time.monotonic()
             status = await self._run_once()
-            if self._refusal and not self._ready.is_set():
+            if self._refusal and (self._given_up or not self._ready.is_set()):
                 raise GPUStackError(self._refusal)
             if time.monotonic() - began > STABLE:
                 backoff.reset()
@@ -125,14 +130,16 @@ class PythonChild:
         self._refusal = ""
         self._set("starting")
         reader, writer = os.pipe()
-        fds = [writer, *self._sockets.values()]
-        arguments = json.dumps({"ready_fd": writer, "sockets": self._sockets, "parent": os.getpid()})
         try:
-            with _open_log(self._log_path) as log:
+            with open_log(self._log_path) as log:
                 self._process = await asyncio.create_subprocess_exec(
-                    sys.executable, "-P", "-m", "gpustack.app.child", self.name, arguments,
-                    stdin=asyncio.subprocess.PIPE, stdout=log, stderr=log, pass_fds=fds, **OWN_SESSION,
-                )  # fmt: skip
+                    *role_command(self.name, self._data_dir, writer, self._sockets, parent=os.getpid()),
+                    stdin=asyncio.subprocess.PIPE,
+                    stdout=log,
+                    stderr=log,
+                    pass_fds=[writer, *self._sockets.values()],
+                    **OWN_SESSION,
+                )
         except OSError as error:
             os.close(reader)
             raise GPUStackError(f"{self.name} cannot be started: {error}") from error
@@ -156,29 +163,45 @@ class PythonChild:
         process.stdin.close()
 
     async def _listen(self, fd: int) -> None:
-        """Read the child's lines; the pipe ends with the child."""
-        stream = asyncio.StreamReader()
-        loop = asyncio.get_running_loop()
-        transport, _ = await loop.connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(stream), os.fdopen(fd, "rb", 0)
-        )
-        try:
-            while line := await stream.readline():
-                word, _, rest = line.decode(errors="replace").strip().partition(" ")
-                if word == "READY":
-                    self._set("ready")
-                    self._ready.set()
-                elif word == "REFUSED":
-                    self._refusal = rest
-        finally:
-            transport.close()
+        async for word, rest in announcements(fd):
+            if word == "READY":
+                self._set("ready")
+                self._ready.set()
+            elif word in ("REFUSED", "GIVEN-UP"):
+                self._refusal = rest
+                self._given_up = word == "GIVEN-UP"
+            elif word == "SAY":
+                self._say(f"{self.name}: {rest}")
 
     def _set(self, state: str) -> None:
         self._state = state
         self._changed()
 
 
-def _open_log(path: Path) -> Any:
+def role_command(
+    name: str, data_dir: Path, ready_fd: int, sockets: dict[str, int], *, parent: int | None
+) -> list[str]:
+    """Return the command line of a role; without ``parent`` it outlives us. The directory is for who reads ``ps``."""
+    arguments = json.dumps({"ready_fd": ready_fd, "sockets": sockets, "parent": parent})
+    return [sys.executable, "-P", "-m", "gpustack.app.child", name, arguments, str(data_dir)]
+
+
+async def announcements(fd: int) -> AsyncGenerator[tuple[str, str], None]:
+    """Yield what a role says on its pipe, as a word and the rest of the line; the pipe ends with the role."""
+    stream = asyncio.StreamReader()
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(stream), os.fdopen(fd, "rb", 0)
+    )
+    try:
+        while line := await stream.readline():
+            word, _, rest = line.decode(errors="replace").strip().partition(" ")
+            yield word, rest
+    finally:
+        transport.close()
+
+
+def open_log(path: Path) -> Any:
     """Open the log for appending; a large one is put aside first, so that one older always stays."""
     with contextlib.suppress(FileNotFoundError):
         if path.stat().st_size > _LOG_LIMIT:

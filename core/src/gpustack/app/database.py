@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gpustack.kit.backoff import Backoff
-from gpustack.kit.errors import GPUStackError
+from gpustack.kit.errors import GPUStackError, system_line
 
 #: Seconds of running after which earlier deaths are forgiven.
 _STABLE = 30.0
@@ -59,9 +59,13 @@ class DatabaseUnit:
 
     async def _again(self, why: str, backoff: Backoff) -> None:
         """Start it after it died, however often that takes: the rest of the house waits for it."""
+        said = ""
         while True:
             wait = backoff.next()
-            self._say(f"postgres: {why}; starting it again in {wait:.1f} s")
+            if why != said:
+                again = "starting it again in" if not said else "trying on, next in"
+                self._say(f"postgres: {why}; {again} {wait:.1f} s")
+                said = why
             self._set("restarting")
             await asyncio.sleep(wait)
             self._restarts += 1
@@ -69,6 +73,8 @@ class DatabaseUnit:
                 await self._postgres.start()
             except GPUStackError as error:
                 why = error.message
+            except OSError as error:
+                why = system_line(error)
             else:
                 return
 

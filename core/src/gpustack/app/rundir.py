@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import secrets
@@ -9,9 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from gpustack import __version__
+from gpustack.app.banner import say
 from gpustack.kit.errors import Conflict, GPUStackError, NewerData
 from gpustack.kit.locks import FileLock
-from gpustack.kit.paths import make_dir, write_atomic
+from gpustack.kit.paths import make_dir, sweep, write_atomic
+
+#: The folders below the data directory in which files are replaced as a whole.
+_WRITTEN = (".", "run", "run/instances", "worker", "postgresql")
+_VERSION = re.compile(r"\d+(\.\d+)*([.+-]?[A-Za-z][A-Za-z0-9.+-]*)?")
 
 
 class RunDir:
@@ -23,45 +29,97 @@ class RunDir:
         self._state = self.path / "supervisor.json"
         self._token = self.path / "cli_token"
         self._lock = FileLock(data_dir / "gpustack.lock")
+        self._unwritten = False
 
-    def claim(self) -> None:
-        """Make the directory ours; raises one line when it cannot be, is in use, or holds newer data."""
+    def claim(self, lock: int | None = None) -> None:
+        """Make the directory ours; raises one line when it cannot be, is in use, or holds newer data.
+
+        ``lock`` is the descriptor that holds it already, in the name of the program that this one replaced.
+        """
+        if lock is not None:
+            self._lock.take_up(lock)
+            self._note_version()
+            return
         make_dir(self.data_dir, what="data directory")
         try:
             free = self._lock.acquire()
         except OSError as error:
             raise GPUStackError(
-                f"{self._lock.path} cannot be opened: {error.strerror}; change its owner"
+                f"{self._lock.path} cannot be opened: {error.strerror}; change its owner or remove it"
             ) from error
         if not free:
             raise Conflict(
                 f"data directory {self.data_dir} is in use by process {self._lock.holder()}; "
                 "`gpustack status` shows it, `gpustack stop` ends it, --data-dir names another directory"
             )
-        _refuse_newer(self.data_dir / "version")
+        try:
+            self._open()
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _open(self) -> None:
+        self._note_version()
         make_dir(self.path, what="directory", mode=0o700)
+        for folder in _WRITTEN:
+            sweep(self.data_dir / folder)
         write_atomic(self._token, secrets.token_hex(32), mode=0o600)
 
+    def hand_down(self) -> int:
+        """Return the descriptor that holds the directory, for a program that replaces this one."""
+        return self._lock.hand_down()
+
+    def _note_version(self) -> None:
+        refuse_newer(self.data_dir)
+        file = self.data_dir / "version"
+        if _present(file) != __version__:
+            write_atomic(file, __version__ + "\n")
+
     def publish(self, state: dict[str, Any]) -> None:
-        """Write down what runs, for ``gpustack status`` and the other commands on this machine."""
-        write_atomic(self._state, json.dumps(state), mode=0o600)
+        """Write down what runs, for ``gpustack status`` and the other commands on this machine.
+
+        What runs is worth more than its description: where that cannot be written, an older one stays.
+        """
+        try:
+            write_atomic(self._state, json.dumps(state), mode=0o600)
+        except OSError as error:
+            if not self._unwritten:
+                say(
+                    f"{self._state} cannot be written ({error.strerror}); `gpustack status` shows older facts"
+                )
+            self._unwritten = True
+        else:
+            self._unwritten = False
 
     def release(self) -> None:
         """Take away what says that we run."""
-        self._state.unlink(missing_ok=True)
-        self._token.unlink(missing_ok=True)
+        for path in (self._state, self._token):
+            with contextlib.suppress(OSError):
+                path.unlink()
         self._lock.release()
 
 
-def _refuse_newer(file: Path) -> None:
-    present = file.read_text(encoding="ascii", errors="replace").strip() if file.exists() else ""
+def refuse_newer(data_dir: Path) -> None:
+    """Raise NewerData when a newer GPUStack has used that data directory."""
+    present = _present(data_dir / "version")
     if _release(present) > _release(__version__):
         raise NewerData(
-            f"data directory {file.parent} was used by GPUStack {present}, which is newer than this one "
+            f"data directory {data_dir} was used by GPUStack {present}, which is newer than this one "
             f"({__version__}); install {present} or later, or name another --data-dir"
         )
-    if present != __version__:
-        write_atomic(file, __version__ + "\n")
+
+
+def _present(file: Path) -> str:
+    """Return the version in ``file``, "" when it holds none: an interrupted write is no reason to stay away."""
+    try:
+        text = file.read_text(encoding="ascii", errors="replace").strip()
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise GPUStackError(
+            f"{file} cannot be read: {error.strerror}; change its owner or remove it"
+        ) from error
+    return text if _VERSION.fullmatch(text) else ""
 
 
 def _release(version: str) -> tuple[int, ...]:

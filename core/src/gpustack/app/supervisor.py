@@ -1,178 +1,253 @@
 """The supervisor: a small process that keeps the others running and ends them all.
 
-Run as ``python -m gpustack.app.supervisor FD``, where FD gives the settings as JSON.
+Run as ``python -m gpustack.app.supervisor FD``, where FD gives as JSON the settings, the flags that they came from, and
+what the program before it in the same process has handed down, if there was one.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
-import resource
-import shlex
-import shutil
 import signal
+import socket
 import sys
 import time
-from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+from urllib.parse import urlsplit
 
 from gpustack import __version__
+from gpustack.app import banner, door_unit, sockets
+from gpustack.app.banner import say
 from gpustack.app.children import ENDING, PythonChild, Unit
 from gpustack.app.database import DatabaseUnit
+from gpustack.app.disks import Disks
+from gpustack.app.door_unit import DoorUnit
+from gpustack.app.ending import Ending
+from gpustack.app.limits import allow_open_files
+from gpustack.app.restart import Control, Inherited, answer, replace, settings_now
 from gpustack.app.rundir import RunDir
-from gpustack.kit.errors import GPUStackError
-from gpustack.kit.net import LOOPBACK, listen, own_address
-from gpustack.kit.paths import default_data_dir, make_dir
+from gpustack.kit.errors import GPUStackError, SettingsError, system_line
+from gpustack.kit.local_sockets import Channel
+from gpustack.kit.net import LOOPBACK, own_address, spare_proxies
+from gpustack.kit.paths import make_dir
 from gpustack.kit.process import identify
+from gpustack.kit.tasks import Tasks
 from gpustack.server.config import kept_secret
 
-#: Seconds that each gets to end by itself, in this order; together under 10, even if all of them hang.
-#: The server goes first, while engines still answer what is in flight; what it needs goes after it.
-SERVER_GRACE = 4.0
-WORKER_GRACE = 1.0
-ENGINE_GRACE = 2.0
-DATABASE_GRACE = 1.0
-_OPEN_FILES = 65536
+#: Seconds after which a worker says what it waits for.
+_PATIENCE = 5.0
 
 
 class Supervisor:
     """One ``gpustack start``: its sockets, its children, its end."""
 
-    def __init__(self, settings: dict[str, Any]) -> None:
+    def __init__(self, settings: dict[str, Any], flags: dict[str, str], inherited: Inherited | None) -> None:
         self.settings = settings
         self.data_dir = Path(settings["data_dir"])
         self.log_dir = Path(settings["log_dir"])
+        self._flags = flags
+        self._inherited = inherited or Inherited()
+        #: This program took the place of another in the same process.
+        self._restarted = inherited is not None
+        self._waiting = [Channel(socket.socket(fileno=fd)) for fd in self._inherited.waiting]
         self._began = time.monotonic()
         self._run_dir = RunDir(self.data_dir)
+        self._control = Control(self._run_dir.path)
+        places = {"data directory": self.data_dir, "log directory": self.log_dir}
+        self._disks = Disks(places, say, self._publish)
+        self._sockets: dict[str, socket.socket] = {}
         self._units: list[Unit] = []
+        self._door: DoorUnit
         self._ready = False
+        #: Engines and a door ran before us: a start that fails leaves them as they were.
+        self._found = False
         self._ending = asyncio.Event()
+        self._restarting = asyncio.Event()
         self._hurry = asyncio.Event()
         self._identity = identify(os.getpid())
-        self._url = ""
+        self._url = settings["server_url"]
 
     async def run(self) -> int:
         """Start everything, wait for the end, and end everything; returns the exit status."""
         loop = asyncio.get_running_loop()
         for number in ENDING:
             loop.add_signal_handler(number, self._signalled)
-        self._run_dir.claim()
+        if sys.platform != "win32":
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
         try:
-            make_dir(self.log_dir, what="log directory")
-            self._prepare()
-            return await self._supervise()
-        finally:
-            self._run_dir.release()
+            self._run_dir.claim(self._inherited.lock)
+            try:
+                make_dir(self.log_dir, what="log directory")
+                await self._prepare()
+                self._control.open()
+                return await self._supervise()
+            finally:
+                self._control.close()
+                self._run_dir.release()
+        except GPUStackError as error:
+            self._tell_waiting(error=error.message)
+            raise
 
     def _signalled(self) -> None:
         if self._ending.is_set():
             self._hurry.set()
             return
         self._ending.set()
-        _say("stopping; once more stops at once")
+        say("stopping; once more stops at once")
 
-    def _prepare(self) -> None:
-        """Open the sockets and describe the children; nothing is started yet."""
-        http = listen(self.settings["port"], option="--port")
-        port = http.getsockname()[1]
-        address = self.settings["advertise_address"] or own_address()
+    # Sockets and children -------------------------------------------------------------------------------
+
+    async def _prepare(self) -> None:
+        """Take over or open the sockets and describe the children; none of them is started yet."""
+        asked = sockets.wanted(self.settings)
+        found = await asyncio.to_thread(door_unit.find, self._run_dir.path)
+        self._found = found is not None
+        kept = found.sockets if found is not None else {}
+        if found is not None and not found.suits(asked.get("door")):
+            await asyncio.to_thread(door_unit.retire, found)
+            found = None
+        present = self._taken_over(kept)
+        for name in list(present):
+            if name not in asked or not asked[name].fits(present[name]):
+                present.pop(name).close()
+                if found is not None:
+                    await asyncio.to_thread(door_unit.drop, found, name)
+        self._sockets = {
+            name: present[name] if name in present else want.open() for name, want in asked.items()
+        }
+        self._describe_units(found)
+
+    def _taken_over(self, kept: dict[str, socket.socket]) -> dict[str, socket.socket]:
+        """Return the sockets that are open already: those of the program before us, and those that a door has kept."""
+        present = dict(self._inherited.sockets)
+        for name, sock in kept.items():
+            if name in present:
+                sock.close()
+            else:
+                present[name] = sock
+        return present
+
+    def _describe_units(self, found: door_unit.Found | None) -> None:
+        server = urlsplit(self.settings["server_url"]).hostname or ""
+        address = self.settings["advertise_address"] or own_address(server)
+        self._door = DoorUnit(
+            self.data_dir,
+            own=self._sockets.get("door"),
+            kept={name: sock for name, sock in self._sockets.items() if name != "door"},
+            found=found,
+            debug=self.settings["debug"],
+            log_path=self.log_dir / "door.log",
+            say=say,
+            changed=self._publish,
+        )
+        if "http" in self._sockets:
+            self._describe_server(address)
+        if "worker" in self._sockets:
+            self._describe_worker(address)
+        self._units.append(self._door)
+
+    def _describe_server(self, address: str) -> None:
+        port = self._sockets["http"].getsockname()[1]
         self._url = f"http://{address}" + ("" if port == 80 else f":{port}")
-        local = f"http://{LOOPBACK}:{port}"
         # One process decides, before two others would make one each.
         self.settings["token"] = kept_secret(self.data_dir / "token", self.settings["token"])
         database = DatabaseUnit(
-            self.settings["database_url"], self.data_dir, self.log_dir, _say, self._publish
+            self.settings["database_url"], self.data_dir, self.log_dir, say, self._publish
         )
 
-        async def for_server() -> dict[str, Any]:
+        async def configuration() -> dict[str, Any]:
             return {"settings": self.settings, "database_url": await database.url(), "address": address}
 
-        async def for_worker() -> dict[str, Any]:
-            return {"settings": self.settings, "server_url": local, "address": address}
+        self._units += [database, self._child("server", "http", configuration)]
 
-        self._units = [database, self._child("server", {"http": http.detach()}, for_server)]
-        if not self.settings["disable_worker"]:
-            door = listen(self.settings["worker_port"], host=LOOPBACK, option="--worker-port")
-            self._units.append(self._child("worker", {"http": door.detach()}, for_worker))
+    def _describe_worker(self, address: str) -> None:
+        server = self.settings["server_url"]
+        if not server:
+            server = f"http://{LOOPBACK}:{self._sockets['http'].getsockname()[1]}"
+        port = self._sockets["door"].getsockname()[1]
 
-    def _child(self, name: str, sockets: dict[str, int], configuration: Any) -> PythonChild:
+        async def configuration() -> dict[str, Any]:
+            return {"settings": self.settings, "server_url": server, "address": address, "port": port}
+
+        self._units.append(self._child("worker", "worker", configuration))
+
+    def _child(self, name: str, listener: str, configuration: Any) -> PythonChild:
         return PythonChild(
             name,
+            self.data_dir,
             configuration=configuration,
-            sockets=sockets,
+            sockets={"http": self._sockets[listener].fileno()},
             log_path=self.log_dir / f"{name}.log",
-            say=_say,
+            say=say,
             changed=self._publish,
         )
 
+    # While it runs --------------------------------------------------------------------------------------
+
     async def _supervise(self) -> int:
         keeping = {asyncio.create_task(unit.run(), name=unit.name): unit for unit in self._units}
-        ending = asyncio.create_task(self._ending.wait())
-        becoming_ready = asyncio.create_task(self._announce())
-        status = 0
-        try:
-            await asyncio.wait([ending, *keeping], return_when=asyncio.FIRST_COMPLETED)
-            for task in keeping:
-                if task.done():
-                    status = 1
-                    _say(f"Error: {_one_line(task)}")
-        finally:
-            becoming_ready.cancel()
-            for task in keeping:
-                task.cancel()
-            await self._end(keeping)
-        return status
-
-    async def _end(self, keeping: dict[asyncio.Task[None], Unit]) -> None:
-        """Let the server answer what is in flight, then end the worker, its engines, and the database."""
-        for name, grace in (("server", SERVER_GRACE), ("worker", WORKER_GRACE)):
-            await self._or_hurry([unit.stop(grace) for unit in self._units if unit.name == name])
-        for unit in self._units:
-            if isinstance(unit, PythonChild):
-                unit.kill()
-        await asyncio.to_thread(self._end_engines)
-        await self._or_hurry([unit.stop(DATABASE_GRACE) for unit in self._units])
-        await asyncio.gather(*keeping, *(unit.stop(0) for unit in self._units), return_exceptions=True)
-
-    async def _or_hurry(self, stops: list[Coroutine[Any, Any, None]]) -> None:
-        """Wait for ``stops``, but no longer than until the second signal."""
-        waiting: list[asyncio.Future[Any]] = [
-            asyncio.gather(*stops),
-            asyncio.create_task(self._hurry.wait()),
-        ]
-        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        for task in waiting:
+        async with Tasks("supervisor") as tasks:
+            tasks.start("announcing", self._announce())
+            tasks.start("orders", self._take_orders())
+            tasks.start("disks", self._disks.run())
+            failed = await self._until_something_happens(keeping)
+        for task in keeping:
             task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        end = Ending(self.data_dir, self._units, list(keeping), self._hurry)
+        if self._restarting.is_set() and not failed:
+            await end.ours()
+            if not self._ending.is_set():
+                self._replace()
+        await end.everything(leave_found=failed and self._found and not self._ready)
+        return int(failed)
 
-    def _end_engines(self) -> None:
-        """End the engines, which outlive every worker but not the whole."""
-        from gpustack.worker.runners.ending import end_recorded
-
-        end_recorded(self.data_dir / "run", grace=0 if self._hurry.is_set() else ENGINE_GRACE)
+    async def _until_something_happens(self, keeping: dict[asyncio.Task[None], Unit]) -> bool:
+        """Return once we are to end or to restart, or, with True, once a child is given up."""
+        events = [asyncio.create_task(event.wait()) for event in (self._ending, self._restarting)]
+        try:
+            await asyncio.wait([*events, *keeping], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for event in events:
+                event.cancel()
+        lines = [_one_line(task) for task in keeping if task.done()]
+        for line in lines:
+            say(f"Error: {line}")
+            self._tell_waiting(error=line)
+        return bool(lines)
 
     async def _announce(self) -> None:
-        await asyncio.gather(*(unit.ready() for unit in self._units))
+        waiting = asyncio.create_task(self._say_what_is_waited_for())
+        try:
+            await asyncio.gather(*(unit.ready() for unit in self._units))
+        finally:
+            waiting.cancel()
+        if self._restarted or self._door.outdated:
+            await self._exchange_door()
         self._ready = True
         self._publish()
         seconds = time.monotonic() - self._began
-        password = self.data_dir / "initial_admin_password"
-        command = _command(self.data_dir)
-        lines = [
-            f"GPUStack {__version__} is ready after {seconds:.1f} s.",
-            "",
-            f"  URL       {self._url}",
-            "  User      admin, password in " + str(password) if password.exists() else "  User      admin",
-            f"  API docs  {self._url}/docs" if not self.settings["disable_openapi_docs"] else "",
-            f"  Logs      {self.log_dir}",
-            "",
-            f"Next, in another terminal:  {command} deploy MODEL.gguf --name my-model",
-        ]
-        _say("\n".join(line for number, line in enumerate(lines) if line or lines[number - 1]))
+        if self._restarted:
+            say(f"GPUStack {__version__} is ready again after {seconds:.1f} s.")
+        elif self.settings["server_url"]:
+            say(banner.worker_ready(self.settings, self._sockets["door"].getsockname()[:2], seconds))
+        else:
+            say(banner.server_ready(self.settings, self._url, seconds))
+        self._tell_waiting(ok=True, version=__version__)
+
+    async def _exchange_door(self) -> None:
+        try:
+            await self._door.exchange()
+        except GPUStackError as error:
+            say(f"the door could not be exchanged, so the present one stays: {error.message}")
+
+    async def _say_what_is_waited_for(self) -> None:
+        await asyncio.sleep(_PATIENCE)
+        if server := self.settings["server_url"]:
+            say(
+                f"still waiting for {server} to take this worker in; the log is {self.log_dir / 'worker.log'}"
+            )
 
     def _publish(self) -> None:
         identity = self._identity
@@ -182,13 +257,58 @@ class Supervisor:
                 "pid": identity.pid,
                 "started": identity.started,
                 "url": self._url,
+                "server_url": self.settings["server_url"],
                 "version": __version__,
                 "ready": self._ready,
                 "data_dir": str(self.data_dir),
                 "log_dir": str(self.log_dir),
+                "bin_dir": str(self.settings["bin_dir"]),
+                "pipx_path": self.settings["pipx_path"],
+                "ports": {name: sock.getsockname()[1] for name, sock in self._sockets.items()},
                 "children": {unit.name: unit.describe() for unit in self._units if unit.describe()},
+                "warnings": self._disks.warnings,
             }
         )
+
+    # Restarting -----------------------------------------------------------------------------------------
+
+    async def _take_orders(self) -> None:
+        while not self._restarting.is_set():
+            order, channel = await self._control.order()
+            if order.get("do") != "restart":
+                answer(channel, error=f"{order.get('do')!r} is no order that this GPUStack knows")
+            elif not self._ready:
+                answer(channel, error="GPUStack is just starting; try again when it is ready")
+            else:
+                await self._check_and_restart(channel)
+
+    async def _check_and_restart(self, channel: Channel) -> None:
+        """Make sure that the new program can run before anything of the present one is touched."""
+        try:
+            settings = await settings_now(self._flags, self.data_dir)
+            opened, _ = sockets.open_new(sockets.wanted(settings), self._sockets)
+        except GPUStackError as error:
+            answer(channel, error=error.message, settings_are_wrong=isinstance(error, SettingsError))
+            return
+        say("restarting; engines go on")
+        self.settings = settings
+        self._sockets |= opened
+        self._waiting.append(channel)
+        self._restarting.set()
+
+    def _replace(self) -> NoReturn:
+        inherited = Inherited(
+            sockets=self._sockets,
+            lock=self._run_dir.hand_down(),
+            waiting=[channel.fileno() for channel in self._waiting],
+        )
+        spare_proxies(os.environ, urlsplit(self.settings["server_url"]).hostname)
+        replace(self.settings, self._flags, inherited)
+
+    def _tell_waiting(self, **content: Any) -> None:
+        for channel in self._waiting:
+            answer(channel, **content)
+        self._waiting.clear()
 
 
 def _one_line(task: asyncio.Task[None]) -> str:
@@ -198,43 +318,23 @@ def _one_line(task: asyncio.Task[None]) -> str:
     return f"{task.get_name()} ended unexpectedly ({type(error).__name__}: {error})"
 
 
-def _command(data_dir: Path) -> str:
-    """Return how to call this program from another shell."""
-    here = Path(sys.executable).with_name("gpustack")
-    found = shutil.which("gpustack")
-    name = "gpustack" if found and Path(found).resolve() == here.resolve() else str(here)
-    words = [name] if data_dir == default_data_dir() else [name, "--data-dir", str(data_dir)]
-    return shlex.join(words)
-
-
-def _say(text: str) -> None:
-    """Tell the person in front of the terminal; nobody may be reading any more."""
-    with contextlib.suppress(OSError):
-        sys.stderr.write(text + "\n")
-        sys.stderr.flush()
-
-
-def _allow_open_files() -> None:
-    """Raise the limit of open files as far as this user may: each stream takes two."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
-    if soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
 def main() -> int:
-    """Run the supervisor with the settings that the given descriptor holds."""
+    """Run the supervisor with what the given descriptor holds."""
     with os.fdopen(int(sys.argv[1]), encoding="utf-8") as pipe:
-        settings = json.load(pipe)
+        given = json.load(pipe)
+    inherited = None if given["inherited"] is None else Inherited.of(given["inherited"])
     # The database's own user has to pass through our folders, whatever root's mask; secrets have modes of their own.
     os.umask(0o022)
-    _allow_open_files()
+    allow_open_files()
     # A reader that went away (a closed terminal, `| head`) is no reason to end.
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     try:
-        return asyncio.run(Supervisor(settings).run())
+        return asyncio.run(Supervisor(given["settings"], given["flags"], inherited).run())
     except GPUStackError as error:
-        _say(f"Error: {error.message}")
+        say(f"Error: {error.message}")
+        return 1
+    except OSError as error:
+        say(f"Error: {system_line(error)}")
         return 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import socket
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from gpustack.extensions import load_catalogue
 from gpustack.kit.paths import make_dir
 from gpustack.settings.model import Settings
 from gpustack.worker.agent import run_worker
+from gpustack.worker.artifacts.hub import HubConfig
+from gpustack.worker.artifacts.hub.config import ENDPOINT
 from gpustack.worker.config import WorkerConfig
 
 
@@ -24,13 +27,26 @@ async def run(
         registration_token=settings.token,
         name=settings.worker_name or platform.node() or "worker",
         advertise_ip=configuration["address"],
+        door_port=configuration["port"],
         data_dir=settings.data_dir,
         bin_dir=make_dir(settings.bin_dir, what="--bin-dir"),
         log_dir=settings.log_dir,
         service_ports=tuple(settings.service_port_range.ports()),
         pipx_path=settings.pipx_path,
+        hub=_hub(settings),
         system_reserved=settings.system_reserved.in_bytes(),
+        remote=bool(settings.server_url),
         # Engines outlive the worker, however it ends; on an orderly end the supervisor ends them.
         keep_engines=True,
     )
     await run_worker(config, load_catalogue(), sockets["http"], on_ready)
+
+
+def _hub(settings: Settings) -> HubConfig:
+    return HubConfig(
+        cache_dir=settings.cache_dir / "huggingface",
+        endpoint=(os.environ.get("HF_ENDPOINT") or ENDPOINT).rstrip("/"),
+        token=settings.huggingface_token,
+        xet=settings.enable_hf_xet,
+        fast=settings.enable_hf_transfer,
+    )

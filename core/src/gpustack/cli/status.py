@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from gpustack.schemas import ModelPublic
 
 
+#: What each port is for.
+_PORTS = {"http": "API", "door": "worker", "worker": "worker, inner"}
+
+
 @click.command("status")
 @data_dir_option
 @json_option
@@ -45,7 +49,7 @@ def _show(state: RunState, directory: Path, *, as_json: bool) -> int:
 
     children = list(processes.children(state))
     engines = list(processes.engines(directory))
-    answers, models = _asked(state, directory)
+    answers, models = (True, None) if state.server_url else _asked(state, directory)
     ready = answers and state.ready and all(child.state == "ready" for child in children)
     head = processes.supervisor(state)
     if as_json:
@@ -89,8 +93,11 @@ def _document(
         "pid": state.pid,
         "uptime": head.uptime,
         "memory": head.memory,
+        "server_url": state.server_url,
+        "ports": state.ports,
         "data_dir": str(state.data_dir),
         "log_dir": str(state.log_dir),
+        "warnings": list(state.warnings),
         "children": {child.name: child.document() for child in children},
         "engines": {engine.name: engine.document() for engine in engines},
         "models": None if models is None else {"total": len(models), "ready": _ready_count(models)},
@@ -110,7 +117,8 @@ def _print(
     ready: bool,
     models: list[ModelPublic] | None,
 ) -> None:
-    click.echo(f"GPUStack {state.version} {'is ready' if ready else 'is not ready'} at {state.url}")
+    place = f"as a worker of {state.server_url}" if state.server_url else f"at {state.url}"
+    click.echo(f"GPUStack {state.version} {'is ready' if ready else 'is not ready'} {place}")
     branches = [(child, 1) for child in children]
     # Engines hang below the worker.
     where = next((place for place, each in enumerate(children, 1) if each.name == "worker"), len(children))
@@ -120,10 +128,18 @@ def _print(
     for each, depth in [(head, 0), *branches]:
         name = clean("  " * depth + each.name).ljust(width)
         click.echo(f"  {name}  {_facts(each)}")
+    if state.ports:
+        click.echo("Ports: " + ", ".join(_port(name, port) for name, port in state.ports.items()))
     if models is not None:
         click.echo(f"Models: {len(models)}, answering: {_ready_count(models)}")
     click.echo(f"Data: {state.data_dir}")
     click.echo(f"Logs: {state.log_dir}")
+    for line in state.warnings:
+        click.echo(f"Warning: {clean(line)}")
+
+
+def _port(name: str, port: int) -> str:
+    return f"{port} ({_PORTS.get(name, name)})"
 
 
 def _facts(seen: Seen) -> str:

@@ -45,18 +45,20 @@ def command(data_dir: str, as_json: bool) -> None:
     forced = _stop(state, quiet=as_json) if state is not None and running else 0
     if state is not None and not running:
         _await_orphans(state)
-    left = _end_engines(directory)
+    left, doors = _end_what_is_left(directory)
     if as_json:
         emit_json({"was_running": running, "forced": forced, "engines_left_behind": left})
         return
     if running:
         click.echo("GPUStack has stopped.")
-    elif not left:
+    elif not left and not doors:
         click.echo(f"Nothing runs with data directory {directory}.")
     if forced:
         note(f"{plural(forced, 'process')} did not end in {PATIENCE:.0f} s and had to be killed.")
     if left:
         note(f"Ended {plural(left, 'engine')} that an earlier crash had left behind.")
+    elif doors and not running:
+        click.echo("Ended what an earlier crash had left behind.")
 
 
 def _stop(state: RunState, *, quiet: bool) -> int:
@@ -103,7 +105,8 @@ def _await_orphans(state: RunState) -> None:
     from gpustack.cli.processes import still_running
     from gpustack.kit.process import identify
 
-    pids = [child.pid for child in state.children.values() if child.pid is not None]
+    # A door outlives its supervisor, so there is nothing to wait for.
+    pids = [child.pid for name, child in state.children.items() if child.pid is not None and name != "door"]
     found = [who for pid in pids if (who := identify(pid)) is not None and who.started >= state.started - 1]
     deadline = time.monotonic() + _ORPHANS
     while still_running(found) and time.monotonic() < deadline:
@@ -123,8 +126,8 @@ def _kill(left: list[ProcessId]) -> None:
         )
 
 
-def _end_engines(directory: Path) -> int:
-    """End engines that are still written down, though nobody watches them any more; return how many ran.
+def _end_what_is_left(directory: Path) -> tuple[int, int]:
+    """End engines and doors that are still written down, though nobody watches them any more; return how many ran.
 
     Raises Conflict when a GPUStack is just starting there, which may be about to adopt them.
     """
@@ -132,7 +135,7 @@ def _end_engines(directory: Path) -> int:
 
     lock = FileLock(directory / "gpustack.lock")
     if not lock.path.exists():
-        return 0
+        return 0, 0
     if not lock.acquire():
         raise Conflict(f"a GPUStack is just starting or stopping there (process {lock.holder()}); try again")
     try:
@@ -141,11 +144,13 @@ def _end_engines(directory: Path) -> int:
         lock.release()
 
 
-def _end_recorded(directory: Path) -> int:
-    from gpustack.cli.processes import engines
+def _end_recorded(directory: Path) -> tuple[int, int]:
+    from gpustack.cli.processes import end_doors, engines
     from gpustack.client.local import run_dir
     from gpustack.worker.runners.ending import end_recorded
 
     left = len(list(engines(directory)))
+    # The door first: it lets requests end while their engines still answer.
+    doors = end_doors(directory)
     end_recorded(run_dir(directory))
-    return left
+    return left, doors

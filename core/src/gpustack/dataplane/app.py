@@ -113,7 +113,7 @@ class InferenceApp:
                 404, f"there is no {scope['path']}; see /docs for the paths there are", code="unknown_path"
             )
         _only(scope, "POST")
-        await self._forward(scope, receive, send, path, table, principal, request_id)
+        await self._forward(scope, receive, send, path, principal, request_id)
 
     async def _principal(self, scope: Scope, table: RoutingTable) -> Principal:
         if credential := bearer(scope):
@@ -130,7 +130,6 @@ class InferenceApp:
         receive: Receive,
         send: Send,
         path: str,
-        table: RoutingTable,
         principal: Principal,
         request_id: str,
     ) -> None:
@@ -140,7 +139,8 @@ class InferenceApp:
             )
         content = await body.read(receive, limit=self._max_body, announced=_announced(scope))
         name = await body.model_of(content)
-        route = table.routes.get(name)
+        # The table of this moment: a slow client takes longer to ask than an instance needs to go.
+        route = self._table().routes.get(name)
         if route is None or not principal.may_use(name):
             raise errors.unknown_model(name)
         if path in _GENERATING and route.categories and not _GENERATES.intersection(route.categories):

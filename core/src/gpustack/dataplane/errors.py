@@ -136,13 +136,14 @@ def of_engine(status: int, content: bytes) -> ApiError:
 
     A 501 becomes a 400: the engine runs, and will never do what was asked, so that trying again is no use.
     """
-    message = _engine_message(content) or f"the engine answered with status {status}"
+    message = engine_message(content) or f"the engine answered with status {status}"
     if status == 501:
         return ApiError(400, message, code="unsupported_by_model")
     return ApiError(status, message, code="invalid_request" if status < 500 else "engine_error")
 
 
-def _engine_message(content: bytes) -> str:
+def engine_message(content: bytes) -> str:
+    """Return what the body of an error says, whatever shape it has."""
     try:
         found = json.loads(content)
     except ValueError:

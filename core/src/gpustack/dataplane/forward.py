@@ -1,4 +1,4 @@
-"""One request passed to one engine, and its answer passed back piece by piece."""
+"""One request passed to one engine, or to the door before it, and its answer passed back piece by piece."""
 
 from __future__ import annotations
 
@@ -8,35 +8,11 @@ import logging
 from gpustack.dataplane import errors
 from gpustack.dataplane.asgi import Scope, Send
 from gpustack.dataplane.choose import Balancer
+from gpustack.dataplane.hops import DIED, DOOR_SAYS, for_clients, for_engines
 from gpustack.dataplane.table import Route, Target
 from gpustack.dataplane.upstream import ConnectFailed, Exchange, Upstream, UpstreamDied
 
 log = logging.getLogger(__name__)
-
-_HOP_BY_HOP = {
-    b"connection",
-    b"keep-alive",
-    b"proxy-authenticate",
-    b"proxy-authorization",
-    b"proxy-connection",
-    b"te",
-    b"trailer",
-    b"transfer-encoding",
-    b"upgrade",
-}
-#: Written anew, or ours alone: credentials never reach an engine.
-_NOT_FOR_ENGINES = _HOP_BY_HOP | {
-    b"authorization",
-    b"content-length",
-    b"cookie",
-    b"expect",
-    b"host",
-    b"x-api-key",
-    b"x-request-id",
-}
-#: An engine neither sets cookies at our address nor opens it to other origins.
-_NOT_FOR_CLIENTS = _HOP_BY_HOP | {b"date", b"server", b"set-cookie", b"x-request-id"}
-
 
 _ERROR_BODY = 64 << 10
 
@@ -61,7 +37,7 @@ class Forwarder:
         engine crash must not reach the next. Raises ApiError as long as nothing has been answered; afterwards a
         stream ends with an error event, and anything else raises CutOff.
         """
-        headers = _request_headers(scope, request_id)
+        headers = [*for_engines(scope["headers"]), (b"x-request-id", request_id.encode())]
         query = bytes(scope["query_string"]).decode("latin-1")
         target_path = f"{path}?{query}" if query else path
         failed: set[int] = set()
@@ -84,11 +60,15 @@ class Forwarder:
         content: bytes,
         request_id: str,
     ) -> None:
+        if target.credential:
+            headers = [*headers, (b"authorization", b"Bearer " + target.credential.encode())]
         with self._balancer.lease(target):
             try:
                 async with self._upstream.request(
-                    "POST", target.host, target.port, path, headers, content
+                    "POST", target.host, target.port, target.path_prefix + path, headers, content
                 ) as answer:
+                    if target.credential:
+                        await _check_door(answer, target)
                     await _pass_back(send, answer, route, request_id)
             except UpstreamDied as error:
                 log.warning("model %s: instance %d %s", route.name, target.instance_id, error)
@@ -98,7 +78,7 @@ class Forwarder:
 async def _pass_back(send: Send, answer: Exchange, route: Route, request_id: str) -> None:
     if answer.status >= 400:
         raise errors.of_engine(answer.status, await _whole(answer))
-    headers = [(name, value) for name, value in answer.headers if _is_for_clients(name)]
+    headers = for_clients(answer.headers)
     headers.append((b"x-request-id", request_id.encode()))
     streaming = any(name == b"content-type" and b"text/event-stream" in value for name, value in headers)
     if streaming:
@@ -136,22 +116,12 @@ def _error_event(route: Route, error: UpstreamDied, last: bytes) -> bytes:
     return (b"" if last == b"\n\n" else b"\n\n") + b"data: " + json.dumps(document).encode() + b"\n\n"
 
 
-def _request_headers(scope: Scope, request_id: str) -> list[tuple[bytes, bytes]]:
-    named = _named_by_connection(scope["headers"])
-    headers = [
-        (name, value)
-        for name, value in scope["headers"]
-        if name not in _NOT_FOR_ENGINES and name not in named
-    ]
-    headers.append((b"x-request-id", request_id.encode()))
-    return headers
-
-
-def _named_by_connection(headers: list[tuple[bytes, bytes]]) -> set[bytes]:
-    """Return the headers that ``Connection`` declares to be for one hop only."""
-    values = [value for name, value in headers if name == b"connection"]
-    return {token.strip().lower() for value in values for token in value.split(b",")}
-
-
-def _is_for_clients(name: bytes) -> bool:
-    return name not in _NOT_FOR_CLIENTS and not name.startswith(b"access-control-")
+async def _check_door(answer: Exchange, target: Target) -> None:
+    """Raise what asking the engine itself would have raised, when the answer is the door's own."""
+    said = next((value for name, value in answer.headers if name == DOOR_SAYS), None)
+    if said is None:
+        return
+    why = errors.engine_message(await _whole(answer))
+    if said == DIED:
+        raise UpstreamDied("ended before it answered")
+    raise ConnectFailed(f"cannot be reached by the door at {target.host}:{target.port}: {why}")

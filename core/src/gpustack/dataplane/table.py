@@ -9,11 +9,15 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """One running instance and where it answers."""
+    """One running instance and where it answers: its engine itself, or behind the door of another machine's worker."""
 
     instance_id: int
     host: str
     port: int
+    #: What stands before the path at a door; empty for an engine.
+    path_prefix: str = ""
+    #: What the door wants to see; empty for an engine.
+    credential: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

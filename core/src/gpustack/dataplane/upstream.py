@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import select
+import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
@@ -26,6 +28,15 @@ _MAX_HEAD = 64 * 1024
 _STALE = 0.05
 
 Headers = Sequence[tuple[bytes, bytes]]
+
+
+def _readable(fd: int) -> bool:
+    if sys.platform == "win32":
+        return bool(select.select([fd], [], [], 0)[0])
+    # Unlike select it takes descriptors of any number.
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 class ConnectFailed(Exception):
@@ -43,6 +54,7 @@ class _Connection(asyncio.Protocol):
         self.transport: asyncio.Transport
         self.closed = False
         self.used = False
+        self.idle_since = 0.0
         self._lost_at = 0.0
         self._parser = httptools.HttpResponseParser(self)
         self._waiter: asyncio.Future[None] | None = None
@@ -177,6 +189,17 @@ class _Connection(asyncio.Protocol):
             and not self.transport.is_closing()
         )
 
+    def is_quiet(self) -> bool:
+        """Tell whether the other side has neither closed it nor said anything, as far as the system knows.
+
+        The event loop may not have come to hear of it yet, and what is sent to the dead cannot be told from what
+        killed them.
+        """
+        if self.closed or self.transport.is_closing():
+            return False
+        fd = self.transport.get_extra_info("socket").fileno()
+        return not _readable(fd)
+
     def was_stale(self) -> bool:
         """Tell whether the engine closed this connection as we took it, and so has not begun to work.
 
@@ -212,12 +235,21 @@ class Exchange:
 
 
 class Upstream:
-    """Connections to many engines. ``idle`` is how many unused ones are kept for each."""
+    """Connections to many engines. ``idle`` is how many unused ones are kept for each, ``idle_seconds`` how long.
 
-    def __init__(self, *, connect_timeout: float = 5.0, idle: int = 64) -> None:
+    Without ``idle_seconds`` they are kept until :meth:`forget_all_but` or the other side closes them.
+    """
+
+    def __init__(
+        self, *, connect_timeout: float = 5.0, idle: int = 64, idle_seconds: float | None = None
+    ) -> None:
         self._timeout = connect_timeout
         self._keep = idle
+        self._keep_seconds = idle_seconds
+        self._sweep: asyncio.TimerHandle | None = None
         self._idle: dict[tuple[str, int], list[_Connection]] = {}
+        #: None until somebody says.
+        self._wanted: set[tuple[str, int]] | None = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -229,6 +261,9 @@ class Upstream:
 
     def close(self) -> None:
         """Close the unused connections."""
+        if self._sweep is not None:
+            self._sweep.cancel()
+            self._sweep = None
         for connections in self._idle.values():
             for connection in connections:
                 connection.abort()
@@ -284,8 +319,9 @@ class Upstream:
         idle = self._idle.get((host, port), [])
         while idle:
             connection = idle.pop()
-            if not connection.closed and not connection.transport.is_closing():
+            if connection.is_quiet():
                 return connection
+            connection.abort()
         return None
 
     async def _connect(self, host: str, port: int) -> _Connection:
@@ -298,7 +334,8 @@ class Upstream:
         return made
 
     def _put_back(self, where: tuple[str, int], connection: _Connection) -> None:
-        if not connection.reusable():
+        # An engine that is to end waits until nobody is connected.
+        if not connection.reusable() or (self._wanted is not None and where not in self._wanted):
             connection.abort()
             return
         idle = self._idle.setdefault(where, [])
@@ -306,10 +343,31 @@ class Upstream:
         if len(idle) >= self._keep:
             connection.abort()
         else:
+            connection.idle_since = time.monotonic()
             idle.append(connection)
+            self._sweep_later()
+
+    def _sweep_later(self) -> None:
+        if self._keep_seconds is not None and self._sweep is None:
+            self._sweep = asyncio.get_running_loop().call_later(self._keep_seconds, self._close_old)
+
+    def _close_old(self) -> None:
+        """Close what has been unused for long: an engine that is to end waits until nobody is connected."""
+        self._sweep = None
+        newest = time.monotonic() - (self._keep_seconds or 0.0)
+        for where, connections in list(self._idle.items()):
+            for connection in connections:
+                if connection.idle_since <= newest:
+                    connection.abort()
+            connections[:] = [each for each in connections if not each.closed]
+            if not connections:
+                del self._idle[where]
+        if self._idle:
+            self._sweep_later()
 
     def forget_all_but(self, wanted: set[tuple[str, int]]) -> None:
-        """Close the unused connections to everything that is not in ``wanted``."""
+        """Close the unused connections to everything that is not in ``wanted``, now and whenever one is done with."""
+        self._wanted = wanted
         for where in [each for each in self._idle if each not in wanted]:
             for connection in self._idle.pop(where):
                 connection.abort()

@@ -9,6 +9,7 @@
     ├── Forbidden           they have, and may not
     ├── Throttled           too many attempts; carries the seconds to wait
     ├── Unavailable         cannot be answered now; carries the seconds to wait
+    ├── Refused             another machine will not have us until a person changes something
     └── NewerData           the data was written by a newer version of GPUStack
 
 HTTP status codes are given to these in one place for each API: ``gpustack.server.errors``, and
@@ -68,5 +69,16 @@ class Unavailable(_Later):
     """Cannot be answered now; try again after ``retry_after`` seconds."""
 
 
+class Refused(GPUStackError):
+    """Another machine will not have us, and asking again is no use until a person changes something."""
+
+
 class NewerData(GPUStackError):
     """The data was written by a newer version of GPUStack than this one."""
+
+
+def system_line(error: OSError) -> str:
+    """Return what the system refused as one line that names the file."""
+    path = error.filename2 or error.filename
+    why = error.strerror or str(error) or type(error).__name__
+    return f"{path}: {why}; change its owner, make room, or move it away" if path else why

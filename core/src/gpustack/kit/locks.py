@@ -40,6 +40,16 @@ class FileLock:
         self._file = file
         return True
 
+    def hand_down(self) -> int:
+        """Return the descriptor that keeps the lock, for a program that replaces this one."""
+        assert self._file is not None
+        return self._file.fileno()
+
+    def take_up(self, fd: int) -> None:
+        """Hold the lock that this process had before its program was replaced."""
+        os.set_inheritable(fd, False)
+        self._file = os.fdopen(fd, "a+", encoding="ascii")
+
     def holder(self) -> int | None:
         """Return the process number written by the last holder, or None when the file says nothing."""
         try:

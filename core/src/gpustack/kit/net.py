@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import ipaddress
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, MutableMapping
 
 from gpustack.kit.errors import GPUStackError
 
 LOOPBACK = "127.0.0.1"
+#: What names this machine to itself.
+_OWN_NAMES = ("localhost", LOOPBACK, "::1")
 
 
 def listen(port: int, *, host: str = "0.0.0.0", option: str = "--port", backlog: int = 2048) -> socket.socket:
@@ -66,15 +68,40 @@ def hold_first(ports: Iterable[int], *, host: str = LOOPBACK) -> socket.socket |
     return None
 
 
-def own_address() -> str:
-    """Return the address this machine uses towards others, or the loopback one when it has no route.
+def own_address(towards: str = "") -> str:
+    """Return the address this machine uses towards the host ``towards``, or the loopback one when it has no route.
 
-    Nothing is sent: connecting a datagram socket only asks the routing table.
+    Empty is any machine far away, and so is a name that means nothing (yet). Nothing but the name's own lookup is
+    sent: connecting a datagram socket only asks the routing table.
     """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         try:
-            sock.connect(("192.0.2.1", 9))
+            sock.connect((towards or "192.0.2.1", 9))
             address = str(sock.getsockname()[0])
-        except OSError:
-            return LOOPBACK
-    return LOOPBACK if ipaddress.ip_address(address).is_unspecified else address
+        except (OSError, UnicodeError):
+            return own_address() if towards else LOOPBACK
+    found = ipaddress.ip_address(address)
+    if towards and found.is_loopback:
+        return own_address()  # a tunnel, or this very machine, which others reach otherwise
+    return LOOPBACK if found.is_unspecified else address
+
+
+def spare_proxies(environ: MutableMapping[str, str], server: str | None = None) -> None:
+    """Add this machine and ``server`` to what goes without a proxy, where ``environ`` names a proxy at all.
+
+    Servers and workers speak to each other directly, or not at all; a proxy is for what comes from elsewhere.
+    """
+    if not any(environ.get(name) for scheme in ("HTTP", "HTTPS", "ALL") for name in _both(f"{scheme}_PROXY")):
+        return
+    own = [*_OWN_NAMES, *([server] if server else [])]
+    # Programs differ in which of the two spellings they read, and in which wins.
+    given = next((environ[name] for name in reversed(_both("NO_PROXY")) if environ.get(name)), "")
+    hosts = [host for part in given.split(",") if (host := part.strip())]
+    if "*" not in hosts:
+        hosts += [host for host in own if host not in hosts]
+    for name in _both("NO_PROXY"):
+        environ[name] = ",".join(hosts)
+
+
+def _both(name: str) -> tuple[str, str]:
+    return name, name.lower()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import tempfile
 from pathlib import Path
 
 from gpustack.kit.errors import GPUStackError
+
+_UNFINISHED = ".tmp"
+_WRITE_TEST = ".write-test-"
 
 
 def default_data_dir() -> Path:
@@ -49,7 +53,7 @@ def make_dir(path: Path, *, what: str, mode: int = 0o755) -> Path:
             f"{what} {path} cannot be created: {error.strerror}; name another place"
         ) from error
     try:
-        with tempfile.NamedTemporaryFile(dir=path, prefix=".write-test-"):
+        with tempfile.NamedTemporaryFile(dir=path, prefix=_WRITE_TEST):
             pass
     except OSError as error:
         raise GPUStackError(
@@ -61,10 +65,19 @@ def make_dir(path: Path, *, what: str, mode: int = 0o755) -> Path:
 def write_atomic(path: Path, content: str | bytes, *, mode: int = 0o644) -> None:
     """Replace ``path`` by a file with ``content``: readers see the old file or the new one, never a part.
 
-    The file has ``mode`` from its first moment, and is on disk before it gets its name.
+    The file has ``mode`` from its first moment, is on disk before it gets its name, and has its name on disk
+    afterwards. Who is killed meanwhile leaves ``.NAME.….tmp`` behind, for :func:`sweep`.
     """
     data = content.encode() if isinstance(content, str) else content
-    fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        _write_whole(path, data, mode)
+    except OSError as error:
+        # Not the temporary one: nobody knows that.
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+def _write_whole(path: Path, data: bytes, mode: int) -> None:
+    fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_UNFINISHED)
     try:
         with os.fdopen(fd, "wb") as file:
             if hasattr(os, "fchmod"):
@@ -76,3 +89,23 @@ def write_atomic(path: Path, content: str | bytes, *, mode: int = 0o644) -> None
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+    sync_dir(path.parent)
+
+
+def sync_dir(folder: Path) -> None:
+    """Bring the names in ``folder`` to disk, where the system lets a folder be opened for that."""
+    if sys.platform == "win32":
+        return
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a killed :func:`write_atomic` or :func:`make_dir` left in ``folder``, which nobody else writes to."""
+    for left in (*folder.glob(f".*{_UNFINISHED}"), *folder.glob(f"{_WRITE_TEST}*")):
+        if left.is_file():
+            with contextlib.suppress(OSError):
+                left.unlink()

@@ -34,7 +34,7 @@ _LOOK = 0.02
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessId:
-    """One process for good: its number with the time it started, in seconds since the epoch."""
+    """One process for good: its number with the time it started, in seconds as :func:`moment` counts them."""
 
     pid: int
     started: float
@@ -46,16 +46,68 @@ def identify(pid: int) -> ProcessId | None:
         process = psutil.Process(pid)
         if process.status() == psutil.STATUS_ZOMBIE:
             return None
-        return ProcessId(pid=pid, started=process.create_time())
-    except psutil.Error:
+        return ProcessId(pid=pid, started=started_at(process))
+    except (psutil.Error, OSError, IndexError):
         return None
 
 
 def is_running(who: ProcessId) -> bool:
     """Tell whether that very process still runs; a zombie does not."""
     now = identify(who.pid)
-    # psutil derives the start time from the boot time, which may shift by clock corrections.
-    return now is not None and abs(now.started - who.started) < 1.0
+    return now is not None and abs(now.started - who.started) < 0.5
+
+
+def moment() -> float:
+    """Return the present time in seconds since a zero that only this boot of the machine has.
+
+    Setting the clock does not change it, and no time of another boot comes near it. Where the system does not
+    tell its boots apart (not Linux) it is the time since the epoch.
+    """
+    zero = _zero_of_boot()
+    return time.time() if zero is None else zero + time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def started_at(process: psutil.Process) -> float:
+    """Return when ``process`` started, as :func:`moment` counts. Raises psutil.Error or OSError when it is gone."""
+    if (zero := _zero_of_boot()) is None:
+        return float(process.create_time())
+    return zero + int(_stat(process.pid)[19]) / os.sysconf("SC_CLK_TCK")
+
+
+def age(who: ProcessId) -> float:
+    """Return the seconds since that process started."""
+    return max(0.0, moment() - who.started)
+
+
+@functools.cache
+def _zero_of_boot() -> float | None:
+    """Return a number of seconds that stands for this boot alone; None where nothing tells."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        # Chance keeps boots many years apart; a float still has the milliseconds of so large a number.
+        return float(int(boot[:8], 16) * 512) if _stat(os.getpid()) else None
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _stat(pid: int) -> list[str]:
+    """Return the values of ``/proc/PID/stat`` behind the name, which stands in parentheses and may hold anything."""
+    text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    return text.rpartition(")")[2].split()
+
+
+def forked_by_us(pid: int) -> int | None:
+    """Fetch the exit status of a child that has ended, as subprocess gives it; None when it is none of ours.
+
+    A program that replaced ours is the parent of what ours had started, without knowing of it.
+    """
+    if sys.platform == "win32":
+        return None
+    with contextlib.suppress(ChildProcessError):
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if found == pid:
+            return os.waitstatus_to_exitcode(status)
+    return None
 
 
 @functools.cache
@@ -68,10 +120,7 @@ def pid_space() -> str:
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         namespace = Path("/proc/self/ns/pid").stat().st_ino
-        # The name in parentheses may hold anything; the start time is the 20th value behind it.
-        first = (
-            Path("/proc/1/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
-        )
+        first = _stat(1)[19]  # when it started
     except (OSError, IndexError):
         return ""
     return f"{boot}/{namespace}/{first}"
@@ -186,12 +235,13 @@ async def wait_gone(who: ProcessId, *, poll: float = 0.2) -> None:
             await asyncio.sleep(poll)
 
 
-def become(argv: list[str], *, keep_fd: int) -> NoReturn:
-    """Replace this process by the program ``argv``, which keeps the descriptor ``keep_fd``.
+def become(argv: list[str], *, keep_fds: Iterable[int]) -> NoReturn:
+    """Replace this process by the program ``argv``, which keeps the descriptors ``keep_fds``.
 
     Where the system cannot replace processes, the program runs as a child and this process ends with it.
     """
-    os.set_inheritable(keep_fd, True)
+    for fd in keep_fds:
+        os.set_inheritable(fd, True)
     sys.stdout.flush()
     sys.stderr.flush()
     if sys.platform == "win32":

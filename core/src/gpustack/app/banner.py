@@ -1,0 +1,61 @@
+"""What the supervisor tells the person in front of the terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from gpustack import __version__
+from gpustack.kit.paths import default_data_dir
+
+
+def say(text: str) -> None:
+    """Tell the person in front of the terminal; nobody may be reading any more."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+
+
+def server_ready(settings: dict[str, Any], url: str, seconds: float) -> str:
+    """Return what is said when the server is ready."""
+    data_dir = Path(settings["data_dir"])
+    password = data_dir / "initial_admin_password"
+    command = call(data_dir)
+    lines = [
+        f"GPUStack {__version__} is ready after {seconds:.1f} s.",
+        "",
+        f"  URL       {url}",
+        "  User      admin, password in " + str(password) if password.exists() else "  User      admin",
+        f"  API docs  {url}/docs" if not settings["disable_openapi_docs"] else "",
+        f"  Logs      {settings['log_dir']}",
+        f"  Workers   {command} workers join-command",
+        "",
+        f"Next, in another terminal:  {command} deploy MODEL.gguf --name my-model",
+    ]
+    return "\n".join(line for number, line in enumerate(lines) if line or lines[number - 1])
+
+
+def worker_ready(settings: dict[str, Any], door: tuple[str, int], seconds: float) -> str:
+    """Return what is said when a worker of another server is ready; ``door`` is where it listens."""
+    lines = [
+        f"GPUStack {__version__} is ready after {seconds:.1f} s: a worker of {settings['server_url']}.",
+        "",
+        f"  Door      {door[0]}:{door[1]} (the server must reach it)",
+        f"  Logs      {settings['log_dir']}",
+        "",
+        "Next, on the server:  gpustack workers",
+    ]
+    return "\n".join(lines)
+
+
+def call(data_dir: Path) -> str:
+    """Return how to call this program from another shell."""
+    here = Path(sys.executable).with_name("gpustack")
+    found = shutil.which("gpustack")
+    name = "gpustack" if found and Path(found).resolve() == here.resolve() else str(here)
+    words = [name] if data_dir == default_data_dir() else [name, "--data-dir", str(data_dir)]
+    return shlex.join(words)

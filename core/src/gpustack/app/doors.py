@@ -1,0 +1,113 @@
+"""What is written down about doors, which outlive their supervisor: the next one finds, adopts or ends them by it.
+
+A door writes its own record, ``<data-dir>/run/doors/<pid>.json``, and listens for its supervisor beside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from gpustack import __version__
+from gpustack.kit.paths import write_atomic
+from gpustack.kit.process import ProcessId, identify, is_running, pid_space
+
+_LOOK = 0.02
+#: Seconds that killing for good may take.
+_FOR_GOOD = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DoorRecord:
+    """One door."""
+
+    pid: int
+    #: When the process started, as :class:`ProcessId` has it.
+    started: float
+    pid_space: str
+    version: str
+    #: It takes no new connections and ends when its streams have.
+    retired: bool = False
+
+    @property
+    def process(self) -> ProcessId:
+        """Its process."""
+        return ProcessId(pid=self.pid, started=self.started)
+
+    @property
+    def running(self) -> bool:
+        """Whether that very process runs here."""
+        return self.pid_space == pid_space() and is_running(self.process)
+
+
+def socket_path(run_dir: Path, pid: int) -> Path:
+    """Return where the door with that process number listens for its supervisor."""
+    return run_dir / "doors" / f"{pid}.sock"
+
+
+def write_own(run_dir: Path, *, retired: bool = False) -> None:
+    """Write the record of this process."""
+    me = identify(os.getpid())
+    assert me is not None
+    record = DoorRecord(
+        pid=me.pid, started=me.started, pid_space=pid_space(), version=__version__, retired=retired
+    )
+    write_atomic(_path(run_dir, me.pid), json.dumps(asdict(record)), mode=0o600)
+
+
+def remove(run_dir: Path, pid: int) -> None:
+    """Remove what lies there of a door that has ended; there need not be anything."""
+    _path(run_dir, pid).unlink(missing_ok=True)
+    socket_path(run_dir, pid).unlink(missing_ok=True)
+
+
+def running_doors(run_dir: Path) -> list[DoorRecord]:
+    """Return the doors that run, newest first; what others left behind is removed."""
+    found: list[DoorRecord] = []
+    for path in (run_dir / "doors").glob("*.json"):
+        record = _read(path)
+        if record is not None and record.running:
+            found.append(record)
+        else:
+            path.unlink(missing_ok=True)
+            path.with_suffix(".sock").unlink(missing_ok=True)
+    return sorted(found, key=lambda record: record.started, reverse=True)
+
+
+def end_doors(run_dir: Path, *, grace: float = 2.0) -> int:
+    """End every door of this data directory and return how many there were. Blocks until they are gone."""
+    doors = running_doors(run_dir)
+    for number, seconds in ((signal.SIGTERM, grace), (getattr(signal, "SIGKILL", signal.SIGTERM), _FOR_GOOD)):
+        for record in (alive := [each for each in doors if is_running(each.process)]):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(record.pid, number)
+        deadline = time.monotonic() + seconds
+        while any(is_running(each.process) for each in alive) and time.monotonic() < deadline:
+            time.sleep(_LOOK)
+    for record in doors:
+        if not is_running(record.process):
+            remove(run_dir, record.pid)
+    return len(doors)
+
+
+def _path(run_dir: Path, pid: int) -> Path:
+    return run_dir / "doors" / f"{pid}.json"
+
+
+def _read(path: Path) -> DoorRecord | None:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return DoorRecord(
+            pid=int(values["pid"]),
+            started=float(values["started"]),
+            pid_space=str(values["pid_space"]),
+            version=str(values["version"]),
+            retired=bool(values.get("retired")),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
