@@ -7,7 +7,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from copy import deepcopy
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,6 +31,7 @@ from gpustack.plugin import (
     Verdict,
 )
 from gpustack.schemas import (
+    Claim,
     EventType,
     FactsDocument,
     InstanceState,
@@ -46,6 +47,9 @@ from gpustack.schemas import (
     source_key,
 )
 from gpustack.schemas.models import SourceFields
+from gpustack.server.reconcile import Limits
+from gpustack.server.reconcile.notes import Rows
+from gpustack.server.reconcile.state import State
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 STAMPS = {"created_at": NOW, "updated_at": NOW}
@@ -122,6 +126,31 @@ def a_file(worker: int = 1, state: ModelFileState = ModelFileState.READY, **more
     return ModelFilePublic(**{**values, **more})
 
 
+def a_state(
+    *,
+    models: list[Any] | None = None,
+    instances: list[Any] | None = None,
+    workers: list[Any] | None = None,
+    files: list[Any] | None = None,
+    age: float = 0.0,
+) -> State:
+    """Return the state right after loading these rows at time 0; ``age`` is how long the states have lasted."""
+    state = State(Limits(), {"obedient": "1.0"}, now=0.0)
+    rows = Rows(
+        models=[a_model()] if models is None else models,
+        instances=instances or [],
+        workers=[a_worker()] if workers is None else workers,
+        files=files or [],
+    )
+    state.replace_rows(rows, now=0.0, wall=NOW + timedelta(seconds=age))
+    return state
+
+
+def running(number: int, worker: int = 1, ram: int = 4, **more: Any) -> Any:
+    claim = Claim(ram=ram * GIB)
+    return an_instance(number, InstanceState.RUNNING, worker_id=worker, computed_resource_claim=claim, **more)
+
+
 class Obedient(InferenceBackend[NoSettings]):
     """Serves GGUF files and claims ``claim``; counts how often it is asked."""
 
@@ -173,6 +202,11 @@ class MemoryStore:
     def check(self) -> None:
         if self.down:
             raise Unavailable("the database does not answer", retry_after=0.1)
+
+    async def returned(self) -> None:
+        """Wait until the database answers again."""
+        while self.down:
+            await asyncio.sleep(0.005)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[MemoryStore]:
@@ -288,6 +322,20 @@ class _Instances(_Repository):
             columns["state_since"] = datetime.now(UTC)
         return await self.change(number, **columns)
 
+    async def drain(
+        self, number: int, *, why: str, seconds: int | None = None, expect_state: Any = None
+    ) -> ModelInstancePublic | None:
+        row = await self.get(number)
+        if expect_state is not None and row.state != expect_state:
+            raise Conflict(f"instance {number} is {row.state}")
+        if row.worker_id is None:
+            return await self.delete(number)
+        if row.draining_since is not None:
+            return row
+        return await self.change(
+            number, draining_since=datetime.now(UTC), drain_seconds=seconds or 0, state_message=why
+        )
+
 
 class _Workers(_Repository):
     async def set_state(self, number: int, state: WorkerState, message: str) -> WorkerPublic:
@@ -295,17 +343,23 @@ class _Workers(_Repository):
 
 
 class _Files(_Repository):
-    async def request(self, worker_id: int, source: SourceFields) -> ModelFilePublic:
+    async def request(self, worker_id: int, source: SourceFields, revision: str = "") -> ModelFilePublic:
         self._store.check()
         key = source_key(source)
         for row in self.all.values():
             if (row.worker_id, row.source_key) == (worker_id, key):
-                return await self.change(row.id, state=ModelFileState.ANALYZING, request=row.request + 1)
+                asked = {"state": ModelFileState.ANALYZING, "resolved_revision": revision}
+                return await self.change(row.id, request=row.request + 1, **asked)
         fields = {name: getattr(source, name) for name in SourceFields.__annotations__}
+        fields["resolved_revision"] = revision
         number = len(self.all) + 1
         return self.put(a_file(worker_id, ModelFileState.ANALYZING, id=number, source_key=key, **fields))
 
     async def report(self, number: int, report: ModelFileReport) -> ModelFilePublic:
         return await self.change(
-            number, state=report.state, state_message=report.state_message, facts=report.facts
+            number,
+            state=report.state,
+            state_message=report.state_message,
+            facts=report.facts,
+            resolved_revision=report.resolved_revision,
         )

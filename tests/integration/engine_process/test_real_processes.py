@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from gpustack.kit.errors import GPUStackError
-from gpustack.kit.process import identify, pid_space
+from gpustack.kit.process import identify, moment, pid_space
 from gpustack.plugin import LaunchPlan
 from gpustack.worker.probe import answers
 from gpustack.worker.runners.ending import end_recorded
@@ -216,7 +216,7 @@ class TestAdoption:
         try:
             engine = await place.start("crashes at once")
             await engine.wait()
-            record = replace(engine.record, pid=stranger.pid, started=time.time() - 1000)
+            record = replace(engine.record, pid=stranger.pid, started=moment() - 1000)
             write_record(place.run_dir, record)
 
             assert find_process(place.run_dir, record) is None
@@ -233,8 +233,12 @@ class TestSessionsWithoutLeader:
     @pytest.fixture
     def daemon(self) -> Iterator[tuple[int, int]]:
         """Start one; return the session's number and the daemon's."""
+        # Its environment tells nothing, as after a program has overwritten it to show a title.
         shell = subprocess.Popen(
-            ["sh", "-c", "sleep 60 >/dev/null & echo $!"], start_new_session=True, stdout=subprocess.PIPE
+            ["/bin/sh", "-c", "/bin/sleep 60 >/dev/null & echo $!"],
+            start_new_session=True,
+            stdout=subprocess.PIPE,
+            env={},
         )
         said, _ = shell.communicate(timeout=20)
         number = int(said)
@@ -253,7 +257,7 @@ class TestSessionsWithoutLeader:
     def test_of_another_boot_it_is_a_stranger(
         self, place: Any, alive: Alive, daemon: tuple[int, int], space: str
     ) -> None:
-        self.recorded(place, daemon[0], started=time.time() - 60, pid_space=space)
+        self.recorded(place, daemon[0], started=moment() - 60, pid_space=space)
 
         assert end_recorded(place.run_dir, grace=0.2) == 1
 
@@ -262,7 +266,7 @@ class TestSessionsWithoutLeader:
     def test_older_than_the_engine_it_is_a_stranger(
         self, place: Any, alive: Alive, daemon: tuple[int, int]
     ) -> None:
-        self.recorded(place, daemon[0], started=time.time() + 60, pid_space=pid_space())
+        self.recorded(place, daemon[0], started=moment() + 60, pid_space=pid_space())
 
         assert end_recorded(place.run_dir, grace=0.2) == 1
 
@@ -271,7 +275,7 @@ class TestSessionsWithoutLeader:
     def test_of_this_boot_and_younger_it_is_the_engines(
         self, place: Any, alive: Alive, daemon: tuple[int, int]
     ) -> None:
-        self.recorded(place, daemon[0], started=time.time() - 60, pid_space=pid_space())
+        self.recorded(place, daemon[0], started=moment() - 60, pid_space=pid_space())
 
         assert end_recorded(place.run_dir, grace=1) == 1
 

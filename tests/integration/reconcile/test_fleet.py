@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -45,6 +46,7 @@ class FakeWorker:
         self._status = WorkerStatus(memory=MemoryStatus(total=ram * GIB))
         self._files = set(files)
         self.row: WorkerPublic
+        self.drains_for = 0.0
         self.hears: Callable[[int, Heartbeat], None] = lambda _id, _beat: None
 
     @asynccontextmanager
@@ -86,6 +88,8 @@ class FakeWorker:
                     continue
                 if event.topic == "model-files":
                     await self._read(event.id, event.data)
+                elif event.data.get("draining_since"):
+                    await self._end(event.id)
                 else:
                     await self._run(event.id, InstanceState(event.data["state"]))
 
@@ -99,6 +103,12 @@ class FakeWorker:
             else {"state": ModelFileState.ERROR, "state_message": f"no such file: {path}"}
         )
         await self._store.model_files.report(number, ModelFileReport(request=data["request"], **answer))
+
+    async def _end(self, number: int) -> None:
+        """End a draining instance, as the report of its worker would."""
+        await asyncio.sleep(self.drains_for)
+        with contextlib.suppress(NotFound):
+            await self._store.instances.delete(number)
 
     async def _run(self, number: int, state: InstanceState) -> None:
         try:

@@ -46,6 +46,10 @@ class FakeServer:
         self.beats: list[dict[str, Any]] = []
         self.tokens: dict[str, int] = {}
         self.down = False
+        #: What shown credentials were, and answers to the next registrations in place of the usual one.
+        self.shown: list[str] = []
+        self.answers: list[tuple[int, Any]] = []
+        self.beat_answer: tuple[int, Any] = (204, None)
         #: Reports that are refused from now on, as by a server that is just changing the instance itself.
         self.refuse = 0
         self.number = 100
@@ -146,9 +150,11 @@ class FakeServer:
             await self._send(send, 401, {"code": 401, "message": "who are you"})
         elif parts == ["v2", "worker-heartbeat"]:
             self.beats.append(json.loads(body))
-            await self._send(send, 204, None)
+            await self._send(send, *self.beat_answer)
         elif parts[:2] == ["v2", "models"]:
-            await self._send(send, 200, self.models[int(parts[2])])
+            model = self.models.get(int(parts[2]))
+            gone = {"code": 404, "message": "it was deleted"}
+            await self._send(send, 404 if model is None else 200, model or gone)
         elif parts[-1] == "report":
             await self._report(send, parts[1], int(parts[2]), json.loads(body))
         elif "watch" in query:
@@ -157,13 +163,18 @@ class FakeServer:
             await self._send(send, 404, {"code": 404, "message": f"no {scope['path']}"})
 
     async def _register(self, send: Any, token: str, body: dict[str, Any]) -> None:
-        if token != "join":
-            await self._send(send, 401, {"code": 401, "message": "wrong registration token"})
+        self.shown.append(token)
+        if self.answers:
+            await self._send(send, *self.answers.pop(0))
+            return
+        if token != "join" and token not in self.tokens:
+            await self._send(send, 401, {"code": 401, "message": "who are you"})
             return
         self.registrations.append(body)
-        given = f"own-{len(self.registrations)}"
+        given = f"credential-number-{len(self.registrations)}" if token == "join" else token
         self.tokens = {given: 1}
-        await self._send(send, 201, {"id": 1, "name": body["name"], "token": given})
+        answer = {"id": 1, "name": body["name"], "token": given, "newer": "than this worker"}
+        await self._send(send, 201, answer)
 
     async def _report(self, send: Any, kind: str, number: int, body: dict[str, Any]) -> None:
         if number not in self.things[kind]:
@@ -174,6 +185,10 @@ class FakeServer:
             await self._send(send, 409, {"code": 409, "message": "it is just being changed"})
             return
         self.reports.append((kind, number, body))
+        if body.get("ended"):
+            await self._send(send, 200, self.things[kind][number])
+            self.drop(kind, number)
+            return
         row = self.things[kind][number]
         row.update({name: value for name, value in body.items() if name in row and name != "request"})
         await self._send(send, 200, row)
@@ -200,9 +215,11 @@ class FakeServer:
     async def _send(self, send: Any, status: int, document: Any) -> None:
         headers = [(b"content-type", b"application/json")]
         await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send(
-            {"type": "http.response.body", "body": b"" if document is None else json.dumps(document).encode()}
-        )
+        if isinstance(document, bytes):
+            body = document
+        else:
+            body = b"" if document is None else json.dumps(document).encode()
+        await send({"type": "http.response.body", "body": body})
 
 
 class FakeBackend(InferenceBackend[NoSettings]):
@@ -290,6 +307,31 @@ class Fleet:
 
     def a_model(self, behaviour: str = "fine", **fields: Any) -> dict[str, Any]:
         return {"name": "m", "local_path": self.model, "backend_parameters": [behaviour], **fields}
+
+
+def work(given: dict[str, Any]) -> None:
+    """Be a worker, in a process of its own, until killed."""
+    import gpustack.worker.agent
+
+    gpustack.worker.agent.ArtifactInstaller = FakeInstaller  # type: ignore[assignment,misc]
+    root = Path(given["root"])
+    config = WorkerConfig(
+        server_url=given["url"],
+        registration_token="join",
+        name="w1",
+        advertise_ip="127.0.0.1",
+        data_dir=root / "data",
+        bin_dir=root / "bin",
+        log_dir=root / "log",
+        service_ports=given["ports"],
+        heartbeat=0.2,
+        keep_engines=True,
+        limits=EngineLimits(start=8, probe_running=0.1, missed_probes=3, backoff=0.3),
+    )
+    catalogue = Catalogue(
+        backends={"fake": Registered(cls=FakeBackend, plugin="fake", distribution="fake", version="1")}
+    )
+    asyncio.run(run_worker(config, catalogue, socket.create_server(("127.0.0.1", 0)), lambda: None))
 
 
 @pytest.fixture

@@ -52,7 +52,7 @@ class TestJoining:
         assert first["installed_versions"] == {"fake": ["1"]}
         assert first["labels"]["worker-name"] == "w1"
         kept = {path.name: path.stat().st_mode & 0o777 for path in fleet.config.worker_dir.iterdir()}
-        assert kept == {"door_token": 0o600, "worker_uuid": 0o600}
+        assert kept == {"credential": 0o600, "door_token": 0o600, "worker_uuid": 0o600}
 
     async def test_ready_means_that_the_server_heard_it(self, fleet: Any, server: Any) -> None:
         await fleet.start()
@@ -506,6 +506,26 @@ class TestOwnPort:
                 lines[len(lines) - min(tail, len(lines)) :]
             )
         assert (await http.get("/serveLogs/1?tail=x")).status_code == 400
+
+    async def test_the_log_of_the_start_before_is_kept(
+        self, http: Any, fleet: Any, server: Any, until: Any
+    ) -> None:
+        server.want(1, fleet.a_model("shows its world"))
+        await until(lambda: server.last(1)["state"] == RUNNING)
+        missing = await http.get("/serveLogs/1?previous=true")
+        assert missing.status_code == 404
+        assert "was not started more than once" in missing.json()["message"]
+        log = next((fleet.config.log_dir / "instances").glob("*/engine.log"))
+        with log.open("a") as file:
+            file.write("last words\n")
+        pid = server.last(1)["pid"]
+
+        psutil.Process(pid).kill()
+        await until(lambda: server.last(1)["state"] == RUNNING and server.last(1)["pid"] != pid)
+
+        previous = await http.get("/serveLogs/1?previous=true&tail=1&follow=true")
+        assert (previous.status_code, previous.text) == (200, "last words\n")
+        assert "last words" not in (await http.get("/serveLogs/1")).text
 
     async def test_a_followed_log_grows_and_ends_with_its_engine(
         self, http: Any, fleet: Any, server: Any, until: Any

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-from typing import Any
-
 import pytest
 
 from gpustack.kit.text import GIB
 from gpustack.plugin import ResourceClaim
 from gpustack.schemas import (
-    Claim,
     EventType,
     Heartbeat,
     InstanceState,
@@ -19,13 +15,12 @@ from gpustack.schemas import (
     WorkerState,
     WorkerStatus,
 )
-from gpustack.server.reconcile import Limits
 from gpustack.server.reconcile.actions import (
     Action,
     Analyze,
     Ask,
     Create,
-    Delete,
+    Drain,
     Fail,
     LoseWorker,
     Move,
@@ -37,33 +32,12 @@ from gpustack.server.reconcile.actions import (
     SetReady,
 )
 from gpustack.server.reconcile.decide import decide
-from gpustack.server.reconcile.notes import Rows
 from gpustack.server.reconcile.questions import Answer
 from gpustack.server.reconcile.state import State
-from support.reconcile import FACTS, NOW, PATH, Obedient, a_file, a_model, a_worker, an_instance, described
+from support.reconcile import FACTS, PATH, Obedient, a_file, a_model, a_state, a_worker, an_instance, running
 
 S = InstanceState
 CLAIM = ResourceClaim(ram=4 * GIB)
-
-
-def a_state(
-    *,
-    models: list[Any] | None = None,
-    instances: list[Any] | None = None,
-    workers: list[Any] | None = None,
-    files: list[Any] | None = None,
-    age: float = 0.0,
-) -> State:
-    """Return the state right after loading these rows at time 0; ``age`` is how long the states have lasted."""
-    state = State(Limits(), {"obedient": "1.0"}, now=0.0)
-    rows = Rows(
-        models=[a_model()] if models is None else models,
-        instances=instances or [],
-        workers=[a_worker()] if workers is None else workers,
-        files=files or [],
-    )
-    state.replace_rows(rows, now=0.0, wall=NOW + timedelta(seconds=age))
-    return state
 
 
 def answered(state: State, answer: Answer | None = None, now: float = 0.0) -> list[Action]:
@@ -75,11 +49,6 @@ def answered(state: State, answer: Answer | None = None, now: float = 0.0) -> li
                 state.answers[question] = answer or Answer(claim=CLAIM)
             return answered(state, answer, now)
     return actions
-
-
-def running(number: int, worker: int = 1, ram: int = 4, **more: Any) -> Any:
-    claim = Claim(ram=ram * GIB)
-    return an_instance(number, S.RUNNING, worker_id=worker, computed_resource_claim=claim, **more)
 
 
 class TestReplicas:
@@ -99,7 +68,7 @@ class TestReplicas:
 
         def gone(replicas: int) -> list[int]:
             state = a_state(models=[a_model(replicas=replicas, ready_replicas=3)], instances=instances)
-            return [each.instance_id for each in decide(state, 0) if isinstance(each, Delete)]
+            return [each.instance_id for each in decide(state, 0) if isinstance(each, Drain)]
 
         assert gone(4) == [4]
         assert gone(3) == [4, 3]
@@ -145,62 +114,6 @@ class TestReplicas:
 
         assert not state.instances
         assert len(state._deleted) <= 1000
-
-
-class TestAChangedModel:
-    def test_its_instances_are_replaced_one_by_one(self) -> None:
-        old = a_model(replicas=2, ready_replicas=2)
-        state = a_state(models=[old], instances=[running(1), running(2)], files=[a_file()])
-        state.put_model(described(old, backend_parameters=["--ctx-size=64"]))
-
-        (first,) = decide(state, 1)
-        assert first == Delete(1, "model tiny was changed")
-
-        state.drop_instance(1)
-        new = state.models[1].spec_digest
-        state.put_instance(an_instance(3, S.STARTING, worker_id=1, spec_digest=new), 2)
-        assert [each for each in decide(state, 2) if isinstance(each, Delete)] == []
-
-        state.put_instance(running(3, spec_digest=new), 3)
-        assert decide(state, 3) == [Delete(2, "model tiny was changed")]
-
-    def test_a_restart_of_the_server_in_between_leaves_none_behind(self) -> None:
-        model = described(a_model(replicas=2, ready_replicas=2), env={"A": "1"})
-        instances = [running(1), running(2, spec_digest=model.spec_digest)]
-
-        assert decide(a_state(models=[model], instances=instances), 0) == [
-            Delete(1, "model tiny was changed")
-        ]
-
-    def test_a_change_while_it_was_being_placed_is_not_missed(self) -> None:
-        old = a_model()
-        state = a_state(models=[old], instances=[an_instance(1, S.ANALYZING)], files=[a_file()])
-        (schedule,) = answered(state)
-        state.put_model(described(old, env={"A": "1"}, ready_replicas=1))
-        assert isinstance(schedule, Schedule)
-        state.put_instance(running(1, spec_digest=schedule.spec), 1)
-
-        assert decide(state, 1) == [Delete(1, "model tiny was changed")]
-
-    def test_one_that_failed_is_tried_again_also_after_a_restart_of_the_server(self) -> None:
-        model = described(a_model(), env={"A": "1"})
-        state = a_state(models=[model], instances=[an_instance(1, S.ERROR)], files=[a_file()])
-
-        assert decide(state, 0) == [Restart(1, "the model was changed; trying again")]
-
-    def test_one_that_does_not_run_goes_at_once(self) -> None:
-        old = a_model(replicas=2, ready_replicas=1)
-        state = a_state(models=[old], instances=[running(1), an_instance(2, S.ERROR, worker_id=1)])
-        state.put_model(described(old, env={"A": "1"}))
-
-        assert decide(state, 1) == [Delete(2, "model tiny was changed")]
-
-    def test_a_new_description_changes_nothing(self) -> None:
-        old = a_model(ready_replicas=1)
-        state = a_state(models=[old], instances=[running(1)])
-        state.put_model(described(old, description="other", meta={"a": 1}))
-
-        assert decide(state, 1) == []
 
 
 class TestPlacing:
@@ -423,7 +336,7 @@ DEADLINES = [
     (S.ANALYZING, None, 60, Fail),
     (S.SCHEDULED, 1, 60, Restart),
     (S.INITIALIZING, 1, 3600, Move),
-    (S.DOWNLOADING, 1, 24 * 3600, Move),
+    (S.DOWNLOADING, 1, 900, Move),
     (S.STARTING, 1, 660, Move),
 ]
 

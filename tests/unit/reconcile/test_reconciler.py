@@ -42,7 +42,7 @@ async def reconciling(
 
 @asynccontextmanager
 async def reading(store: MemoryStore, answer: dict[str, Any] | None = None) -> AsyncIterator[None]:
-    """Answer requests for files as a worker would."""
+    """Answer requests for files as a worker would, and end what drains."""
 
     async def work() -> None:
         while True:
@@ -50,6 +50,9 @@ async def reading(store: MemoryStore, answer: dict[str, Any] | None = None) -> A
                 if file.state is ModelFileState.ANALYZING:
                     found = answer or {"state": ModelFileState.READY, "facts": FACTS}
                     await store.model_files.report(file.id, ModelFileReport(request=file.request, **found))
+            for each in list(store.instances.all.values()):
+                if each.draining_since is not None:
+                    await store.instances.delete(each.id)
             await asyncio.sleep(0.005)
 
     task = asyncio.create_task(work())

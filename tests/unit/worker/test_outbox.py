@@ -3,6 +3,8 @@
 import asyncio
 
 from gpustack.kit.errors import Conflict, Unavailable
+from gpustack.schemas import InstanceReport, InstanceState
+from gpustack.worker.instances import newest
 from gpustack.worker.outbox import Outbox
 
 
@@ -67,3 +69,19 @@ async def test_a_refusal_is_told() -> None:
 
     assert refused == [7]
     assert server.heard == ["running"]
+
+
+def test_the_error_before_a_restart_stays_told_when_reports_are_joined() -> None:
+    error = InstanceReport(state=InstanceState.ERROR, state_message="it was killed")
+    restart = InstanceReport(state=InstanceState.INITIALIZING, restarted=True)
+    running = InstanceReport(state=InstanceState.RUNNING)
+
+    joined = newest(newest(error, restart), running)
+
+    assert (joined.state, joined.restarted, joined.missed_error) == (
+        InstanceState.RUNNING,
+        True,
+        "it was killed",
+    )
+    assert newest(error, running) == running
+    assert "missed_error" not in newest(restart, running).model_fields_set

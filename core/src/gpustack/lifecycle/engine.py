@@ -14,9 +14,66 @@ import re
 from dataclasses import dataclass, replace
 
 from gpustack.kit.backoff import delay
+from gpustack.lifecycle.engine_words import (
+    Adopted,
+    Answered,
+    Assigned,
+    Await,
+    AwaitIdle,
+    Drained,
+    Draining,
+    Event,
+    Exited,
+    Failed,
+    Install,
+    Installed,
+    Instruction,
+    Kill,
+    ProbeAfter,
+    Report,
+    RestartAfter,
+    RestartDue,
+    Resumed,
+    Silent,
+    Spawn,
+    StartTimedOut,
+    Withdrawn,
+)
 from gpustack.schemas.instances import InstanceState
 
+__all__ = [
+    "Adopted",
+    "Answered",
+    "Assigned",
+    "Await",
+    "AwaitIdle",
+    "Drained",
+    "Draining",
+    "EngineLife",
+    "EngineLimits",
+    "Event",
+    "Exited",
+    "Failed",
+    "Install",
+    "Installed",
+    "Instruction",
+    "Kill",
+    "ProbeAfter",
+    "Report",
+    "RestartAfter",
+    "RestartDue",
+    "Resumed",
+    "Silent",
+    "Spawn",
+    "StartTimedOut",
+    "Withdrawn",
+    "failed_start",
+    "step",
+    "will_retry",
+]
+
 _S = InstanceState
+_HAS_PROCESS = (_S.STARTING, _S.RUNNING)
 _AGAIN = "trying again"
 _TAIL = "\nlast lines of its log:\n"
 _LOADING = "while loading the model"
@@ -54,142 +111,10 @@ class EngineLife:
     restarts: bool = True
     #: Size of what it loads, for the time that may take.
     weight_bytes: int = 0
+    #: It ends once its clients have left.
+    draining: bool = False
     #: Taken back for good: nothing that comes later matters.
     withdrawn: bool = False
-
-
-# Events ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Assigned:
-    """The server gave the instance to this worker."""
-
-
-@dataclass(frozen=True, slots=True)
-class Adopted:
-    """Its process was found running after a restart of the worker."""
-
-
-@dataclass(frozen=True, slots=True)
-class Installed:
-    """The engine's environment is there and proven."""
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """Something before or around the process did not work. ``message`` says what to do."""
-
-    message: str
-    #: False when trying again cannot help.
-    again: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """The probe got its answer. ``running_for`` is the seconds since the process started."""
-
-    running_for: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Silent:
-    """The probe got none. ``tail`` holds the engine's last lines."""
-
-    tail: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Exited:
-    """The process ended by itself. ``description`` says how, ``tail`` holds its last lines."""
-
-    description: str
-    tail: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class StartTimedOut:
-    """It did not answer in the time that loading may take."""
-
-    seconds: float
-    tail: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class RestartDue:
-    """The back-off is over."""
-
-
-@dataclass(frozen=True, slots=True)
-class Withdrawn:
-    """The server took the instance back: it was deleted or moved."""
-
-
-Event = (
-    Assigned
-    | Adopted
-    | Installed
-    | Failed
-    | Answered
-    | Silent
-    | Exited
-    | StartTimedOut
-    | RestartDue
-    | Withdrawn
-)
-
-
-# Instructions ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Install:
-    """Make the engine's environment ready; answer Installed or Failed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Spawn:
-    """Start the process; it must answer within ``seconds``, else StartTimedOut."""
-
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Await:
-    """It runs already; it must answer within ``seconds``, else StartTimedOut."""
-
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class ProbeAfter:
-    """Probe once, ``seconds`` from now; answer Answered or Silent."""
-
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Kill:
-    """End the whole process tree."""
-
-
-@dataclass(frozen=True, slots=True)
-class RestartAfter:
-    """Answer RestartDue ``seconds`` from now."""
-
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """Tell the server."""
-
-    state: InstanceState
-    message: str = ""
-    restarted: bool = False
-
-
-Instruction = Install | Spawn | Await | ProbeAfter | Kill | RestartAfter | Report
 
 
 def step(life: EngineLife, event: Event, limits: EngineLimits) -> tuple[EngineLife, tuple[Instruction, ...]]:
@@ -199,6 +124,10 @@ def step(life: EngineLife, event: Event, limits: EngineLimits) -> tuple[EngineLi
     """
     if life.withdrawn:
         return life, ()
+    if isinstance(event, Withdrawn):
+        return replace(life, withdrawn=True), (Kill(),)
+    if life.draining or isinstance(event, Draining):
+        return _drain(life, event)
     match event:
         case Assigned() if life.state in (_S.SCHEDULED, _S.ERROR):
             return replace(life, state=_S.INITIALIZING), (
@@ -228,6 +157,8 @@ def step(life: EngineLife, event: Event, limits: EngineLimits) -> tuple[EngineLi
         case Exited() if life.state in (_S.STARTING, _S.RUNNING):
             when = _LOADING if life.state is _S.STARTING else "while serving"
             return _fail(life, limits, f"the engine {event.description} {when}", tail=event.tail)
+        case Exited() if life.state is _S.SCHEDULED:
+            return _fail(life, limits, f"the engine {event.description}", tail=event.tail)
         case StartTimedOut() if life.state is _S.STARTING:
             return _fail(
                 life,
@@ -243,10 +174,28 @@ def step(life: EngineLife, event: Event, limits: EngineLimits) -> tuple[EngineLi
                     Install(),
                 ),
             )
-        case Withdrawn():
-            return replace(life, withdrawn=True), (Kill(),)
+        case Resumed() if life.state is _S.SCHEDULED:
+            wait = min(max(0.0, event.seconds), limits.backoff_limit)
+            new = replace(life, state=_S.ERROR, failures=event.failures)
+            return new, (Report(_S.ERROR, event.message), RestartAfter(wait))
         case _:
             return life, ()
+
+
+def _drain(life: EngineLife, event: Event) -> tuple[EngineLife, tuple[Instruction, ...]]:
+    """Let the engine end: after its clients when it has a process, else at once. Nobody counts on a restart."""
+    match event:
+        case Draining() if not life.draining:
+            new = replace(life, draining=True)
+            return (new, (AwaitIdle(event.seconds),)) if life.state in _HAS_PROCESS else _ended(new)
+        case Drained() | Exited() | Failed():
+            return _ended(life)
+        case _:
+            return life, ()
+
+
+def _ended(life: EngineLife) -> tuple[EngineLife, tuple[Instruction, ...]]:
+    return replace(life, withdrawn=True), (Kill(), Report(life.state, ended=True))
 
 
 def _time_to_load(life: EngineLife, limits: EngineLimits) -> float:

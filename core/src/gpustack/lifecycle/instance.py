@@ -46,11 +46,13 @@ class Deadlines:
     """
 
     pending: float = 30.0
+    #: ANALYZING and DOWNLOADING last as long as they go on: these are the seconds without news.
     analyzing: float = 60.0
     scheduled: float = 60.0
     #: Installing an engine downloads gigabytes on slow links.
     initializing: float = 3600.0
-    downloading: float = 24 * 3600.0
+    #: Without any sign of going on: what waits for the hub says so with each attempt.
+    downloading: float = 900.0
     #: Loading is bounded by the disk: this much, and a second for every ``load_rate`` bytes of weights. A minute
     #: more than the worker gives its engine: the worker ends that first and says why, this is for a worker that hangs.
     starting: float = 660.0
@@ -110,7 +112,8 @@ def overdue(state: InstanceState, worker: str, seconds: float) -> Step | None:
             )
         case _S.DOWNLOADING:
             return Step(
-                state=_S.ERROR, message=f"worker {worker} could not fetch the model's files within {waited}"
+                state=_S.ERROR,
+                message=f"worker {worker} has not gone on fetching the model's files for {waited}; see its log",
             )
         case _S.STARTING:
             return Step(

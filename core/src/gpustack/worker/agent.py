@@ -16,7 +16,7 @@ from gpustack import __version__
 from gpustack.client import Client
 from gpustack.extensions import Catalogue
 from gpustack.kit.backoff import Backoff
-from gpustack.kit.errors import GPUStackError, NotFound, Throttled, Unauthenticated, Unavailable
+from gpustack.kit.errors import GPUStackError, InvalidInput, NotFound, Unauthenticated
 from gpustack.kit.tasks import plain, to_the_end
 from gpustack.plugin import Host
 from gpustack.schemas import (
@@ -25,20 +25,22 @@ from gpustack.schemas import (
     ModelFileReport,
     WorkerRegistered,
     WorkerRegistration,
-    WorkerStatus,
 )
+from gpustack.worker.alone import alone
 from gpustack.worker.api import WorkerApi, serve
 from gpustack.worker.artifacts import ArtifactInstaller
+from gpustack.worker.artifacts.hub import HubFiles
 from gpustack.worker.config import WorkerConfig
 from gpustack.worker.desk import Desk
 from gpustack.worker.identity import Identity
-from gpustack.worker.instance import Workshop
 from gpustack.worker.instances import Instances, newest
-from gpustack.worker.model_files import ModelFiles
+from gpustack.worker.joining import Joining
+from gpustack.worker.model_files import Downloads, ModelFiles
 from gpustack.worker.outbox import Outbox
 from gpustack.worker.ports import PortPool
 from gpustack.worker.runners.ending import end_recorded
 from gpustack.worker.status import Machine
+from gpustack.worker.workshop import Workshop
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +49,8 @@ _INSTANCES, _FILES = "/v2/model-instances", "/v2/model-files"
 _FULL = 3
 #: What a heartbeat or watch is answered with when the server has forgotten this worker.
 _FORGOTTEN = (NotFound, Unauthenticated)
+#: What a heartbeat is answered with, too, when the server has become another version: registering tells.
+_REFUSED = (*_FORGOTTEN, InvalidInput)
 
 
 async def run_worker(
@@ -59,16 +63,19 @@ async def run_worker(
     unless they are to be kept; then whoever starts next adopts them. Raises GPUStackError with one line when the
     worker cannot go on for a reason that people can mend.
     """
-    agent = Agent(config, catalogue, sock, on_ready)
     try:
-        await agent.run()
+        async with alone(config.run_dir):
+            try:
+                await Agent(config, catalogue, sock, on_ready).run()
+            finally:
+                if not config.keep_engines:
+                    await to_the_end(asyncio.to_thread(end_recorded, config.run_dir, grace=config.grace))
     except BaseExceptionGroup as group:
         if (error := plain(group)) is group:
             raise
         raise error from group
     finally:
-        if not config.keep_engines:
-            await to_the_end(asyncio.to_thread(end_recorded, config.run_dir, grace=config.grace))
+        sock.close()
 
 
 class _Forgotten(Exception):
@@ -104,6 +111,7 @@ class Agent:
         self._socket = sock
         self._ready = _Ready(on_ready)
         self._identity = Identity.load(config.worker_dir)
+        self._joining = Joining(config, self._identity)
         #: Set when figures are wanted; ``_due`` when they are not to wait for the next heartbeat.
         self._wanted = asyncio.Event()
         self._due = asyncio.Event()
@@ -132,12 +140,16 @@ class Agent:
                 merge=newest,
             )
             stack.push_async_callback(reports.stop)
+            downloads = Downloads(self._client.report_download)
+            stack.push_async_callback(downloads.stop)
+            hub = HubFiles(self._config.hub_config, downloads.put)
             shop = Workshop(
                 self._config,
                 desk,
                 PortPool(self._config.service_ports),
                 self._client.models.get,
                 reports.put,
+                hub,
             )
             instances = Instances(shop, reports)
             reports.on_gone = instances.withdraw
@@ -145,7 +157,7 @@ class Agent:
             stack.push_async_callback(instances.stop)
             file_reports: Outbox[ModelFileReport] = Outbox("model file", self._client.report_file)
             stack.push_async_callback(file_reports.stop)
-            files = ModelFiles(file_reports)
+            files = ModelFiles(file_reports, hub)
             stack.push_async_callback(files.stop)
             api = WorkerApi(self._identity.door_token, instances)
             async with asyncio.TaskGroup() as group:
@@ -199,31 +211,9 @@ class Agent:
 
     async def _register(self, machine: Machine) -> WorkerRegistered:
         """Join the server, however long that takes."""
-        wait = Backoff(first=0.2, limit=15.0)
-        async with Client(self._config.server_url, self._config.registration_token) as client:
-            while True:
-                installed = await asyncio.to_thread(self._installer.installed)
-                registration = self._registration(await machine.measure(), installed)
-                try:
-                    worker = await client.register_worker(registration)
-                except (Unavailable, Throttled) as error:
-                    log.log(
-                        logging.WARNING if wait.failures == 3 else logging.DEBUG,
-                        "worker %s cannot register yet: %s",
-                        self._config.name,
-                        error,
-                    )
-                except GPUStackError as error:
-                    log.warning(
-                        "worker %s: the server at %s does not take it: %s",
-                        self._config.name,
-                        self._config.server_url,
-                        error,
-                    )
-                else:
-                    self._client.credential = worker.token
-                    return worker
-                await asyncio.sleep(wait.next())
+        worker = await self._joining.join(lambda: self._registration(machine))
+        self._client.credential = worker.token
+        return worker
 
     async def _beat(self) -> None:
         """Send heartbeats: the first at once, every third with figures, and one when there is news.
@@ -238,7 +228,7 @@ class Agent:
             beat = self._figures if full and self._figures is not None else Heartbeat()
             try:
                 await self._client.heartbeat(beat)
-            except _FORGOTTEN as error:
+            except _REFUSED as error:
                 raise _Forgotten from error
             except GPUStackError as error:
                 log.warning("heartbeat: %s", error)
@@ -268,15 +258,19 @@ class Agent:
             if news:
                 self._due.set()
 
-    def _registration(self, status: WorkerStatus, installed: dict[str, list[str]]) -> WorkerRegistration:
+    async def _registration(self, machine: Machine) -> WorkerRegistration:
+        """Return what the server is told of this worker, with the present figures."""
         config = self._config
+        installed = await asyncio.to_thread(self._installer.installed)
+        status = await machine.measure()
         return WorkerRegistration(
             name=config.name,
             hostname=platform.node(),
             ip=config.advertise_ip,
-            port=self._socket.getsockname()[1],
+            port=config.door_port or self._socket.getsockname()[1],
             door_token=self._identity.door_token,
             worker_uuid=self._identity.worker_uuid,
+            home=self._identity.home if config.remote else "",
             version=__version__,
             labels={
                 "os": platform.system().lower(),
@@ -292,7 +286,8 @@ class Agent:
 
     def _machine(self) -> Machine:
         config = self._config
-        return Machine(self._catalogue, self._host(), (config.data_dir, config.bin_dir, config.log_dir))
+        places = (config.data_dir, config.bin_dir, config.log_dir, config.hub_config.cache_dir)
+        return Machine(self._catalogue, self._host(), places)
 
     def _host(self) -> Host:
         config = self._config

@@ -15,7 +15,7 @@ from urllib.parse import parse_qs
 
 import uvicorn
 
-from gpustack.worker.runners.logfile import LogReader
+from gpustack.worker.runners.logfile import PREVIOUS, LogReader
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +24,7 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
+_YES = ("true", "1", "yes")
 #: Seconds between two looks at a log, only while somebody follows it.
 _LOOK = 0.2
 
@@ -80,9 +81,13 @@ class WorkerApi:
         if path is None:
             await _answer(send, 404, f"instance {number} is not on this worker")
             return
+        previous = query.get("previous", ["false"])[-1].lower() in _YES
+        if previous and not (path := path.with_name(PREVIOUS)).exists():
+            await _answer(send, 404, f"the engine of instance {number} was not started more than once")
+            return
         await _start(send, 200, b"text/plain; charset=utf-8")
         if scope["method"] == "GET":
-            following = follow in ("true", "1", "yes")
+            following = follow in _YES and not previous
             pieces = self._follow(path, int(tail), int(number)) if following else _read(path, int(tail))
             await _stream(pieces, receive, send)
         else:

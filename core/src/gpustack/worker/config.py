@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gpustack.lifecycle.engine import EngineLimits
+from gpustack.worker.artifacts.hub import HubConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,7 +15,7 @@ class WorkerConfig:
     """Plain values; the directories exist."""
 
     server_url: str
-    #: The credential that lets a worker join.
+    #: The credential that lets a worker join; may be empty for one that has joined before.
     registration_token: str
     name: str
     #: The address under which the server reaches this machine.
@@ -24,14 +25,23 @@ class WorkerConfig:
     log_dir: Path
     #: Ports for engines, in order.
     service_ports: Sequence[int]
+    #: The port of the door before this worker, where the server reaches it; 0: there is none, its own port is the one.
+    door_port: int = 0
     #: Empty: find pipx.
     pipx_path: str = ""
+    #: Where models come from; None keeps the hub's cache below the data directory.
+    hub: HubConfig | None = None
     #: Bytes kept for the system: ``ram``, and ``vram`` of each GPU.
     system_reserved: Mapping[str, int] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
     limits: EngineLimits = field(default_factory=EngineLimits)
     #: Seconds between two heartbeats; every third carries what was measured.
     heartbeat: float = 10.0
+    #: The server is another GPUStack's: without it there is nothing to do here. A worker that is refused there for
+    #: good ends with a line, instead of asking again and again, and it may turn out to be a copy of another one.
+    remote: bool = False
+    #: Seconds after which a worker that has this one's identity elsewhere is another one for good.
+    conflict_patience: float = 45.0
     #: Seconds that engines have to end by themselves.
     grace: float = 4.0
     #: Leave engines running when the worker ends; the next one adopts them.
@@ -46,6 +56,11 @@ class WorkerConfig:
     def worker_dir(self) -> Path:
         """Where the worker keeps who it is."""
         return self.data_dir / "worker"
+
+    @property
+    def hub_config(self) -> HubConfig:
+        """Return where the hub and its cache are."""
+        return self.hub or HubConfig(cache_dir=self.data_dir / "cache" / "huggingface")
 
     def scratch(self, instance_id: int) -> Path:
         """Return the working directory of an engine."""

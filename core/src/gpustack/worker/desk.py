@@ -64,14 +64,14 @@ class Desk:
         await self._stack.aclose()
 
     async def install(
-        self, instance: ModelInstancePublic, model: ModelPublic, say: Callable[[str], None]
+        self, instance: ModelInstancePublic, model: ModelPublic, path: str, say: Callable[[str], None]
     ) -> Installed:
-        """Read the model's headers and make its engine ready; ``say`` gets a line for each step.
+        """Read the headers of the model at ``path`` and make its engine ready; ``say`` gets a line for each step.
 
         Raises GPUStackError with one line: InvalidInput and Refused when trying again cannot help.
         """
         registered = self._registered(instance)
-        facts = await read_facts_within(instance.resolved_path or model.local_path)
+        facts = await read_facts_within(path)
         backend = await self._backend(registered)
         version = instance.backend_version or model.backend_version or backend.default_version
         artifact = await Guard.call(registered.plugin, backend.artifact, version, self._machine.platform())

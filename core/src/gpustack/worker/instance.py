@@ -4,43 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass, replace
+from collections.abc import Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gpustack.kit.backoff import Backoff
 from gpustack.kit.errors import GPUStackError, InvalidInput, NotFound
+from gpustack.kit.process import moment
 from gpustack.kit.tasks import Tasks
 from gpustack.lifecycle import engine as life
 from gpustack.plugin import Refused
-from gpustack.schemas import InstanceReport, InstanceState, ModelInstancePublic, ModelPublic
+from gpustack.schemas import InstanceReport, InstanceState, ModelInstancePublic, ModelPublic, Source
 from gpustack.worker.artifacts import InstallError
-from gpustack.worker.config import WorkerConfig
-from gpustack.worker.desk import Desk, Installed
-from gpustack.worker.ports import Lease, PortPool
+from gpustack.worker.artifacts.hub import DownloadError, Progress
+from gpustack.worker.artifacts.hub.cache import HubSource
+from gpustack.worker.desk import Installed
+from gpustack.worker.draining import until_idle
+from gpustack.worker.memory import Notebook, first_event
+from gpustack.worker.ports import Lease
 from gpustack.worker.probe import answers
 from gpustack.worker.runners.ending import end_engines
 from gpustack.worker.runners.logfile import log_path
 from gpustack.worker.runners.process import EngineProcess, Launch
 from gpustack.worker.runners.records import EngineRecord, read_record, record_path
+from gpustack.worker.workshop import Workshop
 
 log = logging.getLogger(__name__)
 
 _MESSAGE = 16_000
-
-
-@dataclass(frozen=True, slots=True)
-class Workshop:
-    """What all instances of a worker share."""
-
-    config: WorkerConfig
-    desk: Desk
-    ports: PortPool
-    #: Returns the model's present description.
-    fetch_model: Callable[[int], Awaitable[ModelPublic]]
-    #: Takes a report for the server; never waits.
-    report: Callable[[int, InstanceReport], None]
 
 
 class InstanceDriver:
@@ -62,6 +53,10 @@ class InstanceDriver:
         self._engine: EngineProcess | None = None
         self._lease: Lease | None = None
         self._last_message = ""
+        self._notebook = Notebook(shop.config.run_dir)
+        #: How things stand was found out.
+        self._begun = False
+        self._answering_since: float | None = None
 
     @property
     def log_path(self) -> Path:
@@ -82,6 +77,13 @@ class InstanceDriver:
         """Start again after an error: the server placed the instance here once more."""
         self.instance = instance
         self._post(None, life.Assigned())
+
+    def drain(self, instance: ModelInstancePublic) -> None:
+        """End the engine once its clients have left: the server sends no new ones."""
+        self.instance = instance
+        # Before, an engine that is about to be adopted would be taken for none.
+        if self._begun and not self.life.draining:
+            self._post(None, life.Draining(self._time_to_drain()))
 
     def withdraw(self) -> None:
         """End the engine; :meth:`run` returns once it is gone."""
@@ -115,7 +117,9 @@ class InstanceDriver:
         self._post(self._generation, life.Failed(f"{name} failed: {error}; see the log of the worker"))
 
     async def _handle(self, event: life.Event) -> None:
-        self.life, instructions = life.step(self.life, event, self._shop.config.limits)
+        before = self.life
+        self.life, instructions = life.step(before, event, self._shop.config.limits)
+        await self._notebook.note(self.instance, (before, self.life), event, instructions)
         if isinstance(event, life.Assigned) and instructions:
             # The wait for a restart is over before its time.
             await self._new_generation()
@@ -142,7 +146,7 @@ class InstanceDriver:
 
     def _failed(self, error: GPUStackError) -> None:
         never = isinstance(error, Refused | InvalidInput) or (
-            isinstance(error, InstallError) and not error.again
+            isinstance(error, InstallError | DownloadError) and not error.again
         )
         self._post(self._generation, life.Failed(error.message, again=not never))
 
@@ -166,33 +170,43 @@ class InstanceDriver:
                     self._start("probe", self._probe(self._engine, seconds))
             case life.Kill():
                 await self._kill()
+            case life.AwaitIdle(seconds):
+                self._start("draining", self._await_idle(seconds))
             case life.RestartAfter(seconds):
                 self._start("restart", self._later(seconds, life.RestartDue()))
             case life.Report():
                 self._report(instruction)
 
     async def _begin(self) -> None:
-        """Find out how things stand: adopt what runs, or start, or rest after an error that was final."""
-        generation = self._generation
-        record = await asyncio.to_thread(
-            read_record, record_path(self._shop.config.run_dir, self.instance.id)
-        )
+        """Find out how things stand: adopt what runs, go on waiting for a restart, start, or rest."""
+        generation, number, run_dir = self._generation, self.instance.id, self._shop.config.run_dir
+        record = await asyncio.to_thread(read_record, record_path(run_dir, number))
+        memory = await self._notebook.read(self.instance)
         engine = await self._adopt(record) if record is not None else None
-        try:
-            model = self._model = await self._fetch_model()
-        except NotFound:
-            log.warning("instance %s: its model is gone", self.instance.name)
-            self._post(None, life.Withdrawn())
-            return
-        self.life = replace(self.life, restarts=model.restart_on_error)
+        model = self._model = await self._model_if_any()
+        restarts = model is not None and model.restart_on_error
+        self.life = replace(self.life, restarts=restarts, failures=memory.failures)
         if engine is not None:
             self._post(generation, life.Adopted())
             # Not before: an end of the engine means nothing while it does not count as started.
             self._start("engine", self._watch(engine))
-        elif self.instance.state is InstanceState.ERROR and not model.restart_on_error:
+        elif self.instance.state is InstanceState.ERROR and not restarts:
             self.life = replace(self.life, state=InstanceState.ERROR)
-        else:
-            self._post(generation, life.Assigned())
+        elif model is not None:
+            self._post(None, first_event(memory, record, restarts=restarts))
+        self._begun = True
+        if self.instance.draining_since is not None:
+            self._post(None, life.Draining(self._time_to_drain()))
+
+    async def _model_if_any(self) -> ModelPublic | None:
+        """Return the model; None when it is gone: then the instance drains, or is gone too, and the watch says so."""
+        if self.instance.draining_since is not None:
+            return None
+        try:
+            return await self._shop.model(self.instance, self._model)
+        except NotFound:
+            log.warning("instance %s: its model is gone", self.instance.name)
+            return None
 
     async def _adopt(self, record: EngineRecord) -> EngineProcess | None:
         config = self._shop.config
@@ -206,31 +220,31 @@ class InstanceDriver:
         self._engine = engine
         return engine
 
-    async def _fetch_model(self) -> ModelPublic:
-        """Return the model as the server has it, or as last seen while the server is away."""
-        wait = Backoff(first=0.5, limit=15.0)
-        while True:
-            try:
-                return await self._shop.fetch_model(self.instance.model_id)
-            except NotFound:
-                raise
-            except GPUStackError as error:
-                if self._model is not None:
-                    return self._model
-                log.info("instance %s: %s", self.instance.name, error)
-            await asyncio.sleep(wait.next())
-
     async def _install(self) -> None:
         generation = self._generation
         try:
-            self._model = await self._fetch_model()
-            installed = await self._shop.desk.install(self.instance, self._model, self._say)
+            self._model = await self._shop.model(self.instance, self._model)
+            path = await self._files(self._model)
+            installed = await self._shop.desk.install(self.instance, self._model, path, self._say)
         except GPUStackError as error:
             self._failed(error)
             return
         self._installed = installed
         self.life = replace(self.life, weight_bytes=installed.facts.weight_bytes)
         self._post(generation, life.Installed())
+
+    async def _files(self, model: ModelPublic) -> str:
+        """Return what the engine loads, once it is on this machine."""
+        if model.source is not Source.HUGGINGFACE:
+            return self.instance.resolved_path or model.local_path
+        revision = self.instance.resolved_revision
+        path = await self._shop.hub.fetch(HubSource.of(model), revision, self._downloading)
+        return str(path)
+
+    def _downloading(self, progress: Progress) -> None:
+        """Show how far the files are."""
+        report = life.Report(InstanceState.DOWNLOADING, progress.text)
+        self._report(report, download_progress=round(progress.percent, 1))
 
     def _say(self, line: str) -> None:
         """Show a step of a long installation."""
@@ -281,7 +295,9 @@ class InstanceDriver:
         generation, record = self._generation, engine.record
         await asyncio.sleep(seconds)
         if await answers(record.port, record.ready_path, timeout=record.ready_timeout):
-            self._post(generation, life.Answered(engine.running_for()))
+            # From here on: a long time of loading is no proof that it runs well.
+            self._answering_since = self._answering_since or moment()
+            self._post(generation, life.Answered(moment() - self._answering_since))
         else:
             running = self.life.state is InstanceState.RUNNING
             self._post(generation, life.Silent(await self._tail() if running else ""))
@@ -291,13 +307,25 @@ class InstanceDriver:
         await asyncio.sleep(seconds)
         self._post(generation, event)
 
+    async def _await_idle(self, seconds: float) -> None:
+        assert self._engine is not None
+        log.info("instance %s: drains, for %.0f s at most", self.instance.name, seconds)
+        left = await until_idle(self._engine.record.port, seconds=seconds)
+        if left:
+            log.warning("instance %s: cuts off %d clients after %.0f s", self.instance.name, left, seconds)
+        self._post(None, life.Drained())
+
+    def _time_to_drain(self) -> float:
+        """Return the seconds that clients have still, which count on over a restart of the worker."""
+        return max(0.0, self.instance.drain_seconds - self._notebook.memory.drained_for())
+
     async def _tail(self) -> str:
         return await asyncio.to_thread(self._engine.tail) if self._engine is not None else ""
 
     async def _kill(self) -> None:
         await self._new_generation()
         config = self._shop.config
-        engine, self._engine = self._engine, None
+        engine, self._engine, self._answering_since = self._engine, None, None
         if engine is not None:
             await engine.end(grace=config.grace)
         else:
@@ -308,11 +336,15 @@ class InstanceDriver:
             self._lease.free()
             self._lease = None
 
-    def _report(self, report: life.Report) -> None:
+    def _report(self, report: life.Report, **more: Any) -> None:
         self._last_message = report.message
-        fields: dict[str, Any] = {"state": report.state, "state_message": report.message[:_MESSAGE]}
+        fields: dict[str, Any] = {"state": report.state, "state_message": report.message[:_MESSAGE], **more}
+        if self._installed is not None:
+            fields["resolved_path"] = self._installed.facts.path
         if self._engine is not None:
             fields |= {"pid": self._engine.who.pid, "port": self._engine.record.port}
         if report.restarted:
             fields["restarted"] = True
+        if report.ended:
+            fields["ended"] = True
         self._shop.report(self.instance.id, InstanceReport(**fields))

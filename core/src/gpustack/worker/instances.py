@@ -13,11 +13,13 @@ from pydantic import ValidationError
 from gpustack.kit.backoff import Backoff
 from gpustack.kit.tasks import Tasks
 from gpustack.schemas import Event, EventType, InstanceReport, InstanceState, ModelInstancePublic
-from gpustack.worker.instance import InstanceDriver, Workshop
+from gpustack.worker.instance import InstanceDriver
+from gpustack.worker.memory import Memory, forget_all_but, remember
 from gpustack.worker.outbox import Outbox
 from gpustack.worker.runners.ending import end_engines
 from gpustack.worker.runners.logfile import cap, prune
 from gpustack.worker.runners.records import read_records
+from gpustack.worker.workshop import Workshop
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +31,12 @@ _SETTLE = 0.5
 
 
 def newest(old: InstanceReport, new: InstanceReport) -> InstanceReport:
-    """Join a report that was not sent yet with a newer one: a restart stays told."""
-    return new.model_copy(update={"restarted": True}) if old.restarted else new
+    """Join a report that was not sent yet with a newer one: a restart stays told, and the error before it."""
+    joined: dict[str, object] = {"restarted": True} if old.restarted else {}
+    error = old.state_message if old.state is InstanceState.ERROR and new.restarted else old.missed_error
+    if error is not None and (new.restarted or old.restarted):
+        joined["missed_error"] = error
+    return new.model_copy(update=joined)
 
 
 class Instances:
@@ -113,6 +119,8 @@ class Instances:
             self._refused.pop(instance.id, None)
         if driver is None:
             self._drive(instance)
+        elif instance.draining_since is not None:
+            driver.drain(instance)
         elif instance.state is InstanceState.UNREACHABLE or (
             # The server gave up on an engine that answers after all.
             instance.state is InstanceState.ERROR and driver.serves
@@ -160,6 +168,7 @@ class Instances:
         await asyncio.to_thread(
             shutil.rmtree, self._shop.config.scratch(driver.instance.id), ignore_errors=True
         )
+        await asyncio.to_thread(remember, self._shop.config.run_dir, driver.instance.id, Memory())
         in_use = {each.log_path for each in self._drivers.values()}
         await asyncio.to_thread(prune, self._shop.config.log_dir, in_use=in_use)
 
@@ -174,6 +183,7 @@ class Instances:
         for instance_id in set(self._drivers) - named:
             self.withdraw(instance_id)
         run_dir = self._shop.config.run_dir
+        await asyncio.to_thread(forget_all_but, run_dir, named | self._ending.keys())
         records = await asyncio.to_thread(read_records, run_dir)
         orphans = [record for record in records if record.instance_id not in self._ending]
         for record in orphans:

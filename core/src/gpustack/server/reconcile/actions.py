@@ -18,8 +18,20 @@ class Create:
 
 
 @dataclass(frozen=True, slots=True)
-class Delete:
-    """Remove an instance; its worker ends the engine when it sees that."""
+class Drain:
+    """Let an instance end: no new requests, those in flight are answered. One without a worker goes at once."""
+
+    instance_id: int
+    why: str
+    #: Seconds that requests in flight have.
+    seconds: int
+    #: The instance that waits for the room it leaves.
+    for_instance: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Remove an instance that drains for longer than it may; its worker, if there is one, ends what is left of it."""
 
     instance_id: int
     why: str
@@ -29,12 +41,14 @@ class Delete:
 class Analyze:
     """Let the instance wait in ANALYZING for ``workers`` to read the model's files.
 
-    ``request`` are those to be told to; the others read them already.
+    ``request`` are those to be told to; the others read them already. ``revision`` is the commit of a hub's repository
+    that other instances are held to; empty is the newest.
     """
 
     instance_id: int
     workers: tuple[int, ...]
     request: tuple[int, ...]
+    revision: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +67,10 @@ class Schedule:
     path: str
     #: Digest of the model's description that this was decided by.
     spec: str
+    #: The commit of a hub's repository to load.
+    revision: str = ""
+    #: What was decided for the user on the way.
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +79,8 @@ class Park:
 
     instance_id: int
     message: str
+    #: An old instance of its model whose end would leave it room.
+    room_of: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +147,8 @@ class SetCategories:
 
 Action = (
     Create
-    | Delete
+    | Drain
+    | Finish
     | Analyze
     | Ask
     | Schedule

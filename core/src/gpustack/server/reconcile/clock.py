@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from gpustack.lifecycle.instance import HOLDS_CLAIM, overdue
 from gpustack.schemas import InstanceState, ModelInstancePublic, WorkerPublic, WorkerState
-from gpustack.server.reconcile.actions import Action, Fail, LoseWorker, Move, Restart, ReturnWorker
+from gpustack.server.reconcile.actions import Action, Fail, Finish, LoseWorker, Move, Restart, ReturnWorker
 from gpustack.server.reconcile.placing import prints
 from gpustack.server.reconcile.state import State
 
@@ -74,7 +74,10 @@ def instances(state: State, now: float) -> Iterator[Action]:
     """End what lasts too long, and free what is on a worker that no longer exists."""
     spared = cut_off(state, now)
     for instance in sorted(state.instances.values(), key=lambda each: each.id):
-        if _lost_its_worker(state, instance):
+        if instance.draining_since is not None:
+            if instance.worker_id is None or (due := state.due(instance)) is None or due <= now:
+                yield Finish(instance.id, "its time to end is over")
+        elif _lost_its_worker(state, instance):
             yield _without_worker(instance)
         elif instance.worker_id in spared:
             continue

@@ -23,6 +23,7 @@ def decide(state: State, now: float) -> list[Action]:
             taken.update(_instances(action))
             actions.append(action)
     actions += placing.unplaced(state, now, skip=taken)
+    actions += replicas.make_room(state, skip={each for action in actions for each in _instances(action)})
     actions += _keep_counts(state)
     return actions
 
@@ -36,7 +37,7 @@ def _instances(action: Action) -> tuple[int, ...]:
 def _keep_counts(state: State) -> Iterator[Action]:
     running: dict[int, int] = {}
     for each in state.instances.values():
-        if each.state is InstanceState.RUNNING:
+        if each.state is InstanceState.RUNNING and each.draining_since is None:
             running[each.model_id] = running.get(each.model_id, 0) + 1
     for model in state.models.values():
         if running.get(model.id, 0) != model.ready_replicas:

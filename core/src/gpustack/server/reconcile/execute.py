@@ -15,8 +15,9 @@ from gpustack.server.reconcile.actions import (
     Analyze,
     Ask,
     Create,
-    Delete,
+    Drain,
     Fail,
+    Finish,
     LoseWorker,
     Move,
     Park,
@@ -45,6 +46,7 @@ _UNPLACED: dict[str, Any] = {
     "backend_version": "",
     "computed_resource_claim": Claim(),
     "gpu_indexes": [],
+    "download_progress": 0.0,
 }
 
 
@@ -79,8 +81,10 @@ class Execute:
         match action:
             case Create():
                 await self._create(action)
-            case Delete():
-                await self._delete(action)
+            case Drain():
+                await self._drain(action)
+            case Finish():
+                await self._finish(action)
             case Analyze():
                 await self._analyze(action)
             case Schedule():
@@ -118,7 +122,23 @@ class Execute:
             log.info("instance %s: created", each.name)
             self._state.put_instance(each, self._clock())
 
-    async def _delete(self, action: Delete) -> None:
+    async def _drain(self, action: Drain) -> None:
+        name = _row(self._state.instances, action.instance_id).name
+        left = await self._store.instances.drain(
+            action.instance_id,
+            why=action.why,
+            seconds=action.seconds,
+            expect_state=self._expected[action.instance_id],
+        )
+        if left is None:
+            self._state.drop_instance(action.instance_id)
+        else:
+            self._state.put_instance(left, self._clock())
+        log.info("instance %s: %s, %s", name, "removed" if left is None else "drains", action.why)
+        if (notes := self._state.notes.get(action.for_instance or 0)) is not None:
+            notes.parked = None  # what it waits for is to be said anew
+
+    async def _finish(self, action: Finish) -> None:
         name = _row(self._state.instances, action.instance_id).name
         await self._store.instances.delete(action.instance_id)
         log.info("instance %s: deleted, %s", name, action.why)
@@ -136,7 +156,10 @@ class Execute:
                     state=_S.ANALYZING,
                     state_message="reading the model's files",
                 )
-            files = [await tx.model_files.request(worker_id, model) for worker_id in action.request]
+            files = [
+                await tx.model_files.request(worker_id, model, action.revision)
+                for worker_id in action.request
+            ]
         for each in files:
             self._state.put_file(each)
         self._state.put_instance(changed, self._clock())
@@ -148,11 +171,12 @@ class Execute:
         changed = await self._update(
             placed.instance_id,
             state=_S.SCHEDULED,
-            state_message="",
+            state_message=action.note,
             worker_id=placed.worker_id,
             backend=placed.way.backend,
             backend_version=placed.way.version,
             resolved_path=action.path,
+            resolved_revision=action.revision,
             computed_resource_claim=Claim(ram=placed.ram, vram=dict(placed.vram)),
             gpu_indexes=sorted(placed.vram),
             spec_digest=action.spec,
@@ -170,7 +194,7 @@ class Execute:
         if instance.state is not _S.PENDING or instance.state_message != action.message:
             await self._update(instance.id, state=_S.PENDING, state_message=action.message)
             log.info("instance %s: pending, %s", instance.name, action.message.splitlines()[0])
-        self._state.park(instance.id, self._clock())
+        self._state.park(instance.id, self._clock(), action.room_of)
 
     async def _fail(self, action: Fail) -> None:
         changed = await self._update(
@@ -237,7 +261,7 @@ class Execute:
                 for worker_id in action.request:
                     await self._reread_worker(worker_id)
                 await self._reread_instance(action.instance_id)
-            case Delete() | Park() | Fail() | Restart() | Move():
+            case Drain() | Finish() | Park() | Fail() | Restart() | Move():
                 await self._reread_instance(action.instance_id)
             case Ask():
                 pass

@@ -21,6 +21,8 @@ class Limits:
     #: After a start of the server nothing is overdue for this long: workers could not report before.
     grace: float = 30.0
     #: More than half of at least ``fleet`` workers silent within ``storm`` seconds: the server is cut off.
+    #: Beyond its time to drain, an instance has this long to be reported ended.
+    slack: float = 30.0
     storm: float = 60.0
     fleet: int = 10
 
@@ -34,6 +36,8 @@ class Notes:
     #: The count of capacity changes and the time when it was last refused; None before the first look.
     parked: int | None = None
     looked: float = 0.0
+    #: An old instance of its model that would have left room for it, when it was last refused.
+    room_of: int | None = None
     #: Workers that were asked for its files.
     asked: set[int] = field(default_factory=set)
     #: In ERROR before it was placed: the workers that could not serve it, so that only others are tried.
@@ -42,6 +46,8 @@ class Notes:
     retry: bool = False
     #: Workers that did not take it.
     avoid: frozenset[int] = frozenset()
+    #: Since when it drains.
+    draining: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 
 from gpustack.scheduling import FilesThere, Offer, Placed, Refused, Request, Snapshot, Way, explain, place
 from gpustack.scheduling.filters import CANDIDATES, sift
@@ -13,10 +13,13 @@ from gpustack.schemas import (
     ModelFileState,
     ModelInstancePublic,
     ModelPublic,
+    Source,
     WorkerPublic,
     source_key,
 )
-from gpustack.server.reconcile.actions import Action, Analyze, Ask, Fail, Park, Restart, Schedule
+from gpustack.server.reconcile import hub
+from gpustack.server.reconcile.actions import Action, Analyze, Ask, Fail, Move, Park, Restart, Schedule
+from gpustack.server.reconcile.harm import least_harmful_first
 from gpustack.server.reconcile.notes import Notes
 from gpustack.server.reconcile.questions import Answer, Question, facts_of, questions
 from gpustack.server.reconcile.state import State, worker_print
@@ -30,13 +33,14 @@ def unplaced(state: State, now: float, *, skip: Collection[int]) -> list[Action]
     waiting = [each for each in state.instances.values() if each.worker_id is None and each.id not in skip]
     actions: list[Action] = []
     snapshot = state.snapshot() if waiting else Snapshot({})
+    old = _outdated(state) if waiting else {}
     asked: set[Question] = set(state.asking)
     requested: set[tuple[int, str]] = set()
     for instance in sorted(waiting, key=lambda each: each.id):
         model = state.models.get(instance.model_id)
         if model is None:
             continue  # deleted with its model; the event is on its way
-        action = _Look(state, snapshot, instance, model, now).action()
+        action = _Look(state, snapshot, instance, model, old.get(model.id, ()), now).action()
         match action:
             case Schedule():
                 snapshot = snapshot.hold(action.placed.holding())
@@ -49,13 +53,22 @@ def unplaced(state: State, now: float, *, skip: Collection[int]) -> list[Action]
                 # One reading serves all replicas that wait for it.
                 fresh = tuple(w for w in action.request if (w, source_key(model)) not in requested)
                 requested.update((w, source_key(model)) for w in fresh)
-                action = Analyze(action.instance_id, action.workers, fresh)
+                action = replace(action, request=fresh)
             case None:
                 continue
             case _:
                 pass
         actions.append(action)
     return actions
+
+
+def _outdated(state: State) -> dict[int, list[ModelInstancePublic]]:
+    """Return the running instances that are to be replaced, by model."""
+    found: dict[int, list[ModelInstancePublic]] = {}
+    for each in state.instances.values():
+        if each.state is _S.RUNNING and each.draining_since is None and state.outdated(each):
+            found.setdefault(each.model_id, []).append(each)
+    return found
 
 
 def prints(state: State, instance: ModelInstancePublic) -> frozenset[str]:
@@ -101,15 +114,25 @@ class _Look:
     """One look at one instance."""
 
     def __init__(
-        self, state: State, snapshot: Snapshot, instance: ModelInstancePublic, model: ModelPublic, now: float
+        self,
+        state: State,
+        snapshot: Snapshot,
+        instance: ModelInstancePublic,
+        model: ModelPublic,
+        old: Sequence[ModelInstancePublic],
+        now: float,
     ) -> None:
         self._state = state
+        #: Those of the model that run what it was before a change.
+        self._old = old
         self._snapshot = snapshot
         self._instance = instance
         self._model = model
         self._now = now
         self._notes: Notes = state.notes[instance.id]
         self._workers = _candidates(state, snapshot, instance, model)
+        #: Files on a hub are the same for all workers, so one reads for all.
+        self._hub = hub.Hub(state, model, self._workers) if model.source is Source.HUGGINGFACE else None
 
     def action(self) -> Action | None:
         """Return the next step, or None when there is nothing to do but wait."""
@@ -127,6 +150,9 @@ class _Look:
         state, notes = self._state, self._notes
         if notes.parked == state.capacity and self._now < (state.due(self._instance) or 0.0):
             return None
+        if self._hub is not None and self._workers:
+            ready = self._hub.answer(notes.asked) if notes.asked or self._hub.pinned else None
+            return self._place() if ready is not None else self._analyze_hub(self._hub)
         new = [w for w in self._workers if w.id not in notes.asked or self._file(w) is None]
         if new:
             return self._analyze(new)
@@ -135,6 +161,8 @@ class _Look:
     def _analyzing(self) -> Action | None:
         if not self._workers:
             return self._park()
+        if self._hub is not None:
+            return self._analyzing_hub(self._hub)
         if unread := [w for w in self._workers if self._file(w) is None]:
             return self._analyze(unread)
         files = [self._file(w) for w in self._workers]
@@ -150,9 +178,29 @@ class _Look:
         request = [w.id for w in workers if (file := self._file(w)) is None or file.state not in _READING]
         return Analyze(self._instance.id, tuple(w.id for w in self._workers), tuple(request))
 
+    def _analyzing_hub(self, files: hub.Hub) -> Action | None:
+        if (reading := files.reading()) is not None:
+            said = reading.state_message
+            if said and said != self._instance.state_message:
+                return Move(self._instance.id, _S.ANALYZING, said)
+            return None
+        if (error := files.error(self._notes.asked)) is not None:
+            tried = frozenset(worker_print(w) for w in self._workers)
+            lines = f"{error}\n{self._what_to_do()}"
+            return Fail(self._instance.id, lines, tried, self._model.spec_digest)
+        known = files.answer(self._notes.asked) is not None
+        return self._place() if known else self._analyze_hub(files)
+
+    def _analyze_hub(self, files: hub.Hub) -> Analyze:
+        worker = files.whom()
+        request = () if files.reading() is not None else (worker,)
+        return Analyze(self._instance.id, (worker,), request, files.pinned)
+
     def _failed(self) -> Action | None:
         if self._notes.retry or self._instance.spec_digest != self._model.spec_digest:
             return Restart(self._instance.id, "the model was changed; trying again")
+        if self._hub is not None and self._hub.error(frozenset()) is not None:
+            return None  # another worker would hear the same from the hub
         if not {worker_print(each) for each in self._workers} <= self._notes.tried:
             return Restart(self._instance.id, "another worker is ready; trying again")
         return None
@@ -165,11 +213,31 @@ class _Look:
             return Ask(tuple(dict.fromkeys(known.open)))
         match place(self._snapshot, self._request(known)):
             case Placed() as placed:
-                return Schedule(placed, self._path(placed.worker_id), self._model.spec_digest)
+                return self._schedule(placed)
             case Refused() as refused if refused.for_room_only or known.passing:
-                return None if others_reading else Park(self._instance.id, "\n".join(explain(refused)))
+                return None if others_reading else self._wait_for_room(refused, known)
             case Refused() as refused:
                 return None if others_reading else self._fail(refused)
+
+    def _wait_for_room(self, refused: Refused, known: _Known) -> Park:
+        lines = explain(refused)
+        if refused.for_room_only and (leaving := self._state.draining.get(self._model.id)):
+            names = ", ".join(leaving.values())
+            lines = [f"waits for the room of {names}, which ends once its requests are answered", *lines]
+        room_of = self._whose_end_would_help(known) if refused.for_room_only else None
+        return Park(self._instance.id, "\n".join(lines), room_of)
+
+    def _whose_end_would_help(self, known: _Known) -> int | None:
+        """Return the old instance of the model that is missed least of those that would leave enough room."""
+        request = self._request(known)
+        tried: set[tuple[int, str]] = set()
+        for old in least_harmful_first(self._state, self._old):
+            if old.worker_id is None or (like := (old.worker_id, str(old.computed_resource_claim))) in tried:
+                continue
+            tried.add(like)
+            if isinstance(place(self._snapshot.release(old.id), request), Placed):
+                return old.id
+        return None
 
     def _fail(self, refused: Refused) -> Fail:
         name = self._model.name
@@ -179,9 +247,19 @@ class _Look:
         headline = f"no worker can serve model {name}"
         # A table has room for the first line alone.
         lines = [f"{headline}: {reasons[0]}"] if len(reasons) == 1 else [headline, *reasons]
-        lines.append(f"correct this, then `gpustack rm {name}` and deploy it again, or update the model")
+        lines.append(self._what_to_do())
         tried = frozenset(worker_print(w) for w in self._workers)
         return Fail(self._instance.id, "\n".join(lines), tried, self._model.spec_digest)
+
+    def _what_to_do(self) -> str:
+        name = self._model.name
+        return f"correct this, then `gpustack rm {name}` and deploy it again, or update the model"
+
+    def _schedule(self, placed: Placed) -> Schedule:
+        path, spec = self._path(placed.worker_id), self._model.spec_digest
+        if self._hub is None or (file := self._hub.answer(self._notes.asked)) is None:
+            return Schedule(placed, path, spec)
+        return Schedule(placed, "", spec, file.resolved_revision, file.state_message)
 
     def _park(self) -> Action | None:
         refused = place(self._snapshot, self._request(_Known()))
@@ -204,6 +282,9 @@ class _Look:
         )
 
     def _learn(self, worker: WorkerPublic, known: _Known) -> None:
+        if self._hub is not None:
+            self._learn_from_hub(self._hub, worker, known)
+            return
         file = self._file(worker)
         if file is None or file.state in _READING:
             known.files[worker.id] = FilesThere(ready=False, reason="is still reading the model's files")
@@ -215,6 +296,15 @@ class _Look:
             known.files[worker.id] = FilesThere(ready=True)
             asked = questions(self._model, worker, facts_of(file.facts), self._state.versions)
             known.offers[worker.id] = self._offer(asked, known)
+
+    def _learn_from_hub(self, files: hub.Hub, worker: WorkerPublic, known: _Known) -> None:
+        if (facts := files.facts(self._notes.asked)) is None:
+            known.files[worker.id] = FilesThere(ready=False, reason="does not know the model's files yet")
+            known.passing = True
+            return
+        known.files[worker.id] = FilesThere(ready=True)
+        asked = questions(self._model, worker, facts, self._state.versions)
+        known.offers[worker.id] = self._offer(asked, known)
 
     def _offer(self, asked: list[Question], known: _Known) -> Offer:
         if not asked:

@@ -95,10 +95,19 @@ class Reconciler:
             except GPUStackError as error:
                 wait = self._backoff.next()
                 log.warning("interrupted, reading everything again in %.1f s: %s", wait, error)
+                await self._outlast()
             except Exception:
                 wait = self._backoff.next()
                 log.exception("failed, reading everything again in %.1f s", wait)
             await asyncio.sleep(wait)
+
+    async def _outlast(self) -> None:
+        """Wait while the database is away. What workers could not report meanwhile is not held against them."""
+        since = self._now()
+        await self._store.returned()
+        now = self._now()
+        self.state.forgive(now - since)
+        self.state.loaded_at = now
 
     async def _follow(self) -> NoReturn:
         """Read everything, then follow the feed until it fails."""

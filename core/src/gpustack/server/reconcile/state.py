@@ -32,6 +32,11 @@ from gpustack.server.reconcile.timers import Timers
 #: Deleted instances that are remembered: far more than are deleted while a write or an event is on its way.
 _MOST_DELETED = 1000
 
+#: The facts of a file in one of these states hold.
+_KNOWN = (ModelFileState.READY, ModelFileState.ANALYZED, ModelFileState.DOWNLOADING)
+#: These may last as long as they go on.
+_BY_PROGRESS = (InstanceState.ANALYZING, InstanceState.DOWNLOADING)
+
 #: As :func:`gpustack.schemas.source_key` makes it.
 SourceKey = str
 
@@ -58,6 +63,10 @@ class State:
         self.timers = Timers()
         #: What the files say a model can do, from the first worker that has read them.
         self.categories: dict[SourceKey, tuple[str, ...]] = {}
+        #: Names of the instances that drain, by model and instance.
+        self.draining: dict[int, dict[int, str]] = {}
+        #: Instances that the end of another one would help.
+        self.helped: set[int] = set()
         self._deleted: dict[int, None] = {}
         #: Ids of files by worker.
         self._file_ids: dict[SourceKey, dict[int, int]] = {}
@@ -98,8 +107,11 @@ class State:
         notes = self.notes.get(new.id)
         if notes is None:
             notes = self.notes[new.id] = Notes(since=now)
-        if old is None or old.state is not new.state:
+        if old is None or old.state is not new.state or _progressed(old, new):
             notes.since = now
+        if new.draining_since is not None and notes.draining is None:
+            notes.draining = now
+            self.draining.setdefault(new.model_id, {})[new.id] = new.name
         if old is not None and _held(old) and _held(old) != _held(new):
             self.capacity += 1
         self.instances[new.id] = new
@@ -143,7 +155,7 @@ class State:
         """Bring ``categories`` up to date after a change of ``file``."""
         key = file.source_key
         rows = [self.files[id_] for _, id_ in sorted(self._file_ids.get(key, {}).items())]
-        found = [each.facts for each in rows if each.state is ModelFileState.READY and each.facts is not None]
+        found = [each.facts for each in rows if each.state in _KNOWN and each.facts is not None]
         if found:
             self.categories[key] = facts_of(found[0]).categories
         else:
@@ -165,10 +177,15 @@ class State:
             del self._deleted[next(iter(self._deleted))]
         old = self.instances.pop(instance_id, None)
         self.notes.pop(instance_id, None)
+        self.helped.discard(instance_id)
         self.timers.drop(("instance", instance_id))
         self.timers.drop(("patience", instance_id))
         if old is not None and _held(old):
             self.capacity += 1
+        if old is not None and (leaving := self.draining.get(old.model_id)) is not None:
+            leaving.pop(instance_id, None)
+            if not leaving:
+                del self.draining[old.model_id]
 
     # Signs of life and measurements ------------------------------------------------------------------------
 
@@ -232,6 +249,11 @@ class State:
         id_ = self._file_ids.get(source_key(model), {}).get(worker_id)
         return None if id_ is None else self.files.get(id_)
 
+    def files_of(self, model: ModelPublic) -> list[ModelFilePublic]:
+        """Return what all workers know of the model's source, by worker."""
+        ids = self._file_ids.get(source_key(model), {})
+        return [self.files[id_] for _, id_ in sorted(ids.items()) if id_ in self.files]
+
     def outdated(self, instance: ModelInstancePublic) -> bool:
         """Tell whether the instance runs, or is about to run, what its model was before a change."""
         model = self.models.get(instance.model_id)
@@ -246,6 +268,9 @@ class State:
     def due(self, instance: ModelInstancePublic) -> float | None:
         """Return when the instance's time in its state is over; None when it may stay."""
         notes = self.notes[instance.id]
+        if notes.draining is not None:
+            over = notes.draining + instance.drain_seconds + self.limits.slack
+            return max(over, self.loaded_at + self.limits.grace)
         allowed = self.allowed(instance)
         if allowed is None:
             return None
@@ -307,10 +332,15 @@ class State:
         if instance.state is InstanceState.ANALYZING:
             self.timers.put(("patience", instance.id), notes.since + self.limits.patience)
 
-    def park(self, instance_id: int, now: float) -> None:
-        """Note that the instance was refused at the present capacity."""
+    def park(self, instance_id: int, now: float, room_of: int | None = None) -> None:
+        """Note that the instance was refused at the present capacity, and whose end would change that."""
         if (notes := self.notes.get(instance_id)) is None:
             return
+        notes.room_of = room_of
+        if room_of is None:
+            self.helped.discard(instance_id)
+        else:
+            self.helped.add(instance_id)
         notes.parked, notes.looked, notes.retry = self.capacity, now, False
         self._set_deadline(self.instances[instance_id], notes)
 
@@ -329,6 +359,9 @@ class State:
         for instance in rows.instances:
             fresh = instance.id not in self.instances
             self.put_instance(instance, now - _age(wall, instance.state_since))
+            if fresh and instance.draining_since is not None:
+                self.notes[instance.id].draining = now - _age(wall, instance.draining_since)
+                self._set_deadline(instance, self.notes[instance.id])
             if fresh and instance.state is InstanceState.ERROR and instance.worker_id is None:
                 self.notes[instance.id].tried = frozenset(worker_print(each) for each in rows.workers)
         for worker in rows.workers:
@@ -345,6 +378,11 @@ class State:
 
 
 TOPICS = ("models", "model-instances", "workers", "model-files")
+
+
+def _progressed(old: ModelInstancePublic, new: ModelInstancePublic) -> bool:
+    said = (old.state_message, old.download_progress) != (new.state_message, new.download_progress)
+    return said and new.state in _BY_PROGRESS
 
 
 def _age(wall: datetime, when: datetime) -> float:

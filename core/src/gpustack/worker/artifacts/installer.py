@@ -17,7 +17,7 @@ from gpustack.plugin import Artifact, PipxPackage, Refused
 from gpustack.worker.artifacts.child import run_child
 from gpustack.worker.artifacts.errors import InstallError
 from gpustack.worker.artifacts.pipx import explain_failure, find_pipx, pipx_environment
-from gpustack.worker.artifacts.receipts import Receipt, proven, read_receipt, write_receipt
+from gpustack.worker.artifacts.receipts import Receipt, proven, read_receipt, remove_receipt, write_receipt
 from gpustack.worker.environment import PACKAGES, clean_environment
 
 Progress = Callable[[str], None]
@@ -73,18 +73,58 @@ class ArtifactInstaller:
         ``on_progress`` gets a line for each step. Raises InstallError with one line when the engine cannot be
         installed or does not run, and Refused for artifacts of a kind that cannot be installed.
         """
-        if not isinstance(artifact, PipxPackage):
-            kind = type(artifact).__name__
-            raise Refused(
-                f"backend {backend} comes as {kind}, and this worker installs only packages with pipx"
-            )
-        link = self._bin_dir / f"{artifact.command}_{artifact.version}"
+        artifact = _package(backend, artifact)
+        link = self.link(artifact)
         if _is_proven(artifact, link):
             return link
         async with self._busy.setdefault(link.name, asyncio.Lock()):
             if not _is_proven(artifact, link):
                 await self._install(backend, artifact, link, on_progress or (lambda _line: None))
         return link
+
+    def link(self, package: PipxPackage) -> Path:
+        """Return where the engine's executable is, or would be."""
+        return self._bin_dir / f"{package.command}_{package.version}"
+
+    async def remove(self, backend: str, artifact: Artifact, on_progress: Progress | None = None) -> bool:
+        """Take an engine away again; False when there is none. The caller has seen to it that none of it runs.
+
+        What an interrupted removal, or a data directory that is gone, left of it goes too. Raises InstallError with
+        one line when it cannot be removed.
+        """
+        package, say = _package(backend, artifact), on_progress or (lambda _line: None)
+        link = self.link(package)
+        if not (link.is_symlink() or _exists(link) or read_receipt(link) is not None):
+            return False
+        make_dir(self._home, what="data directory")
+        async with self._alone(link.name, say):
+            await self._uninstall(package, link, say)
+            link.unlink(missing_ok=True)
+            remove_receipt(link)
+        self._on_installed()
+        return True
+
+    async def _uninstall(self, package: PipxPackage, link: Path, say: Progress) -> None:
+        environment = _environment(link)
+        if not environment.is_relative_to((self._home / "venvs").resolve()):
+            if _exists(link):
+                raise InstallError(
+                    f"{link} leads to {environment}, which another GPUStack installed; remove it there, with its "
+                    "--data-dir",
+                    again=False,
+                )
+            return
+        # First, so that nobody takes it for proven meanwhile.
+        remove_receipt(link)
+        if not environment.exists():
+            return
+        make_dir(self._log_dir, what="--log-dir")
+        output = self._log_dir / f"remove_{link.name}.log"
+        say(f"removing {package.package} {package.version} with pipx")
+        status = await self._pipx("uninstall", environment.name, link=link, output=output)
+        if status != 0:
+            why, again = explain_failure(_read(output))
+            raise InstallError(f"{link.name} cannot be removed: {why}; see {output}", again=again)
 
     async def _install(self, backend: str, package: PipxPackage, link: Path, say: Progress) -> None:
         for folder, what in (
@@ -128,29 +168,11 @@ class ArtifactInstaller:
             lock.release()
 
     async def _run_pipx(self, package: PipxPackage, link: Path, output: Path, say: Progress) -> None:
-        pipx = find_pipx(self._pipx_path, self._environ)
         say(f"installing {package.package} {package.version} with pipx")
         started = time.monotonic()
         # --force also repairs what an interrupted installation left behind.
-        command = [
-            *pipx,
-            "install",
-            "--verbose",
-            "--force",
-            "--suffix",
-            f"_{package.version}",
-            self._what(package),
-        ]
-        env = pipx_environment(self._environ, home=self._home, bin_dir=self._bin_dir)
-        try:
-            status = await run_child(command, env=env, cwd=self._home, output=output, timeout=self._timeout)
-        except TimeoutError:
-            why = f"pipx was not done after {self._timeout:.0f} s"
-            raise InstallError(f"{link.name} cannot be installed: {why}; see {output}") from None
-        except OSError as error:
-            raise InstallError(
-                f"pipx cannot be started ({pipx[0]}: {error.strerror}); check --pipx-path"
-            ) from error
+        flags = ["--verbose", "--force", "--suffix", f"_{package.version}"]
+        status = await self._pipx("install", *flags, self._what(package), link=link, output=output)
         if status != 0:
             why, again = explain_failure(_read(output))
             raise InstallError(f"{link.name} cannot be installed: {why}; see {output}", again=again)
@@ -158,6 +180,22 @@ class ArtifactInstaller:
         if not _exists(link):
             raise InstallError(f"{link.name} cannot be installed: pipx made no {link}; see {output}")
         self._log.info("%s: installed in %.1f s", link.name, time.monotonic() - started)
+
+    async def _pipx(self, *words: str, link: Path, output: Path) -> int:
+        """Run pipx to its end and return its exit status; it is cut off when it takes too long."""
+        pipx = find_pipx(self._pipx_path, self._environ)
+        env = pipx_environment(self._environ, home=self._home, bin_dir=self._bin_dir)
+        try:
+            return await run_child(
+                [*pipx, *words], env=env, cwd=self._home, output=output, timeout=self._timeout
+            )
+        except TimeoutError:
+            why = f"pipx was not done after {self._timeout:.0f} s"
+            raise InstallError(f"{link.name} cannot be {words[0]}ed: {why}; see {output}") from None
+        except OSError as error:
+            raise InstallError(
+                f"pipx cannot be started ({pipx[0]}: {error.strerror}); check --pipx-path"
+            ) from error
 
     def _what(self, package: PipxPackage) -> str:
         """Return what pipx is told to install; a wheel is put where pipx can read it again later."""
@@ -189,6 +227,18 @@ class ArtifactInstaller:
         if package.version not in said:
             return f"{' '.join(package.verify)} does not name version {package.version}"
         return None
+
+
+def _package(backend: str, artifact: Artifact) -> PipxPackage:
+    if not isinstance(artifact, PipxPackage):
+        kind = type(artifact).__name__
+        raise Refused(f"backend {backend} comes as {kind}, and this worker installs only packages with pipx")
+    return artifact
+
+
+def _environment(link: Path) -> Path:
+    """Return the folder of the Python environment that ``link`` leads into, whether it is there or not."""
+    return link.resolve().parent.parent
 
 
 def _exists(link: Path) -> bool:

@@ -63,6 +63,11 @@ def read_receipt(link: Path) -> Receipt | None:
     return _read(_beside(link))
 
 
+def remove_receipt(link: Path) -> None:
+    """Remove the receipt beside the link; there need not be one."""
+    _beside(link).unlink(missing_ok=True)
+
+
 def proven(folder: Path) -> Iterator[Receipt]:
     """Return the receipts in ``folder`` that still hold."""
     for path in sorted(folder.glob("*.json")):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -12,9 +13,16 @@ from pathlib import Path
 
 import psutil
 
-from gpustack.kit.process import identify, is_running, pid_space, still_running
+from gpustack.kit.process import identify, is_running, pid_space, started_at, still_running
 from gpustack.worker.runners.environment import RECORD_MARKER
-from gpustack.worker.runners.records import EngineRecord, read_records, record_path, records_dir
+from gpustack.worker.runners.records import (
+    EngineRecord,
+    is_stranger,
+    memories_dir,
+    read_records,
+    record_path,
+    records_dir,
+)
 
 log = logging.getLogger(__name__)
 
@@ -59,13 +67,17 @@ def end_recorded(run_dir: Path, *, grace: float = 4.0) -> int:
         if path.stem.isdecimal() and int(path.stem) not in known
     ]
     end_engines(run_dir, [*records, *unreadable], grace=grace)
+    # Whoever starts everything anew waits for no start that failed before.
+    shutil.rmtree(memories_dir(run_dir), ignore_errors=True)
     return len(records) + len(unreadable)
 
 
 def _members(wanted: dict[str, EngineRecord]) -> list[psutil.Process]:
     """Return the running processes of these engines: by session, by marker, and what descends from either."""
     sessions = {
-        record.pid: since for record in wanted.values() if (since := _session_since(record)) is not None
+        record.pid: (record.instance_id, since)
+        for record in wanted.values()
+        if (since := _session_since(record)) is not None
     }
     found: dict[int, psutil.Process] = {}
     parents: dict[int, list[psutil.Process]] = {}
@@ -74,8 +86,7 @@ def _members(wanted: dict[str, EngineRecord]) -> list[psutil.Process]:
             if process.pid == os.getpid() or process.status() == psutil.STATUS_ZOMBIE:
                 continue
             parents.setdefault(process.ppid(), []).append(process)
-            since = sessions.get(_session(process))
-            if (since is not None and process.create_time() >= since) or _marker(process) in wanted:
+            if _marker(process) in wanted or _of_session(process, sessions.get(_session(process))):
                 found[process.pid] = process
     queue = list(found)
     while queue:
@@ -96,11 +107,18 @@ def _session_since(record: EngineRecord) -> float | None:
     if (who := record.process) is None:
         return None
     if is_running(who):
-        return 0.0
+        return None if is_stranger(who.pid, record.instance_id) else 0.0
     if identify(who.pid) is None and record.pid_space and record.pid_space == pid_space():
-        # psutil derives start times from the boot time, which clock corrections shift a little.
-        return record.started - 1.0
+        return record.started
     return None
+
+
+def _of_session(process: psutil.Process, session: tuple[int, float] | None) -> bool:
+    """Tell whether a process of a recorded session, of which instance and since when, is the engine's."""
+    if session is None:
+        return False
+    instance_id, since = session
+    return started_at(process) >= since and not is_stranger(process.pid, instance_id)
 
 
 def _session(process: psutil.Process) -> int:

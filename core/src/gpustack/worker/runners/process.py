@@ -6,13 +6,12 @@ import asyncio
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gpustack.kit.errors import GPUStackError
-from gpustack.kit.process import OWN_SESSION, ProcessId, identify, pid_space, wait_gone
+from gpustack.kit.process import OWN_SESSION, ProcessId, age, identify, moment, pid_space, wait_gone
 from gpustack.kit.tasks import to_the_end
 from gpustack.plugin import LaunchPlan
 from gpustack.worker.ports import Lease
@@ -86,7 +85,7 @@ class EngineProcess:
             remove_record(run_dir, launch.instance_id)
             raise GPUStackError(_not_started(plan, error)) from error
         # A process that ended already has no start time to be asked for.
-        who = identify(child.pid) or ProcessId(pid=child.pid, started=time.time())
+        who = identify(child.pid) or ProcessId(pid=child.pid, started=moment())
         record = replace(record, pid=who.pid, started=who.started, pid_space=pid_space())
         engine = cls(run_dir, record, who, child)
         try:
@@ -115,7 +114,7 @@ class EngineProcess:
 
     def running_for(self) -> float:
         """Return the seconds since it started."""
-        return max(0.0, time.time() - self.who.started)
+        return age(self.who)
 
     async def wait(self) -> str:
         """Return when it has ended, with how: ``exited with status 1 after 0.3 s``."""

@@ -18,7 +18,7 @@ import psutil
 
 from gpustack.kit.paths import write_atomic
 from gpustack.kit.process import ProcessId, identify, is_running
-from gpustack.worker.runners.environment import RECORD_MARKER
+from gpustack.worker.runners.environment import INSTANCE_MARKER, RECORD_MARKER
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class EngineRecord:
     ready_path: str = "/health"
     ready_timeout: float = 2.0
     pid: int = 0
-    #: When the process started, in seconds since the epoch.
+    #: When the process started, as :func:`gpustack.kit.process.moment` counts.
     started: float = 0.0
     #: Where ``pid`` means this process, as :func:`gpustack.kit.process.pid_space` names it.
     pid_space: str = ""
@@ -56,6 +56,11 @@ def digest(argv: Sequence[str]) -> str:
 def records_dir(run_dir: Path) -> Path:
     """Return the folder of the records below ``run_dir``."""
     return run_dir / "instances"
+
+
+def memories_dir(run_dir: Path) -> Path:
+    """Return the folder, below ``run_dir``, of what outlives the engines of an instance."""
+    return run_dir / "memories"
 
 
 def record_path(run_dir: Path, instance_id: int) -> Path:
@@ -98,11 +103,24 @@ def read_records(run_dir: Path) -> list[EngineRecord]:
 def find_process(run_dir: Path, record: EngineRecord) -> ProcessId | None:
     """Return the running process of ``record``, or None when it has ended or never started."""
     if (known := record.process) is not None:
-        return known if is_running(known) else None
+        return known if is_running(known) and not is_stranger(known.pid, record.instance_id) else None
     path = str(record_path(run_dir, record.instance_id))
     # The leader of the session is the engine; what it started inherits the marker.
     found = sorted(marked(path), key=lambda process: process.create_time())
     return identify(found[0].pid) if found else None
+
+
+def is_stranger(pid: int, instance_id: int) -> bool:
+    """Tell whether its environment says that a process is not of this instance, whatever number it bears.
+
+    Programs that show a title of their own overwrite their environment; then it says nothing, and nor does one that
+    we may not read. All that we start have a search path.
+    """
+    try:
+        env = psutil.Process(pid).environ()
+    except (psutil.Error, OSError):
+        return False
+    return "PATH" in env and env.get(INSTANCE_MARKER) != str(instance_id)
 
 
 def marked(record: str) -> Iterator[psutil.Process]:

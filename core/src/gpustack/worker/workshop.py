@@ -1,0 +1,49 @@
+"""What all instances of a worker share."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from gpustack.kit.backoff import Backoff
+from gpustack.kit.errors import GPUStackError, NotFound
+from gpustack.schemas import InstanceReport, ModelInstancePublic, ModelPublic
+from gpustack.worker.artifacts.hub import HubFiles
+from gpustack.worker.config import WorkerConfig
+from gpustack.worker.desk import Desk
+from gpustack.worker.ports import PortPool
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """What all instances of a worker share."""
+
+    config: WorkerConfig
+    desk: Desk
+    ports: PortPool
+    #: Returns the model's present description.
+    fetch_model: Callable[[int], Awaitable[ModelPublic]]
+    #: Takes a report for the server; never waits.
+    report: Callable[[int, InstanceReport], None]
+    hub: HubFiles
+
+    async def model(self, instance: ModelInstancePublic, known: ModelPublic | None) -> ModelPublic:
+        """Return the instance's model as the server has it, or as ``known`` while the server is away.
+
+        Waits for the server when nothing is known. Raises NotFound when the model is gone.
+        """
+        wait = Backoff(first=0.5, limit=15.0)
+        while True:
+            try:
+                return await self.fetch_model(instance.model_id)
+            except NotFound:
+                raise
+            except GPUStackError as error:
+                if known is not None:
+                    return known
+                log.info("instance %s: %s", instance.name, error)
+            await asyncio.sleep(wait.next())
