@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from gpustack.cli.deploy import default_name
 from gpustack.cli.rollout import Rollout
+from gpustack.cli.sources import default_name
 from gpustack.schemas import Event, EventType
 from support.fake_api import Asked, FakeApi, Reply, a_model, after, an_instance, event, fake_api, page
 
@@ -229,11 +229,12 @@ def test_time_runs_out(cli: Cli, api: FakeApi, model_file: Path) -> None:
     assert ended.status == 1
     assert "0 of 1 running" in ended.err
     assert "tiny-abcde is starting: loading" in ended.err
-    assert "goes on being deployed" in ended.err
+    assert "It goes on; `gpustack ps`" in ended.err
 
 
 def test_somebody_deletes_the_model_meanwhile(cli: Cli, api: FakeApi, model_file: Path) -> None:
     script(api, step("pending", kind=CREATED), event(DELETED, 11, number=9))
+    api.on("GET", "/v2/models/1", Reply(404, {"message": "there is no model 1"}))
 
     ended = cli("deploy", str(model_file))
 

@@ -17,10 +17,11 @@ from gpustack.cli.output import clean
 from gpustack.client.logins import Login, Logins
 from gpustack.kit.process import identify
 from gpustack.worker.runners.records import EngineRecord, write_record
-from support.fake_api import Asked, FakeApi, Reply, a_model, an_instance, fake_api, page
+from support.fake_api import Asked, FakeApi, Reply, a_model, an_instance, event, fake_api, page
 
 Cli = Any
 _TIME = "2026-01-02T03:04:05Z"
+HEARTBEAT = 5
 
 
 def a_key(**fields: Any) -> dict[str, Any]:
@@ -83,7 +84,17 @@ def test_what_others_named_cannot_drive_the_terminal() -> None:
 def script_removal(api: FakeApi, **instance: Any) -> None:
     api.on("GET", "/v2/models", Reply(body=page(a_model())))
     api.on("DELETE", "/v2/models/1", Reply(204))
-    api.on("GET", "/v2/model-instances", Reply(body=page(an_instance(**instance))))
+
+    def instances(asked: Asked) -> Reply:
+        # The watch waits for their end: none is there any more.
+        gone = [event(HEARTBEAT, 0, number=7)]
+        return (
+            Reply(pieces=gone)
+            if "watch" in asked.query
+            else Reply(body=page(an_instance(worker_id=1, **instance)))
+        )
+
+    api.on("GET", "/v2/model-instances", instances)
 
 
 def test_removing_tells_what_is_missing(cli: Cli, api: FakeApi) -> None:
@@ -99,8 +110,11 @@ def test_removing_tells_what_is_missing(cli: Cli, api: FakeApi) -> None:
 def test_removing_elsewhere_does_not_claim_that_engines_have_ended(cli: Cli, api: FakeApi) -> None:
     script_removal(api, state="running", pid=os.getpid())
 
-    assert cli("rm", "tiny").out == "Removed tiny; its engines are ending.\n"
-    assert json.loads(cli("rm", "tiny", "--json").out) == {
+    assert cli("rm", "tiny").out == "Removed tiny.\n"
+    assert cli("rm", "tiny", "--no-wait").out == "Removed tiny; its engines are ending.\n"
+    assert cli("rm", "tiny", "--force").out == "Removed tiny; its engines are ending.\n"
+    assert api.requests("DELETE", "/v2/models/1")[-1].query == {"force": "true"}
+    assert json.loads(cli("rm", "tiny", "--no-wait", "--json").out) == {
         "removed": ["tiny"], "ending": ["tiny"], "missing": [],
     }  # fmt: skip
 
@@ -117,7 +131,7 @@ def test_removing_here_waits_for_the_engines(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: bool, flags: list[str], said: str
 ) -> None:
     monkeypatch.setattr("gpustack.cli.rm.PATIENCE", 10.0 if ends else 0.3)
-    with fake_api() as api, subprocess.Popen(["sleep", "60"]) as engine:
+    with fake_api() as api, subprocess.Popen(["sleep", "60"], env=_OF_11) as engine:
         try:
             runs_here(tmp_path / "data", api.url, engine=engine.pid)
             script_removal(api, state="running", pid=engine.pid)
@@ -133,6 +147,10 @@ def test_removing_here_waits_for_the_engines(
             engine.kill()
 
     assert (ended.status, ended.out, ended.err) == (0, said, "")
+
+
+#: What the environment of an engine tells.
+_OF_11 = {**os.environ, "GPUSTACK_INSTANCE_ID": "11"}
 
 
 def runs_here(data_dir: Path, url: str, *, engine: int) -> None:
@@ -179,6 +197,17 @@ def test_one_log_comes_as_it_is(cli: Cli, api: FakeApi) -> None:
 
     assert cli("logs", "tiny-abcde", "--tail", "5").out == "one\ntwo\nno newline"
     assert api.asked[-1].query == {"tail": "5", "follow": "false"}
+
+
+def test_the_log_of_the_start_before_is_asked_for(cli: Cli, api: FakeApi) -> None:
+    api.on("GET", "/v2/model-instances", Reply(body=page(an_instance())))
+    api.on("GET", "/v2/model-instances/11/logs", Reply(pieces=[b"old\n"]))
+
+    assert cli("logs", "tiny-abcde", "--previous").out == "old\n"
+    assert api.requests("GET", "/v2/model-instances/11/logs")[0].query["previous"] == "true"
+    both = cli("logs", "tiny-abcde", "-p", "-f")
+    assert both.status == 2
+    assert "leave --follow out" in both.err
 
 
 def test_who_follows_a_log_waits_for_it(cli: Cli, api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:

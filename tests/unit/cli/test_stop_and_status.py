@@ -83,8 +83,9 @@ def test_stop_ends_by_force_what_does_not_listen(
 
 
 def test_stop_ends_engines_that_a_crash_left_behind(
-    cli: Cli, tmp_path: Path, processes: list[subprocess.Popen[str]]
+    cli: Cli, tmp_path: Path, processes: list[subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("GPUSTACK_INSTANCE_ID", "7")
     engine = identify(spawn(processes, _OBEDIENT))
     assert engine is not None
     run_dir = tmp_path / "data" / "run"

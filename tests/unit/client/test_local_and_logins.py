@@ -53,10 +53,12 @@ def test_nothing_was_ever_started(tmp_path: Path) -> None:
         running_state(tmp_path / "missing")
 
 
-def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+def test_a_damaged_file_is_named_while_somebody_runs_there(tmp_path: Path) -> None:
     write_state(tmp_path)
     (tmp_path / "run" / "supervisor.json").write_text('{"pid": 1}')
+    assert read_state(tmp_path) is None
 
+    (tmp_path / "gpustack.lock").write_text(str(os.getpid()))
     with pytest.raises(GPUStackError, match=r"supervisor\.json"):
         read_state(tmp_path)
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from gpustack.cli import complete
 from gpustack.cli.output import clean, coloured, emit_json, note
 from gpustack.cli.target import Target, json_option, server_options
 from gpustack.kit.errors import Forbidden, GPUStackError, InvalidInput
@@ -26,7 +27,7 @@ _HELP = "/reset forgets the conversation, /exit ends it. Ctrl-C stops an answer,
 
 
 @click.command("chat")
-@click.argument("model")
+@click.argument("model", shell_complete=complete.models)
 @click.option("--system", default="", metavar="TEXT", help="What the model is told before the conversation.")
 @click.option("--once", metavar="PROMPT", help="Answer this one prompt and end.")
 @click.option("--max-tokens", type=click.IntRange(1), metavar="N", help="Longest answer.")

@@ -3,28 +3,53 @@
 from __future__ import annotations
 
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 import click
 
-#: Name, module below ``gpustack.cli``, and the line that ``gpustack --help`` shows without importing it.
-COMMANDS: dict[str, tuple[str, str]] = {
-    "start": ("start", "Start GPUStack on this machine."),
-    "stop": ("stop", "Stop the GPUStack of this machine, engines included."),
-    "status": ("status", "Show what runs on this machine."),
-    "deploy": ("deploy", "Serve a model."),
-    "ls": ("ls", "List models."),
-    "ps": ("ps", "List the running copies of models."),
-    "rm": ("rm", "Stop serving models."),
-    "logs": ("logs", "Show the log of an engine."),
-    "chat": ("chat", "Talk to a model."),
-    "workers": ("workers", "List workers."),
-    "backends": ("backends", "List inference backends."),
-    "keys": ("keys", "List, create and revoke API keys."),
-    "login": ("login", "Sign in to the GPUStack of another machine."),
-    "logout": ("logout", "Forget a login."),
-    "reset-admin-password": ("reset_admin_password", "Give the user admin a new password."),
-    "version": ("version", "Show the version."),
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+#: The commands by what they are for: name, module below ``gpustack.cli``, and the line that ``gpustack --help`` shows
+#: without importing it.
+SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
+    "Serve models": {
+        "deploy": ("deploy", "Serve a model."),
+        "ls": ("ls", "List models."),
+        "ps": ("ps", "List the running copies of models."),
+        "show": ("show", "Show everything about one model."),
+        "chat": ("chat", "Talk to a model."),
+        "logs": ("logs", "Show the log of an engine."),
+        "events": ("events", "Show what happened to a model, such as why it was restarted."),
+        "scale": ("scale", "Run more or fewer copies of a model."),
+        "update": ("update", "Change how a model is served."),
+        "rm": ("rm", "Stop serving models."),
+    },
+    "Machines": {
+        "start": ("start", "Start GPUStack on this machine."),
+        "stop": ("stop", "Stop the GPUStack of this machine, engines included."),
+        "restart": (
+            "restart",
+            "Replace GPUStack's own processes on this machine by those installed now; engines go on.",
+        ),
+        "status": ("status", "Show what runs on this machine."),
+        "backup": ("backup", "Back up the database and the small files that belong to it into FILE."),
+        "restore": ("restore", "Restore the backup FILE, all of it or nothing."),
+        "workers": ("workers", "List, add and remove workers."),
+        "backends": ("backends", "List inference backends, and install or remove their engines here."),
+    },
+    "Access": {
+        "keys": ("keys", "List, create and revoke API keys."),
+        "login": ("login", "Sign in to the GPUStack of another machine."),
+        "logout": ("logout", "Forget a login."),
+        "reset-admin-password": ("reset_admin_password", "Give the user admin a new password."),
+    },
+    "This command line": {
+        "completion": ("completion", "Print the script that completes commands in your shell."),
+        "version": ("version", "Show the version."),
+    },
 }
+COMMANDS = {name: said for section in SECTIONS.values() for name, said in section.items()}
 
 
 class ReaderLeft(Exception):
@@ -51,7 +76,7 @@ class LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Say of a name that is none what was probably meant."""
         name = args[0]
-        if name not in COMMANDS and not name.startswith("-"):
+        if name not in COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
             import difflib
 
             near = difflib.get_close_matches(name, COMMANDS, n=1)
@@ -66,9 +91,22 @@ class LazyGroup(click.Group):
             raise ReaderLeft from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List the commands without importing one."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+        """List the commands by what they are for, without importing one."""
+        width = max(map(len, COMMANDS))
+        for title, section in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(f"{name:<{width}}", line) for name, (_, line) in section.items()])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Complete the name of a command without importing one."""
+        from click.shell_completion import CompletionItem
+
+        names = [
+            CompletionItem(name, help=line)
+            for name, (_, line) in COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
+        return names + click.Command.shell_complete(self, ctx, incomplete)
 
 
 def _show_version(ctx: click.Context, parameter: click.Parameter, wanted: bool) -> None:

@@ -48,16 +48,22 @@ def note(text: str) -> None:
 
 def emit_table(headers: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str) -> None:
     """Print a table; ``empty`` is the line for none. Wide columns are cut to fit a terminal, never a pipe."""
-    cells = [[clean(str(cell)) for cell in row] for row in rows]
-    if not cells:
+    lines = table_lines(headers, [*rows], get_terminal_size().columns if on_terminal() else None)
+    if len(lines) == 1:
         note(empty)
         return
+    for line in lines:
+        click.echo(line)
+
+
+def table_lines(headers: Sequence[str], rows: Sequence[Sequence[object]], columns: int | None) -> list[str]:
+    """Return the lines of a table, cut to ``columns`` unless that is None; the first holds the headers."""
+    cells = [[clean(str(cell)) for cell in row] for row in rows]
     widths = [max(_width(row[column]) for row in [headers, *cells]) for column in range(len(headers))]
-    if on_terminal():
-        widths = _fitted(widths, get_terminal_size().columns)
-    click.echo(click.style(_line(headers, widths), bold=True) if coloured() else _line(headers, widths))
-    for row in cells:
-        click.echo(_line(row, widths))
+    if columns is not None:
+        widths = _fitted(widths, columns)
+    head = _line(headers, widths)
+    return [click.style(head, bold=True) if coloured() else head, *(_line(row, widths) for row in cells)]
 
 
 def _fitted(widths: Sequence[int], columns: int) -> list[int]:

@@ -55,6 +55,37 @@ def engines(data_dir: Path) -> Iterator[Seen]:
             yield Seen(name=record.instance_name, pid=who.pid, state="running", **_measured(who.pid))
 
 
+def end_doors(data_dir: Path) -> int:
+    """End the doors that a killed supervisor has left, and return how many there were."""
+    from gpustack.app.doors import end_doors as end
+
+    (run_dir(data_dir) / "control.sock").unlink(missing_ok=True)
+    return end(run_dir(data_dir))
+
+
+def using(data_dir: Path, program: Path) -> list[str]:
+    """Return the names of the engines that run ``program``, a link into its environment."""
+    from gpustack.worker.runners.records import find_process, read_records
+
+    found = []
+    for record in read_records(run_dir(data_dir)):
+        who = find_process(run_dir(data_dir), record)
+        if who is not None and _runs(who.pid, program):
+            found.append(record.instance_name)
+    return found
+
+
+def _runs(pid: int, program: Path) -> bool:
+    """Tell whether a process, or one below it, was started as ``program`` or from the environment it lies in."""
+    inside = str(program.resolve().parent.parent) + "/"
+    with contextlib.suppress(psutil.Error):
+        engine = psutil.Process(pid)
+        for process in [engine, *engine.children(recursive=True)]:
+            if any(word == str(program) or word.startswith(inside) for word in process.cmdline()):
+                return True
+    return False
+
+
 def identities(state: RunState) -> list[ProcessId]:
     """Return who the supervisor and its children are now, to look for them later."""
     pids = [child.pid for child in state.children.values() if child.pid is not None]

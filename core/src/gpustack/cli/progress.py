@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 import click
 
 from gpustack.cli.output import clean, coloured, first_line, on_terminal
+from gpustack.lifecycle.engine import will_retry
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -41,10 +42,12 @@ class NoProgress:
 
 
 class Lines:
-    """One line for each step, with the seconds since the beginning."""
+    """One line for each step, with the seconds since the beginning; of a download one now and then."""
 
     def __enter__(self) -> Self:
         self._began = time.monotonic()
+        #: State, percent and time of the last line, by instance.
+        self._shown: dict[str, tuple[InstanceState, float, float]] = {}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -52,11 +55,22 @@ class Lines:
 
     def show(self, step: Step) -> None:
         """Print the step."""
-        seconds = time.monotonic() - self._began
+        now = time.monotonic()
+        if self._is_soon(step, now):
+            return
+        self._shown[step.instance] = (step.state, step.percent or 0.0, now)
+        seconds = now - self._began
         message = clean(first_line(step.message))
         click.echo(
             f"{seconds:6.1f} s  {clean(step.instance)}  {step.state}{': ' + message if message else ''}"
         )
+
+    def _is_soon(self, step: Step, now: float) -> bool:
+        """Tell whether a download has hardly gone on since it was shown."""
+        state, percent, when = self._shown.get(step.instance, (None, 0.0, 0.0))
+        if step.percent is None or state is not step.state or will_retry(step.message):
+            return False
+        return step.percent - percent < _STEP and now - when < _PAUSE
 
 
 class LiveView:
@@ -86,11 +100,12 @@ class LiveView:
 
     def show(self, step: Step) -> None:
         """Add the step to its instance's phases."""
+        said = step.message if step.percent is None else f"{bar(step.percent)} {step.message}"
         phases = self._phases.setdefault(step.instance, [])
         if phases and phases[-1][0] is step.state:
-            phases[-1] = (step.state, phases[-1][1], step.message)
+            phases[-1] = (step.state, phases[-1][1], said)
         else:
-            phases.append((step.state, time.monotonic(), step.message))
+            phases.append((step.state, time.monotonic(), said))
 
     def _draw(self) -> Table:
         from rich.table import Table
@@ -110,6 +125,14 @@ class LiveView:
         return table
 
 
+def bar(percent: float, *, width: int = 20) -> str:
+    """Return ``percent`` as a bar with the number behind it."""
+    done = round(width * percent / 100)
+    return f"{'█' * done}{'░' * (width - done)} {percent:3.0f} %"
+
+
+#: Percent and seconds between two lines about one download.
+_STEP, _PAUSE = 10.0, 10.0
 #: Mark and style of a phase that was passed, and of those an instance may stay in.
 _PASSED = ("✓", "green")
 _RESTING = {"running": ("✓", "green"), "error": ("✗", "red")}

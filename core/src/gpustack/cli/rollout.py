@@ -1,4 +1,4 @@
-"""How far a deployment has come: a pure reading of its instances, for ``gpustack deploy``.
+"""How far a deployment or a change has come: a pure reading of the instances.
 
 Instances come in as the watch tells them; out come the steps to show and, sooner or later, an outcome. Nothing
 here waits, prints or knows the time by itself.
@@ -40,6 +40,8 @@ class Step:
     instance: str
     state: InstanceState
     message: str
+    #: Percent of the files that are here, while they are fetched.
+    percent: float | None = None
 
 
 @dataclass(slots=True)
@@ -62,9 +64,11 @@ class _Errors:
 
 @dataclass(slots=True)
 class Rollout:
-    """The instances of one model on their way to ``replicas`` running ones."""
+    """The instances of one model on their way to ``replicas`` running ones of its present description."""
 
     replicas: int
+    #: Digest of that description, which placed instances carry; empty takes any.
+    digest: str = ""
     instances: dict[int, ModelInstancePublic] = field(default_factory=dict)
     #: The watch has told of everything that existed when it began.
     whole: bool = False
@@ -90,7 +94,10 @@ class Rollout:
             instance.state_message,
         ):
             return None
-        return Step(instance=instance.name, state=instance.state, message=instance.state_message)
+        percent = instance.download_progress if instance.state is _S.DOWNLOADING else None
+        return Step(
+            instance=instance.name, state=instance.state, message=instance.state_message, percent=percent
+        )
 
     def _forget(self, number: int) -> None:
         self.instances.pop(number, None)
@@ -107,25 +114,44 @@ class Rollout:
         if now_is.state is _S.ERROR and old != (now_is.state, now_is.state_message):
             self._errors.setdefault(now_is.id, _Errors()).add(now_is.state_message, now)
 
+    def expect_new(self) -> None:
+        """That there are no instances is not the end: new ones will come."""
+        self._seen_any = False
+
     @property
     def running(self) -> int:
-        """How many answer."""
-        return sum(each.state is _S.RUNNING for each in self.instances.values())
+        """How many answer as they should."""
+        return sum(each.state is _S.RUNNING and not self._leaves(each) for each in self.instances.values())
+
+    def _leaves(self, instance: ModelInstancePublic) -> bool:
+        """Tell whether it is on its way out: drained already, or placed by another description."""
+        if instance.draining_since is not None:
+            return True
+        placed = instance.worker_id is not None or instance.state is _S.ERROR
+        return bool(self.digest) and placed and instance.spec_digest not in ("", self.digest)
 
     def outcome(self, now: float) -> tuple[Outcome, ModelInstancePublic | None] | None:
         """Return how it ended, with the instance that made it so; None while waiting makes sense."""
         if not self.whole:
             return None
-        if self.running >= self.replicas:
+        if self._is_done():
             return Outcome.RUNNING, None
         if self._seen_any and not self.instances:
             return Outcome.DELETED, None
-        for each in self.instances.values():
+        staying = [each for each in self.instances.values() if not self._leaves(each)]
+        for each in staying:
             if each.state is _S.ERROR and (
                 not will_retry(each.state_message) or self._errors[each.id].hopeless
             ):
                 return Outcome.FAILED, each
+        # Room is made by those that leave.
+        settled = len(staying) == len(self.instances)
         for number, since in self._pending_since.items():
-            if now - since >= SETTLED:
+            if settled and now - since >= SETTLED:
                 return Outcome.QUEUED, self.instances[number]
         return None
+
+    def _is_done(self) -> bool:
+        """As many as wanted run, and no other takes requests; those that drain may go on answering theirs."""
+        serving = sum(each.draining_since is None for each in self.instances.values())
+        return self.running >= self.replicas >= serving

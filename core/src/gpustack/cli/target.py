@@ -70,6 +70,11 @@ class Target:
 
         try:
             state = running_state(self.directory)
+            if state.server_url:
+                raise NothingRuns(
+                    f"this machine is a worker of {state.server_url}; sign in there with `gpustack login "
+                    f"{state.server_url}`"
+                )
             key = self.api_key or cli_token(self.directory)
             return Connection(url=state.local_url, credential=key, local=True, data_dir=self.directory)
         except (NothingRuns, Forbidden):

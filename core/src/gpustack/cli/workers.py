@@ -2,45 +2,172 @@
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import click
 
-from gpustack.cli.output import age, emit_documents, emit_table, first_line
-from gpustack.cli.target import Target, json_option, server_options
+from gpustack.cli import complete
+from gpustack.cli.output import age, emit_documents, emit_json, emit_table, first_line, note
+from gpustack.cli.target import Connection, Target, json_option, server_options
 from gpustack.kit.text import human_bytes
 
 if TYPE_CHECKING:
+    from gpustack.client import Client
     from gpustack.schemas import MemoryStatus, WorkerPublic
 
 
-@click.command("workers")
+@click.group("workers", invoke_without_command=True)
 @server_options
 @json_option
-def command(target: Target, as_json: bool) -> None:
+@click.pass_context
+def command(ctx: click.Context, target: Target, as_json: bool) -> None:
+    """List, add and remove workers."""
+    if ctx.invoked_subcommand is None:
+        _list(target, as_json)
+
+
+@command.command("list")
+@server_options
+@json_option
+def list_workers(target: Target, as_json: bool) -> None:
     """List workers."""
+    _list(target, as_json)
+
+
+def _list(target: Target, as_json: bool) -> None:
     workers = target.ask(lambda client: client.workers.list_all(sort_by="name"))
     if as_json:
         emit_documents(workers)
         return
     emit_table(
-        ["NAME", "STATE", "ADDRESS", "CORES", "MEMORY USED", "GPUS", "VERSION", "HEARTBEAT", "MESSAGE"],
+        [
+            "NAME",
+            "STATE",
+            "ADDRESS",
+            "CORES",
+            "MEMORY USED",
+            "GPUS",
+            "ENGINES",
+            "VERSION",
+            "HEARTBEAT",
+            "MESSAGE",
+        ],
         (
             (
                 each.name,
                 each.state,
-                each.ip,
+                f"{each.ip}:{each.port}" if each.port else each.ip,
                 each.status.cpu.total or "-",
                 _memory(each.status.memory),
                 _gpus(each),
+                _engines(each),
                 each.version,
                 age(each.heartbeat_time),
                 first_line(each.state_message),
             )
             for each in workers
         ),
-        empty="No worker has joined.",
+        empty="No worker has joined; `gpustack workers join-command` says how one does.",
     )
+
+
+@command.command("remove")
+@click.argument("name", shell_complete=complete.workers)
+@server_options
+@json_option
+def remove_worker(name: str, target: Target, as_json: bool) -> None:
+    """Remove a worker for good, with the copies of models on it.
+
+    They are placed on others. A worker that still runs joins again: stop it first with `gpustack stop` there.
+    """
+    worker = target.ask(lambda client: _remove(client, name), changes=True)
+    if as_json:
+        emit_json(worker.model_dump(mode="json"))
+    else:
+        click.echo(f"Removed worker {worker.name}.")
+
+
+async def _remove(client: Client, name: str) -> WorkerPublic:
+    from gpustack.cli.names import meant
+    from gpustack.kit.errors import NotFound
+
+    workers = {each.name: each for each in await client.workers.list_all()}
+    if name not in workers:
+        raise NotFound(f"there is no worker {name!r}{meant(name, list(workers))}; see `gpustack workers`")
+    await client.workers.delete(workers[name].id)
+    return workers[name]
+
+
+@command.command("join-command")
+@server_options
+@json_option
+def join_command(target: Target, as_json: bool) -> None:
+    """Print the command that makes another machine a worker of this server.
+
+    It has the token in it, as a variable: typed as a flag it would show in the list of processes.
+    """
+    here = target.connection()
+    if here.data_dir is None:
+        url, token, file = here.url, "", Path("token")
+    else:
+        url, file = _url_for_others(here.data_dir), here.data_dir / "token"
+        token = _token(file)
+    start = f"gpustack start --server-url {shlex.quote(url)}"
+    line = f"GPUSTACK_TOKEN={token} {start}" if token else f"{start} --token-file {file}"
+    if as_json:
+        emit_json({"command": line, "server_url": url, "token": token or None})
+        return
+    click.echo(line)
+    _explain(here, url, file)
+
+
+def _explain(here: Connection, url: str, file: Path) -> None:
+    from gpustack.client.transport import is_loopback
+
+    if here.data_dir is None:
+        note(
+            "The token is on the server's machine, in the file `token` of its data directory: copy it to the new "
+            "machine. `gpustack workers join-command` there prints the command with the token in it."
+        )
+    else:
+        note(
+            "Run it on the new machine. Your shell's history keeps the line; a copy of "
+            f"{file} and --token-file instead of the variable keeps the token out of it."
+        )
+    if is_loopback(urlsplit(url).hostname or ""):
+        note(
+            "This address reaches no other machine: start the server with --advertise-address and one that does."
+        )
+
+
+def _url_for_others(data_dir: Path) -> str:
+    """Return the server's URL as other machines see it. Raises NotFound where only a worker runs."""
+    from gpustack.client.local import running_state
+    from gpustack.kit.errors import NotFound
+
+    state = running_state(data_dir)
+    if state.children and "server" not in state.children:
+        raise NotFound(
+            f"this machine is a worker of {state.url}; run `gpustack workers join-command` on the server's machine"
+        )
+    return state.url
+
+
+def _token(file: Path) -> str:
+    """Return the registration token. Raises Forbidden when it is for another user's eyes, NotFound without one."""
+    from gpustack.kit.errors import Forbidden, NotFound
+
+    try:
+        return file.read_text(encoding="ascii").strip()
+    except FileNotFoundError as error:
+        raise NotFound(f"there is no {file}; is that the server's data directory?") from error
+    except OSError as error:
+        raise Forbidden(
+            f"{file} cannot be read ({error.strerror}): only the user that runs the server may add workers"
+        ) from error
 
 
 def _memory(memory: MemoryStatus) -> str:
@@ -52,3 +179,11 @@ def _gpus(worker: WorkerPublic) -> str:
     for gpu in worker.status.gpu_devices:
         counts[gpu.name] = counts.get(gpu.name, 0) + 1
     return ", ".join(f"{count}x {name}" for name, count in counts.items()) or "-"
+
+
+def _engines(worker: WorkerPublic) -> str:
+    """Return the installed engines, as in ``llama-cpp 0.3.2 0.3.4, vllm 0.9``."""
+    named = [
+        f"{name} {' '.join(versions)}" for name, versions in worker.installed_versions.items() if versions
+    ]
+    return ", ".join(named) or "-"

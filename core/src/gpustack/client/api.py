@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Self
@@ -22,8 +22,10 @@ from gpustack.schemas import (
     GpuDevicePublic,
     Heartbeat,
     InferenceBackendPublic,
+    InstanceEventPublic,
     InstanceReport,
     LoginReply,
+    ModelFileDownload,
     ModelFilePublic,
     ModelFileReport,
     ModelInstancePublic,
@@ -58,6 +60,7 @@ class Client:
         self.models = Models(transport, "/v2/models", ModelPublic)
         self.keys = Keys(transport, "/v2/api-keys", ApiKeyPublic)
         self.instances = Resource(transport, "/v2/model-instances", ModelInstancePublic)
+        self.instance_events = Resource(transport, "/v2/model-instance-events", InstanceEventPublic)
         self.model_files = Resource(transport, "/v2/model-files", ModelFilePublic)
         self.workers = Resource(transport, "/v2/workers", WorkerPublic)
         self.clusters = Resource(transport, "/v2/clusters", ClusterPublic)
@@ -145,20 +148,26 @@ class Client:
         *,
         silence: float = SILENCE,
         patience: float | None = None,
+        on_state: Callable[[str], None] | None = None,
     ) -> AsyncGenerator[Event, None]:
         """Yield the events of the list at ``path`` for ever, through lost connections.
 
         What exists comes first as CREATED, then one HEARTBEAT, then changes. Things that went unseen during an
         outage come as DELETED with empty ``data``. ``silence`` is the seconds after which a quiet connection
         counts as dead; ``patience`` the seconds without the server after which Unavailable is raised, None for
-        never. See :mod:`gpustack.client.watch`.
+        never. ``on_state`` hears of trouble with the connection, and with "" of its end. See
+        :mod:`gpustack.client.watch`.
         """
-        return watch(self._transport, path, params, silence=silence, patience=patience)
+        return watch(self._transport, path, params, silence=silence, patience=patience, on_state=on_state)
 
     # Workers --------------------------------------------------------------------------------------------
 
     async def register_worker(self, registration: WorkerRegistration) -> WorkerRegistered:
-        """Join with the registration token; use the answer's token as :attr:`credential` from then on."""
+        """Join with the registration token, or renew with a worker's own credential.
+
+        The answer's token is the :attr:`credential` from then on. Unauthenticated: what was shown is not known;
+        InvalidInput: the versions do not go together; Conflict: the same worker is alive elsewhere.
+        """
         body = registration.model_dump(mode="json")
         return read_as(WorkerRegistered, await self._transport.send("POST", "/v2/workers", body=body))
 
@@ -180,14 +189,26 @@ class Client:
         path = f"/v2/model-files/{number}/report"
         return read_as(ModelFilePublic, await self._transport.send("POST", path, body=as_sent(report)))
 
+    async def report_download(self, report: ModelFileDownload) -> ModelFilePublic:
+        """Report how far this worker is with the files of a source."""
+        body = as_sent(report)
+        return read_as(
+            ModelFilePublic, await self._transport.send("POST", "/v2/model-files/downloads", body=body)
+        )
+
     # Streams --------------------------------------------------------------------------------------------
 
-    async def logs(self, number: int, *, tail: int = -1, follow: bool = False) -> AsyncGenerator[bytes, None]:
+    async def logs(
+        self, number: int, *, tail: int = -1, follow: bool = False, previous: bool = False
+    ) -> AsyncGenerator[bytes, None]:
         """Yield the log of an instance in pieces as they come; ``tail`` is a count of lines, -1 for all.
 
-        With ``follow`` it ends when the instance is deleted. A quiet engine is no reason to stop.
+        With ``follow`` it ends when the instance is deleted. A quiet engine is no reason to stop. ``previous`` asks for
+        the log of the start before; NotFound when there was none.
         """
         path, params = f"/v2/model-instances/{number}/logs", {"tail": tail, "follow": follow}
+        if previous:
+            params["previous"] = True
         timeout = None if follow else READ_TIMEOUT
         async with self._transport.stream("GET", path, params=params, read_timeout=timeout) as response:
             try:

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from gpustack.kit.errors import Forbidden, GPUStackError, NotFound
+from gpustack.kit.errors import Forbidden, GPUStackError, NotFound, SettingsError
+from gpustack.kit.local_sockets import Channel, connect_local
+from gpustack.kit.locks import FileLock
 from gpustack.kit.net import LOOPBACK
-from gpustack.kit.process import ProcessId, is_running
+from gpustack.kit.process import ProcessId, identify, is_running
 
 
 class NothingRuns(NotFound):
@@ -31,15 +33,24 @@ class RunState:
     """What a supervisor wrote down about itself."""
 
     pid: int
-    #: When the supervisor started, in seconds since the epoch.
+    #: When the supervisor started, as :func:`gpustack.kit.process.moment` counts.
     started: float
     url: str
     version: str
     data_dir: Path
     log_dir: Path
+    #: Where its worker has engines, and the pipx it installs them with; empty as in the settings.
+    bin_dir: Path | None = None
+    pipx_path: str = ""
     #: Everything was ready once.
     ready: bool = False
+    #: Where the server is, when this machine is a worker of another one.
+    server_url: str = ""
+    #: The ports that are listened on, by what for: ``http``, ``door``, ``worker``.
+    ports: dict[str, int] = field(default_factory=dict)
     children: dict[str, ChildState] = field(default_factory=dict)
+    #: What is wrong with the machine, a line each.
+    warnings: tuple[str, ...] = ()
 
     @property
     def process(self) -> ProcessId:
@@ -73,6 +84,8 @@ def read_state(data_dir: Path) -> RunState | None:
     try:
         return _state(json.loads(text))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if not _in_use(data_dir):
+            return None  # half of a file, of one that is gone
         raise GPUStackError(
             f"{run_dir(data_dir) / 'supervisor.json'} cannot be understood; does another version run there?"
         ) from error
@@ -89,6 +102,33 @@ def running_state(data_dir: Path) -> RunState:
     return state
 
 
+def restart(data_dir: Path, *, patience: float = 120.0) -> str:
+    """Have the GPUStack of ``data_dir`` restarted; return its version once it is ready again.
+
+    Raises NothingRuns, SettingsError when the settings are wrong now (then nothing was touched), or GPUStackError with
+    the line that says why it did not come back. ``patience`` is in seconds.
+    """
+    state = running_state(data_dir)
+    try:
+        with Channel(connect_local(run_dir(data_dir) / "control.sock", timeout=patience)) as channel:
+            channel.send({"do": "restart"})
+            answer = channel.receive().content
+    except PermissionError as error:
+        raise Forbidden(f"that GPUStack belongs to another user; restart it as that user: {error}") from error
+    except TimeoutError as error:
+        raise GPUStackError(
+            f"GPUStack is not ready again after {patience:.0f} s; `gpustack status` and the logs in {state.log_dir} "
+            "say more"
+        ) from error
+    except (ConnectionRefusedError, FileNotFoundError) as error:
+        raise GPUStackError("GPUStack is just starting or restarting; try again when it is ready") from error
+    except OSError as error:
+        raise GPUStackError(f"GPUStack ended while it restarted; its logs are in {state.log_dir}") from error
+    if "error" in answer:
+        raise (SettingsError if answer.get("settings_are_wrong") else GPUStackError)(str(answer["error"]))
+    return str(answer["version"])
+
+
 def cli_token(data_dir: Path) -> str:
     """Return the credential of this machine's command line. Raises NothingRuns, or Forbidden."""
     token = _read(run_dir(data_dir) / "cli_token")
@@ -99,9 +139,15 @@ def cli_token(data_dir: Path) -> str:
     return token.strip()
 
 
+def _in_use(data_dir: Path) -> bool:
+    """Tell whether the process runs that last took the data directory."""
+    holder = FileLock(data_dir / "gpustack.lock").holder()
+    return holder is not None and identify(holder) is not None
+
+
 def _read(path: Path) -> str | None:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -119,7 +165,12 @@ def _state(document: dict[str, Any]) -> RunState:
         version=str(document.get("version", "")),
         data_dir=Path(document["data_dir"]),
         log_dir=Path(document["log_dir"]),
+        bin_dir=Path(document["bin_dir"]) if document.get("bin_dir") else None,
+        pipx_path=str(document.get("pipx_path", "")),
         ready=bool(document.get("ready")),
+        server_url=str(document.get("server_url", "")),
+        ports={str(name): int(port) for name, port in document.get("ports", {}).items()},
+        warnings=tuple(str(line) for line in document.get("warnings", ())),
         children={
             str(name): ChildState(
                 pid=child.get("pid"),

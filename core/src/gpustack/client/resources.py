@@ -64,9 +64,13 @@ class Resource(Generic[Item]):
         """Return the item with that id; NotFound when there is none."""
         return read_as(self._kind, await self._transport.send("GET", f"{self.path}/{number}"))
 
-    async def delete(self, number: int) -> None:
-        """Delete the item with that id; NotFound when there is none."""
-        await self._transport.send("DELETE", f"{self.path}/{number}")
+    async def delete(self, number: int, *, force: bool = False) -> None:
+        """Delete the item with that id; NotFound when there is none.
+
+        Models and instances finish the requests in flight first, unless ``force`` cuts them off.
+        """
+        params = {"force": True} if force else None
+        await self._transport.send("DELETE", f"{self.path}/{number}", params=params)
 
 
 class Models(Resource[ModelPublic]):

@@ -49,6 +49,16 @@ _LATER: dict[int, type[Throttled | Unavailable]] = {
     503: Unavailable,
     504: Unavailable,
 }
+#: What OpenSSL says when the other side answers in plain text.
+_NO_TLS = frozenset(
+    {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG"}
+)
+#: Without a message of ours in them these come from somebody else.
+_NOT_OURS = frozenset({400, 403, 404, 405, 501})
+
+
+class Stranger(GPUStackError):
+    """What answers at the URL is no GPUStack server."""
 
 
 class Gone(GPUStackError):
@@ -134,7 +144,7 @@ class Transport:
         try:
             return json.loads(content)
         except ValueError as error:
-            raise GPUStackError(
+            raise Stranger(
                 f"{self.base_url} answered {path} with something that is not JSON; is it a GPUStack server?"
             ) from error
 
@@ -180,12 +190,14 @@ class Transport:
         said = _message_in(content)
         status = response.status_code
         if response.is_redirect:
-            return GPUStackError(
+            return Stranger(
                 f"{self.base_url} redirects to {response.headers.get('location', 'another place')}; use that URL"
             )
         if status == httpx.codes.GONE:
             return Gone(said or "no longer there")
         text = said or f"{self.base_url} answered {status} {response.reason_phrase}".rstrip()
+        if not said and status in _NOT_OURS:
+            return Stranger(f"{text}; {_stranger(content, self.base_url)}")
         if status in _LATER:
             return _LATER[status](text, retry_after=_retry_after(response))
         return _BY_STATUS.get(status, GPUStackError)(text)
@@ -201,6 +213,13 @@ class Transport:
         else:
             text = f"the connection to {self.base_url} broke: {_reason(error)}"
         return Unavailable(text, retry_after=1.0)
+
+
+def _stranger(content: bytes, url: str) -> str:
+    """Return what may be wrong with a URL at which something else answers."""
+    if url.startswith("http://") and b"HTTPS" in content.upper():
+        return f"it speaks HTTPS there: try https://{url.removeprefix('http://')}"
+    return "is it a GPUStack server?"
 
 
 def _plain(params: Mapping[str, Any] | None) -> dict[str, str] | None:
@@ -221,6 +240,8 @@ def _reason(error: BaseException) -> str:
         deepest = cause
     if isinstance(deepest, ssl.SSLCertVerificationError):
         return f"its certificate is not trusted ({deepest.verify_message})"
+    if isinstance(deepest, ssl.SSLError) and deepest.reason in _NO_TLS:
+        return "it does not speak HTTPS there; try http:// instead of https://"
     # A name that cannot be resolved has an errno of another kind.
     if (
         isinstance(deepest, OSError)

@@ -18,7 +18,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -106,18 +106,20 @@ async def watch(
     silence: float = SILENCE,
     patience: float | None = None,
     wait: Backoff | None = None,
+    on_state: Callable[[str], None] | None = None,
 ) -> AsyncGenerator[Event, None]:
     """Yield the events of the list at ``path`` for ever; see the module for their order.
 
     Connection trouble is waited out with ``wait`` (0.5 to 15 s, doubling). With ``patience``, Unavailable is
     raised when the server stayed away for so many seconds in a row. What waiting cannot help raises at once:
-    Unauthenticated, Forbidden, NotFound, InvalidInput.
+    Unauthenticated, Forbidden, NotFound, InvalidInput. ``on_state`` is called with the trouble when the connection
+    is lost, instead of a line in the log, and with "" when there is one.
     """
     progress, wait = Watching(), wait or Backoff(first=0.5, limit=15.0)
     heard = time.monotonic()
     while True:
         try:
-            async with aclosing(_once(transport, path, params, progress, silence)) as events:
+            async with aclosing(_once(transport, path, params, progress, silence, on_state)) as events:
                 async for event in events:
                     heard = time.monotonic()
                     wait.reset()
@@ -133,19 +135,28 @@ async def watch(
         away = time.monotonic() - heard
         if patience is not None and away >= patience:
             raise Unavailable(f"{trouble} (for {away:.0f} s)", retry_after=1.0) from trouble
-        if wait.failures == 1:
+        if on_state is not None:
+            on_state(str(trouble))
+        elif wait.failures == 1:
             log.warning("watch %s: %s; connecting again", path, trouble)
         # Spread out, so that a fleet does not come back to a restarted server at one instant.
         await asyncio.sleep(wait.next() * random.uniform(0.5, 1.0))
 
 
 async def _once(
-    transport: Transport, path: str, params: Mapping[str, Any] | None, progress: Watching, silence: float
+    transport: Transport,
+    path: str,
+    params: Mapping[str, Any] | None,
+    progress: Watching,
+    silence: float,
+    on_state: Callable[[str], None] | None,
 ) -> AsyncGenerator[Event | None, None]:
     """Yield the events of one connection until it ends; None is a sign of life."""
     query = {**(params or {}), "watch": True, "since": progress.since}
     async with transport.stream("GET", path, params=query, read_timeout=silence) as response:
         progress.begin()
+        if on_state is not None:
+            on_state("")
         try:
             async for line in lines(response.aiter_bytes()):
                 if not line:

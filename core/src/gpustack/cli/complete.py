@@ -1,0 +1,67 @@
+"""Names that a shell completes: asked of the running server, quickly or not at all.
+
+Nothing here may fail or talk: whoever presses TAB wants names or silence.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+import click
+
+#: Seconds that the server has to answer.
+_PATIENCE = 0.15
+_MOST = 500
+
+Complete = Callable[[click.Context, click.Parameter, str], list[str]]
+
+
+def models(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Complete the name of a model."""
+    return _names(ctx, parameter, incomplete, "models")
+
+
+def workers(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Complete the name of a worker."""
+    return _names(ctx, parameter, incomplete, "workers")
+
+
+def models_and_instances(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Complete the name of a model or of one of its copies."""
+    found = models(ctx, parameter, incomplete)
+    return found + _names(ctx, parameter, incomplete, "model-instances") if found else found
+
+
+def _names(ctx: click.Context, parameter: click.Parameter, incomplete: str, what: str) -> list[str]:
+    """Return the names that begin so, without those that were typed already."""
+    typed = ctx.params.get(str(parameter.name)) or ()
+    before = {typed} if isinstance(typed, str) else set(typed)
+    names: list[str] = []
+    # Whatever it was, there is nobody to tell.
+    with suppress(Exception):
+        names = [each["name"] for each in _asked(ctx, f"/v2/{what}", incomplete)["items"]]
+    return sorted(name for name in names if name.startswith(incomplete) and name not in before)
+
+
+def _asked(ctx: click.Context, path: str, search: str) -> Any:
+    """Return what the server answers; http.client, because importing a better one takes longer than the answer."""
+    import http.client
+
+    from gpustack.cli.target import Target
+
+    server, api_key, data_dir = (ctx.params.get(name) or "" for name in ("server", "api_key", "data_dir"))
+    at = Target(server=server, api_key=api_key, data_dir=data_dir).connection()
+    url = urlsplit(at.url)
+    kind = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
+    connection = kind(url.hostname or "", url.port, timeout=_PATIENCE)
+    try:
+        query = urlencode({"search": search, "perPage": _MOST} if search else {"perPage": _MOST})
+        headers = {"Authorization": f"Bearer {at.credential}"}
+        connection.request("GET", f"{url.path.rstrip('/')}{path}?{query}", headers=headers)
+        return json.load(connection.getresponse())
+    finally:
+        connection.close()

@@ -1,0 +1,143 @@
+"""The engines of this machine: where they are, and installing and removing them as its worker would."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gpustack.cli.names import meant
+from gpustack.kit.errors import Conflict, InvalidInput, NotFound
+
+if TYPE_CHECKING:
+    from gpustack.extensions import Catalogue
+    from gpustack.plugin import PipxPackage
+    from gpustack.schemas import InferenceBackendPublic
+    from gpustack.worker.artifacts import ArtifactInstaller
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """Where the worker of this machine has its engines, or would have."""
+
+    data_dir: Path
+    bin_dir: Path
+    log_dir: Path
+    pipx_path: str
+
+    def installer(self) -> ArtifactInstaller:
+        """Return what installs there."""
+        from gpustack.worker.artifacts import ArtifactInstaller
+
+        return ArtifactInstaller(
+            bin_dir=self.bin_dir, data_dir=self.data_dir, log_dir=self.log_dir, pipx_path=self.pipx_path
+        )
+
+
+def places(flags: dict[str, str]) -> Places:
+    """Return the places: what was typed, else those of the GPUStack that runs here, else as `start` would choose.
+
+    ``flags`` are by the options' names, without those that were not typed. Raises SettingsError.
+    """
+    from gpustack.client.local import read_state
+    from gpustack.settings.load import load
+
+    settings = load(flags)
+    bin_dir, log_dir, pipx_path = settings.bin_dir, settings.log_dir, settings.pipx_path
+    state = read_state(settings.data_dir)
+    if state is not None and state.running:
+        log_dir = state.log_dir
+        bin_dir = bin_dir if "bin_dir" in flags else state.bin_dir or bin_dir
+        pipx_path = pipx_path if "pipx_path" in flags else state.pipx_path or pipx_path
+    return Places(data_dir=settings.data_dir, bin_dir=bin_dir, log_dir=log_dir, pipx_path=pipx_path)
+
+
+def known_here() -> list[InferenceBackendPublic]:
+    """Return the backends of the plugins that are installed here, as a server would list them."""
+    from gpustack.extensions import load_catalogue
+    from gpustack.schemas import InferenceBackendPublic
+
+    return [
+        InferenceBackendPublic(
+            id=number,
+            backend_name=name,
+            default_version=registered.cls.default_version,
+            plugin=registered.plugin,
+            distribution=registered.distribution,
+            distribution_version=registered.version,
+        )
+        for number, (name, registered) in enumerate(sorted(load_catalogue().backends.items()), start=1)
+    ]
+
+
+def named(text: str) -> tuple[str, str]:
+    """Return backend and version of ``BACKEND[@VERSION]``; an empty version is not said. Raises InvalidInput."""
+    name, at, version = text.strip().partition("@")
+    if not name or (at and not version.strip()):
+        raise InvalidInput(f"{text!r} is not BACKEND or BACKEND@VERSION, such as llama-cpp@1.2.3")
+    return name, version.strip()
+
+
+async def install(where: Places, text: str, say: Say) -> tuple[str, str, Path]:
+    """Install an engine unless it is there; return backend, version and the path of its executable."""
+    name, version = named(text)
+    async with _package(where, name, version) as package:
+        path = await where.installer().ensure(name, package, say)
+        return name, package.version, path
+
+
+async def remove(where: Places, text: str, say: Say) -> tuple[str, str]:
+    """Remove an engine; return backend and version. Raises NotFound when it is not there, Conflict while it runs."""
+    from gpustack.cli.processes import using
+
+    name, version = named(text)
+    installed = where.installer().installed().get(name, [])
+    if not version:
+        raise InvalidInput(f"which version? {_have(where, name, installed)}; name one as {name}@VERSION")
+    async with _package(where, name, version) as package:
+        installer = where.installer()
+        if users := using(where.data_dir, installer.link(package)):
+            raise Conflict(
+                f"{name} {version} runs as {', '.join(users)}; remove those models or change their version first"
+            )
+        if not await installer.remove(name, package, say):
+            raise NotFound(f"{name} {version} is not there: {_have(where, name, installed)}")
+        return name, version
+
+
+def _have(where: Places, name: str, installed: list[str]) -> str:
+    return f"{where.bin_dir} has {', '.join(f'{name}@{each}' for each in installed) or f'no {name}'}"
+
+
+@asynccontextmanager
+async def _package(where: Places, name: str, version: str) -> AsyncIterator[PipxPackage]:
+    """Give what the backend is installed from on this machine. Raises NotFound, and Refused for a wrong version."""
+    import logging
+    import platform
+
+    from gpustack.extensions import Guard, load_catalogue
+    from gpustack.plugin import Host, PipxPackage, Platform, Refused
+
+    catalogue = load_catalogue()
+    registered = catalogue.backends.get(name)
+    if registered is None:
+        raise NotFound(_unknown(catalogue, name))
+    host = Host(log=logging.getLogger("gpustack.plugins"), data_dir=where.data_dir, bin_dir=where.bin_dir)
+    here = Platform(system=platform.system().lower(), machine=platform.machine().lower(), accelerators=())
+    async with catalogue.make(registered, host) as backend:
+        wanted = version or backend.default_version
+        artifact: Any = await Guard.call(registered.plugin, backend.artifact, wanted, here)
+        if not isinstance(artifact, PipxPackage):
+            raise Refused(
+                f"backend {name} comes as {type(artifact).__name__}, and only packages are installed"
+            )
+        yield artifact
+
+
+def _unknown(catalogue: Catalogue, name: str) -> str:
+    known = sorted(catalogue.backends)
+    return f"there is no backend {name!r}{meant(name, known)}; installed are: {', '.join(known) or 'none'}"

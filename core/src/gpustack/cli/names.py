@@ -1,0 +1,49 @@
+"""Finds what a user names, and says what was probably meant when there is none."""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING
+
+from gpustack.kit.errors import InvalidInput, NotFound
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+    from gpustack.client import Client
+    from gpustack.schemas import ModelPublic
+
+
+async def model_named(client: Client, name: str) -> ModelPublic:
+    """Return the model called ``name``. Raises NotFound with the nearest names."""
+    # The search finds parts of names too, and the server may take it in any case.
+    for model in await client.models.list_all(search=name):
+        if model.name == name:
+            return model
+    known = [model.name for model in await client.models.list_all()]
+    raise NotFound(f"there is no model {name!r}{meant(name, known)}; see `gpustack ls`")
+
+
+def meant(name: str, known: list[str]) -> str:
+    """Return a question that goes on after "there is no …", empty when nothing is near."""
+    lowered = {each.lower(): each for each in known}
+    near = [lowered[each] for each in difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.6)]
+    return f" (did you mean {' or '.join(near)}?)" if near else ""
+
+
+def variables(pairs: tuple[str, ...]) -> dict[str, str]:
+    """Return what ``--env KEY=VALUE`` says, each time it was given."""
+    found: dict[str, str] = {}
+    for text in pairs:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise InvalidInput(f"--env {text!r} is not KEY=VALUE")
+        found[key] = value
+    return found
+
+
+def invalid(error: ValidationError) -> InvalidInput:
+    """Return what is wrong with a description in one line, by the name of its option."""
+    problem = error.errors()[0]
+    field = str(problem["loc"][-1]).replace("_", "-") if problem["loc"] else "the model"
+    return InvalidInput(f"{field}: {problem['msg'].removeprefix('Value error, ')}")

@@ -1,0 +1,167 @@
+"""``gpustack show``."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gpustack.cli import complete
+from gpustack.cli.output import age, clean, coloured, emit_json, emit_table
+from gpustack.cli.target import Target, json_option, server_options
+from gpustack.kit.errors import NotFound
+from gpustack.kit.text import human_bytes
+
+if TYPE_CHECKING:
+    from gpustack.client import Client
+    from gpustack.schemas import InstanceEventPublic, ModelInstancePublic, ModelPublic
+
+#: What lately happened.
+_EVENTS = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """All that is known about one model."""
+
+    url: str
+    model: ModelPublic
+    instances: list[ModelInstancePublic]
+    #: The newest first.
+    events: list[InstanceEventPublic]
+
+    def document(self) -> dict[str, Any]:
+        """Return it for ``--json``."""
+        return {
+            **self.model.model_dump(mode="json"),
+            "instances": [each.model_dump(mode="json") for each in self.instances],
+            "events": [each.model_dump(mode="json") for each in self.events],
+        }
+
+
+@click.command("show")
+@click.argument("model", shell_complete=complete.models)
+@server_options
+@json_option
+def command(model: str, target: Target, as_json: bool) -> None:
+    """Show everything about one model.
+
+    How it is described, what its copies do and why, what happened lately, and how to call it.
+    """
+    shown = target.ask(lambda client: _look(client, model))
+    if as_json:
+        emit_json(shown.document())
+        return
+    _print(shown)
+
+
+async def _look(client: Client, name: str) -> Shown:
+    from gpustack.cli.names import model_named
+
+    model = await model_named(client, name)
+    instances = await client.instances.list_all(model_id=model.id, sort_by="name")
+    events: list[InstanceEventPublic] = []
+    try:
+        events = (await client.instance_events.list(per_page=_EVENTS, model_id=model.id)).items
+    except NotFound:
+        # A server of the version before keeps none.
+        events = []
+    return Shown(url=client.base_url, model=model, instances=instances, events=events)
+
+
+def _print(shown: Shown) -> None:
+    model = shown.model
+    click.echo(click.style(clean(model.name), bold=True) if coloured() else clean(model.name))
+    for name, value in _facts(model):
+        click.echo(f"  {name:<12}{clean(value)}")
+    click.echo("")
+    _print_instances(shown)
+    if shown.events:
+        from gpustack.cli.events import Lines
+
+        click.echo("\nLately (`gpustack events` shows all)")
+        Lines(indent="  ").show(shown.events[::-1])
+    click.echo(f"\nCall it  (KEY: `gpustack keys create NAME`)\n  {request(shown.url, model)}")
+
+
+def _facts(model: ModelPublic) -> Iterator[tuple[str, str]]:
+    from gpustack.schemas import source_name
+
+    if model.description:
+        yield "About", model.description
+    yield "Ready", f"{model.ready_replicas} of {model.replicas}"
+    yield "Source", source_name(model)
+    yield "Kind", ", ".join(model.categories) or "not known before its files are read"
+    version = model.backend_version or "default version"
+    yield "Backend", f"{model.backend}, {version}" if model.backend else f"chosen by the model, {version}"
+    if model.backend_parameters:
+        yield "Parameters", shlex.join(model.backend_parameters)
+    if model.env:
+        # Values may be secrets; --json has them.
+        yield "Variables", ", ".join(model.env)
+    selector = ", ".join(f"{key}={value}" for key, value in model.worker_selector.items())
+    yield "Placement", f"{model.placement_strategy}{' on workers with ' + selector if selector else ''}"
+    rollout = model.rollout
+    yield (
+        "Exchange",
+        f"{rollout.max_surge} more, {rollout.max_unavailable} fewer at a time; {rollout.drain_seconds} s to drain",
+    )
+    yield "Age", f"{age(model.created_at)}, changed {age(model.updated_at)} ago"
+
+
+def _print_instances(shown: Shown) -> None:
+    model = shown.model
+    emit_table(
+        ["COPY", "STATE", "SINCE", "WORKER", "PORT", "ENGINE", "MEMORY", "RESTARTS"],
+        (
+            (
+                each.name,
+                _state(each, model),
+                age(each.state_since),
+                each.worker_name or "-",
+                each.port or "-",
+                " ".join(filter(None, [each.backend, each.backend_version])) or "-",
+                _memory(each),
+                each.restart_count,
+            )
+            for each in shown.instances
+        ),
+        empty="No copy of it runs, and none is wanted." if model.replicas == 0 else "It has no copies yet.",
+    )
+    for each in shown.instances:
+        if each.state_message and each.state != "running":
+            text = clean(each.state_message, keep="\n\t").replace("\n", "\n    ")
+            click.echo(f"\n  {each.name} is {each.state}: {text}")
+
+
+def _state(instance: ModelInstancePublic, model: ModelPublic) -> str:
+    if instance.draining_since is not None:
+        return "draining"
+    old = instance.worker_id is not None and instance.spec_digest not in ("", model.spec_digest)
+    return f"{instance.state} (to be exchanged)" if old else str(instance.state)
+
+
+def _memory(instance: ModelInstancePublic) -> str:
+    claim = instance.computed_resource_claim
+    parts = [f"{human_bytes(claim.ram)} RAM"] if claim.ram else []
+    if claim.vram:
+        gpus = ",".join(map(str, sorted(claim.vram)))
+        parts.append(f"{human_bytes(sum(claim.vram.values()))} on GPU {gpus}")
+    return ", ".join(parts) or "-"
+
+
+def request(url: str, model: ModelPublic) -> str:
+    """Return a request to paste, but for the key."""
+    if "reranker" in model.categories:
+        path, body = "rerank", f'{{"model": "{model.name}", "query": "…", "documents": ["…", "…"]}}'
+    elif "embedding" in model.categories:
+        path, body = "embeddings", f'{{"model": "{model.name}", "input": "Hello"}}'
+    else:
+        message = '{"role": "user", "content": "Hello"}'
+        path, body = "chat/completions", f'{{"model": "{model.name}", "messages": [{message}]}}'
+    return (
+        f"curl {url}/v1/{path} -H 'Authorization: Bearer KEY' -H 'Content-Type: application/json' -d '{body}'"
+    )

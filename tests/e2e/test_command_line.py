@@ -1,0 +1,202 @@
+"""The verbs of the command line against a real GPUStack with a real engine."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import termios
+import time
+from pathlib import Path
+from typing import Self
+
+import pytest
+
+from support.engine import InstalledEngine
+from support.running import COMMAND, Running, eventually
+
+pytestmark = pytest.mark.xdist_group("e2e-command-line")
+
+
+@pytest.fixture(scope="module")
+def tiny(stack: Running, tiny_gguf: Path) -> str:
+    stack.cli("deploy", str(tiny_gguf), "--name", "tiny")
+    return "tiny"
+
+
+def instances(stack: Running) -> list[dict[str, object]]:
+    found: list[dict[str, object]] = json.loads(stack.cli("ps", "--json").stdout)
+    return found
+
+
+def test_a_killed_engine_is_named_with_its_reason(stack: Running, tiny: str) -> None:
+    pid = int(str(instances(stack)[0]["pid"]))
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: "restarted" in stack.cli("events", tiny).stdout, "the restart is told", seconds=30)
+    eventually(
+        lambda: stack.cli("events", tiny, "--tail", "1").stdout.split()[4:5] == ["running"],
+        "the engine runs again",
+        seconds=30,
+    )
+
+    told = stack.cli("events", tiny).stdout.splitlines()
+    restart = next(line for line in told if "restarted (1)" in line)
+    assert "SIGKILL" in restart
+    assert json.loads(stack.cli("events", tiny, "--json").stdout)[0]["what"] == "created"
+    assert len(stack.cli("events", tiny, "--full").stdout.splitlines()) >= len(told)
+
+
+def test_scaling_up_and_down_waits_for_the_copies(stack: Running, tiny: str) -> None:
+    done = stack.cli("scale", tiny, "2")
+    assert "Scaling tiny from 1 to 2." in done.stdout
+    assert [each["state"] for each in instances(stack)] == ["running", "running"]
+    stack.cli("scale", tiny, "1")
+    eventually(lambda: len(instances(stack)) == 1, "one copy is left")
+    assert stack.cli("scale", tiny, "--", "-1", check=False).returncode == 2
+
+
+def test_an_update_exchanges_the_copies(stack: Running, tiny: str) -> None:
+    before = instances(stack)[0]["id"]
+    done = stack.cli("update", tiny, "-p", "--ctx-size=512", "--env", "WHY=not")
+    assert "exchanged" in done.stdout
+    eventually(lambda: len(instances(stack)) == 1, "the old copy is gone")
+    assert instances(stack)[0]["id"] != before
+    shown = stack.cli("show", tiny).stdout
+    assert "--ctx-size=512" in shown
+    assert "WHY" in shown
+    assert "/v1/chat/completions" in shown
+    assert json.loads(stack.cli("show", tiny, "--json").stdout)["env"] == {"WHY": "not"}
+
+
+def test_a_shell_completes_the_names_of_models(stack: Running, tiny: str) -> None:
+    script = stack.cli("completion", "bash").stdout
+    assert "_GPUSTACK_COMPLETE" in script
+    env = {
+        **stack._env,
+        "GPUSTACK_DATA_DIR": str(stack.data_dir),
+        "_GPUSTACK_COMPLETE": "bash_complete",
+        "COMP_WORDS": "gpustack events ti",
+        "COMP_CWORD": "2",
+    }
+    done = subprocess.run([COMMAND], env=env, capture_output=True, text=True, timeout=30)
+    assert f"plain,{tiny}" in done.stdout.splitlines()
+    assert done.stderr == ""
+
+
+def test_an_engine_that_runs_is_not_removed(stack: Running, tiny: str, engine: InstalledEngine) -> None:
+    here = f"llama-cpp@{engine.version}"
+    assert "was installed before" in stack.cli("backends", "install", here).stdout
+    assert str(engine.bin_dir) in stack.cli("backends").stderr
+
+    done = stack.cli("backends", "remove", here, check=False)
+
+    assert done.returncode == 1
+    assert "runs as tiny-" in done.stderr
+    assert engine.command.exists()
+
+
+def test_an_engine_is_installed_before_the_first_start_and_removed(
+    stack: Running, engine: InstalledEngine, place: Path
+) -> None:
+    elsewhere = ["--data-dir", str(place / "never started")]
+    link = place / "never started" / "bin" / engine.command.name
+
+    stack.cli("backends", "install", f"llama-cpp@{engine.version}", *elsewhere, timeout=300)
+    assert subprocess.run([link, "--version"], capture_output=True, timeout=60).returncode == 0
+    assert engine.version in stack.cli("backends", "list", *elsewhere).stdout
+
+    stack.cli("backends", "remove", f"llama-cpp@{engine.version}", *elsewhere)
+    assert list(link.parent.iterdir()) == []
+    again = stack.cli("backends", "remove", f"llama-cpp@{engine.version}", *elsewhere, check=False)
+    assert (again.returncode, again.stderr.count("\n")) == (1, 1)
+
+
+def test_copies_are_watched_on_a_terminal(stack: Running, tiny: str) -> None:
+    with Terminal(stack, "ps", "--watch") as terminal:
+        terminal.expect("running")
+        terminal.resize(40, 200)
+        stack.cli("scale", tiny, "2")
+        terminal.expect("2 running")
+        stack.cli("scale", tiny, "1")
+        terminal.expect("1 running")
+        terminal.type("q")
+        assert terminal.wait() == 0
+        assert terminal.is_restored()
+
+
+def test_ctrl_c_ends_watching_with_the_terminal_restored(stack: Running, tiny: str) -> None:
+    with Terminal(stack, "ls", "-w") as terminal:
+        terminal.expect(tiny)
+        terminal.type("\x03")
+        assert terminal.wait() == 130
+        assert terminal.is_restored()
+
+
+def test_removing_waits_for_the_engines(stack: Running, tiny: str) -> None:
+    assert stack.cli("rm", tiny).stdout == "Removed tiny.\n"
+    assert instances(stack) == []
+    assert stack.cli("events", tiny, "--tail", "1").stdout.split()[4] == "removed"
+
+
+class Terminal:
+    """A command under a pseudo-terminal of its own."""
+
+    def __init__(self, stack: Running, *args: str) -> None:
+        self._main, side = pty.openpty()
+        self.resize(24, 100)
+        self._before = termios.tcgetattr(side)
+        self._side = side
+        env = {**stack._env, "GPUSTACK_DATA_DIR": str(stack.data_dir), "TERM": "xterm-256color"}
+        self._process = subprocess.Popen(
+            [COMMAND, *args],
+            stdin=side,
+            stdout=side,
+            stderr=side,
+            env=env,
+            start_new_session=True,
+            # Opening it makes it the session's own, so that Ctrl-C reaches the command.
+            preexec_fn=lambda: os.close(os.open(os.ttyname(0), os.O_RDWR)),  # noqa: PLW1509
+        )
+        self.output = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        os.close(self._main)
+        os.close(self._side)
+
+    def resize(self, rows: int, columns: int) -> None:
+        termios.tcsetwinsize(self._main, (rows, columns))
+
+    def type(self, keys: str) -> None:
+        os.write(self._main, keys.encode())
+
+    def expect(self, text: str, seconds: float = 30.0) -> None:
+        """Read until ``text`` is drawn, after whatever was found before."""
+        deadline, start = time.monotonic() + seconds, len(self.output)
+        while text not in self.output[start:]:
+            assert time.monotonic() < deadline, f"{text!r} is not in {self.output[start:]!r}"
+            self._read()
+
+    def wait(self) -> int:
+        while self._process.poll() is None:
+            self._read()
+        self._read()
+        return self._process.returncode
+
+    def is_restored(self) -> bool:
+        """Tell whether the other screen was left, the cursor shown, and the settings are as before."""
+        ended = self.output.endswith("\x1b[?1049l") or "\x1b[?1049l" in self.output[-40:]
+        return ended and "\x1b[?25h" in self.output[-40:] and termios.tcgetattr(self._side) == self._before
+
+    def _read(self) -> None:
+        if select.select([self._main], [], [], 0.2)[0]:
+            with contextlib.suppress(OSError):
+                self.output += os.read(self._main, 65536).decode(errors="replace")
