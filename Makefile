@@ -14,7 +14,7 @@ PYTEST = $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev start test test-full lint format bench lock clean
+.PHONY: help setup setup-dev start test test-full lint format bench soak lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -50,6 +50,9 @@ format: setup-dev  ## format the code, mend what can be mended
 
 bench: setup-dev  ## measure the headline figures
 	@exec $(BIN)/python benchmarks/run.py $(ARGS)
+
+soak: setup-dev  ## half an hour of churn: nothing may grow (SOAK_MINUTES=30)
+	@exec $(BIN)/python benchmarks/soak.py
 
 lock:  ## compile requirements/*.txt anew (LOCK_ARGS=--upgrade)
 	@scripts/setup.sh uv

@@ -28,7 +28,12 @@ def commands(document: str) -> list[str]:
     return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
-@pytest.fixture(params=["README.md", "docs/getting-started.md", "docs/troubleshooting.md"])
+@pytest.fixture(
+    params=[
+        "README.md",
+        *(f"docs/{name}.md" for name in ("getting-started", "command-line", "deployment", "troubleshooting")),
+    ]
+)
 def document(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -43,7 +43,7 @@ def test_ready_says_where_and_what_next(stack: Running) -> None:
 def test_status_tells_what_runs(stack: Running) -> None:
     state = json.loads(stack.cli("status", "--json").stdout)
     assert state["ready"] is True
-    assert set(state["children"]) == {"postgres", "server", "worker"}
+    assert set(state["children"]) == {"postgres", "server", "worker", "door"}
     assert "server" in stack.cli("status").stdout
 
 
@@ -103,7 +103,11 @@ def test_after_the_supervisors_death_engines_serve_on_and_are_adopted(
     try:
         running.cli("deploy", str(tiny_gguf), "--name", "tiny")
         (before,) = json.loads(running.cli("ps", "--json").stdout)
-        children = [psutil.Process(child["pid"]) for child in running.state()["children"].values()]
+        children = [
+            psutil.Process(child["pid"])
+            for name, child in running.state()["children"].items()
+            if name != "door"
+        ]
         running.end(signal.SIGKILL)
         _, alive = psutil.wait_procs(children, timeout=10)
         assert not alive

@@ -137,12 +137,14 @@ def spawn(
     *,
     port: int | None = None,
     env: Mapping[str, str] | None = None,
+    prefix: Sequence[str] = (),
 ) -> Running:
-    """Start GPUStack without waiting for anything; ``env`` is added to the environment."""
+    """Start GPUStack without waiting for anything; ``env`` is added to the environment, ``prefix`` starts it."""
     home.mkdir(parents=True, exist_ok=True)
     port = port if port is not None else free_ports(1)[0]
     full = {**_CLEAN, "HOME": str(home), "NO_COLOR": "1", "PYTHONUNBUFFERED": "1", **(env or {})}
     command = [
+        *prefix,
         COMMAND,
         "start",
         "--port",

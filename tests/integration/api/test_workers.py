@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -22,6 +24,156 @@ async def test_coming_back_gives_a_new_token_and_ends_the_old(api: Api) -> None:
     assert first["id"] == second["id"]
     assert (await api.anyone.get("/v2/models", headers=_as(first))).status_code == 401
     assert (await api.anyone.get("/v2/models", headers=_as(second))).status_code == 200
+
+
+def _registration(uuid: str = "uuid-of-worker-1", **fields: Any) -> dict[str, Any]:
+    body = {"name": "w", "ip": "127.0.0.1", "door_token": DOOR_TOKEN, "worker_uuid": uuid, "version": "1"}
+    return {**body, **fields}
+
+
+async def test_a_worker_renews_with_its_own_token_and_keeps_it(api: Api) -> None:
+    first = await api.worker(home="here")
+
+    for _ in range(2):  # the first answer may have been lost
+        body = _registration(home="here", name="renamed")
+        answer = await api.anyone.post("/v2/workers", json=body, headers=_as(first))
+
+    assert answer.status_code == 201
+    assert answer.json() == {"id": first["id"], "name": "renamed", "token": first["token"]}
+    assert (await api.anyone.get("/v2/models", headers=_as(first))).status_code == 200
+
+
+async def test_a_workers_own_token_registers_no_other_worker(api: Api) -> None:
+    first, second = await api.worker(), await api.worker("uuid-of-worker-2")
+
+    for uuid in ("uuid-of-worker-2", "uuid-of-nobody"):
+        answer = await api.anyone.post("/v2/workers", json=_registration(uuid), headers=_as(first))
+        assert answer.status_code == 403
+        assert "its own registration and no other" in answer.json()["message"]
+    assert (await api.anyone.get("/v2/models", headers=_as(second))).status_code == 200
+
+
+async def test_the_token_of_a_deleted_worker_registers_nobody(api: Api) -> None:
+    worker = await api.worker()
+    await api.admin.delete(f"/v2/workers/{worker['id']}")
+
+    answer = await api.anyone.post("/v2/workers", json=_registration(), headers=_as(worker))
+
+    assert answer.status_code == 401
+    assert "register again" in answer.json()["message"]
+
+
+async def test_a_copy_of_a_worker_that_lives_is_refused(api: Api) -> None:
+    first = await api.worker(home="here", hostname="box", ip="127.0.0.1")
+    token = {"Authorization": f"Bearer {(api.data_dir / 'token').read_text()}"}
+
+    for shown in (token, _as(first)):
+        body = _registration(home="there", hostname="copy", ip="10.0.0.2")
+        answer = await api.anyone.post("/v2/workers", json=body, headers=shown)
+        assert answer.status_code == 409
+        assert "w is alive on box (127.0.0.1)" in answer.json()["message"]
+        assert "copy (10.0.0.2)" in answer.json()["message"]
+    assert (await api.anyone.get("/v2/models", headers=_as(first))).status_code == 200
+
+
+async def test_a_worker_may_move_once_the_old_place_is_silent(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await api.worker(home="here")
+    monkeypatch.setattr("gpustack.db.repositories.workers._ALIVE", timedelta(0))
+
+    body = _registration(home="there")
+    own = await api.anyone.post("/v2/workers", json=body, headers=_as(first))
+    moved = await api.worker(home="there")
+
+    assert own.status_code == 401
+    assert "another place" in own.json()["message"]
+    assert moved["id"] == first["id"]
+    beat = await api.anyone.post("/v2/worker-heartbeat", json={}, headers=_as(first))
+    assert beat.status_code == 404
+
+
+@pytest.mark.parametrize("version", ["2.3.4", "1.4.0rc1", "2.5", "1.3.9"])
+async def test_versions_too_far_apart_are_refused_with_a_line_on_both_sides(
+    api: Api, version: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = replace(api.services.config, version="1.2.3" if version[0] == "2" else "0.2.0")
+    token = {"Authorization": f"Bearer {(api.data_dir / 'token').read_text()}"}
+    object.__setattr__(api.services, "config", config)
+
+    answer = await api.anyone.post("/v2/workers", json=_registration(version=version), headers=token)
+
+    assert answer.status_code == 400
+    assert config.version in answer.json()["message"]
+    assert version in answer.json()["message"]
+    assert answer.json()["message"] in caplog.text
+
+
+async def test_a_server_that_became_too_different_tells_workers_by_their_heartbeat(api: Api) -> None:
+    object.__setattr__(api.services, "config", replace(api.services.config, version="1.2.3"))
+    worker = await api.worker(version="1.3.0")
+    assert (await api.anyone.post("/v2/worker-heartbeat", json={}, headers=_as(worker))).status_code == 204
+
+    object.__setattr__(api.services, "config", replace(api.services.config, version="2.0.0"))
+    answer = await api.anyone.post("/v2/worker-heartbeat", json={}, headers=_as(worker))
+
+    assert answer.status_code == 400
+    assert "2.0.0" in answer.json()["message"]
+
+
+async def test_what_a_newer_worker_says_more_is_left_out(api: Api) -> None:
+    worker = await api.worker(newer_field={"a": 1}, status={"memory": {"total": 5, "kind": "new"}, "npu": []})
+    instance = await api.instance(await api.model(), worker["id"], state=InstanceState.STARTING)
+    file = await api.services.store.model_files.request(worker["id"], a_source("/m.gguf"))
+
+    beat = {"status": {"memory": {"total": 6}, "newer": 1}, "newer": 1}
+    report = {"state": "running", "port": 40000, "newer": 1}
+    file_report = {"request": file.request, "state": "error", "state_message": "no", "newer": 1}
+    answers = [
+        await api.anyone.post("/v2/worker-heartbeat", json=beat, headers=_as(worker)),
+        await api.anyone.post(f"/v2/model-instances/{instance}/report", json=report, headers=_as(worker)),
+        await api.anyone.post(f"/v2/model-files/{file.id}/report", json=file_report, headers=_as(worker)),
+    ]
+
+    assert [answer.status_code for answer in answers] == [204, 200, 200]
+    assert "newer" not in answers[1].json()
+
+
+async def test_an_older_worker_need_not_say_what_is_new(api: Api) -> None:
+    worker = await api.worker(home="here")
+    old = {name: value for name, value in _registration().items() if name != "home"}
+
+    answer = await api.anyone.post("/v2/workers", json=old, headers=_as(worker))
+
+    assert answer.status_code == 201
+
+
+async def test_a_second_worker_of_a_name_gets_a_number_and_keeps_it(api: Api) -> None:
+    names = [(await api.worker(f"uuid-of-worker-{number}", name="box"))["name"] for number in range(3)]
+    again = [(await api.worker(f"uuid-of-worker-{number}", name="box"))["name"] for number in range(3)]
+
+    assert names == ["box", "box-1", "box-2"]
+    assert again == names
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("ip", ""),
+        ("ip", "x" * 65),
+        ("port", 70000),
+        ("port", -1),
+        ("hostname", "h" * 256),
+        ("version", "1" * 65),
+    ],
+)
+async def test_a_registration_that_fits_no_column_is_refused(api: Api, field: str, value: Any) -> None:
+    token = {"Authorization": f"Bearer {(api.data_dir / 'token').read_text()}"}
+
+    answer = await api.anyone.post("/v2/workers", json=_registration(**{field: value}), headers=token)
+
+    assert answer.status_code == 400
+    assert answer.json()["message"].startswith(f"{field}: ")
 
 
 async def test_a_wrong_registration_token_lets_nobody_join(api: Api) -> None:
@@ -97,7 +249,7 @@ async def test_only_the_worker_that_has_an_instance_reports_on_it(api: Api) -> N
 
     assert (await api.anyone.post(path, json=body, headers=_as(other))).status_code == 409
     assert (await api.admin.post(path, json=body)).status_code == 403
-    assert (await api.admin.delete(f"/v2/model-instances/{instance}")).status_code == 204
+    assert (await api.admin.delete(f"/v2/model-instances/{instance}?force=true")).status_code == 204
     assert (await api.anyone.post(path, json=body, headers=_as(worker))).status_code == 404
 
 
@@ -115,6 +267,18 @@ async def test_a_restart_is_counted(api: Api) -> None:
     assert answer.json()["last_restart_time"]
 
 
+async def test_an_error_that_could_not_be_told_in_time_is_told_with_the_restart(api: Api) -> None:
+    worker = await api.worker()
+    instance = await api.instance(await api.model(), worker["id"], state=InstanceState.RUNNING)
+    report = {"state": "initializing", "restarted": True, "missed_error": "it was killed\nlast words"}
+
+    await api.anyone.post(f"/v2/model-instances/{instance}/report", json=report, headers=_as(worker))
+
+    events = (await api.admin.get(f"/v2/model-instance-events?instance_id={instance}")).json()["items"]
+    assert [each["what"] for each in events[:3]] == ["initializing", "restarted", "error"]
+    assert {each["message"] for each in events[1:3]} == {"it was killed\nlast words"}
+
+
 async def test_files_are_reported_by_their_worker(api: Api) -> None:
     worker, other = await api.worker(), await api.worker("uuid-of-worker-2")
     file = await api.services.store.model_files.request(worker["id"], a_source("/m.gguf"))
@@ -124,6 +288,48 @@ async def test_files_are_reported_by_their_worker(api: Api) -> None:
     assert (await api.anyone.post(path, json=report, headers=_as(other))).status_code == 409
     answer = await api.anyone.post(path, json=report, headers=_as(worker))
     assert answer.json()["state"] == ModelFileState.ERROR
+
+
+async def test_downloads_are_told_by_workers_alone(api: Api) -> None:
+    worker, path = await api.worker(), "/v2/model-files/downloads"
+    report = {"source": "huggingface", "huggingface_repo_id": "org/name", "state": "downloading", "size": 8}
+
+    assert (await api.admin.post(path, json=report)).status_code == 403
+    assert (await api.anyone.post(path, json=report)).status_code == 401
+    made = (await api.anyone.post(path, json=report, headers=_as(worker))).json()
+    more = {**report, "downloaded_size": 4, "download_rate": 2}
+    assert (await api.anyone.post(path, json=more, headers=_as(worker))).json()["id"] == made["id"]
+    (file,) = (await api.admin.get(f"/v2/model-files?worker_id={worker['id']}")).json()["items"]
+    assert (file["downloaded_size"], file["size"], file["source"]) == (4, 8, "huggingface")
+    refused = await api.anyone.post(path, json={**report, "size": -1}, headers=_as(worker))
+    assert refused.status_code == 400
+    assert "size" in refused.json()["message"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "line"),
+    [
+        ({"source": "huggingface"}, "huggingface_repo_id is missing: organisation/name"),
+        ({"source": "huggingface", "huggingface_repo_id": "a/b/c"}, "'a/b/c' is not organisation/name"),
+        ({"source": "huggingface", "huggingface_repo_id": "a/b", "local_path": "/m"}, "local_path goes with"),
+        (
+            {"source": "huggingface", "huggingface_repo_id": "a/b", "huggingface_filename": "../x"},
+            "leaves the repository",
+        ),
+        (
+            {"source": "huggingface", "huggingface_repo_id": "a/b", "huggingface_revision": "a b"},
+            "is no branch, tag or",
+        ),
+        ({"local_path": "/m", "huggingface_repo_id": "a/b"}, "huggingface_… fields go with source"),
+    ],
+)
+async def test_a_source_that_cannot_be_is_refused_in_one_line(
+    api: Api, fields: dict[str, str], line: str
+) -> None:
+    answer = await api.admin.post("/v2/models", json={"name": "m", **fields})
+    assert answer.status_code in (400, 422)
+    assert line in answer.json()["message"]
+    assert "\n" not in answer.json()["message"]
 
 
 async def _log(seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -184,7 +390,7 @@ async def test_a_worker_that_is_silent_on_its_log_is_a_clear_line(
 
 
 async def test_engines_are_found_at_the_present_address_of_their_worker(api: Api) -> None:
-    worker = await api.worker(ip="10.9.9.9")
+    worker = await api.worker(ip="10.9.9.9", port=10150)
     instance = await api.instance(await api.model(), worker["id"], state=InstanceState.RUNNING, port=4321)
     await api.routed("tiny", 1)
     assert api.services.routing.table.routes["tiny"].targets[0].host == "10.9.9.9"

@@ -76,7 +76,7 @@ async def test_reading_happens_beside_the_event_loop(tmp_path: Path) -> None:
 
 
 async def test_a_stalled_file_system_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gpustack.worker.facts.resolve._read", lambda _path: time.sleep(0.6))
+    monkeypatch.setattr("gpustack.worker.facts.resolve._read", lambda *_: time.sleep(0.6))
 
     with pytest.raises(Unavailable, match="network file system that has stalled"):
         await read_facts_within(tmp_path, seconds=0.05)

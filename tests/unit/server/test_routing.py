@@ -8,10 +8,11 @@ from typing import Any, Self
 import pytest
 
 from gpustack.dataplane import Balancer, Target, Upstream
-from gpustack.db import KeyRow, StoredEvent
+from gpustack.dataplane.door import instance_credential
+from gpustack.db import Door, KeyRow, StoredEvent
 from gpustack.kit.errors import Unavailable
 from gpustack.schemas import EventType, InstanceState, ModelInstancePublic, ModelPublic
-from gpustack.server.routing import Routing, address_of, route_of
+from gpustack.server.routing import Routing, route_of, target_of
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 OWN = frozenset({"127.0.0.1", "10.0.0.1"})
@@ -35,7 +36,8 @@ def an_instance(
 
 
 def test_only_running_instances_are_targets() -> None:
-    route = route_of(a_model(), [an_instance(2), an_instance(1), an_instance(3, InstanceState.STARTING)], OWN)
+    instances = [an_instance(2), an_instance(1), an_instance(3, InstanceState.STARTING)]
+    route = route_of(a_model(), instances, OWN, {})
 
     assert route.targets == (
         Target(instance_id=1, host="127.0.0.1", port=4001),
@@ -43,9 +45,41 @@ def test_only_running_instances_are_targets() -> None:
     )
 
 
-def test_an_engine_of_another_machine_is_asked_there() -> None:
-    assert address_of(an_instance(worker_ip="10.0.0.2"), OWN) == ("10.0.0.2", 4001)
-    assert address_of(an_instance(port=None), OWN) is None
+def test_an_engine_of_another_machine_is_asked_at_its_workers_door() -> None:
+    there = an_instance(worker_ip="10.0.0.2", worker_id=7)
+    target = target_of(there, OWN, {7: Door("10.0.0.2", 10150, "secret")})
+
+    assert target is not None
+    assert (target.host, target.port, target.path_prefix) == ("10.0.0.2", 10150, "/instances/1")
+    assert target.credential == instance_credential("secret", 1)
+    assert target.credential not in repr(target)
+    assert target_of(there, OWN, {}) is None
+    assert target_of(an_instance(port=None), OWN, {}) is None
+
+
+async def test_a_door_that_changes_is_learnt_from_the_workers_event() -> None:
+    doors = {7: Door("10.0.0.2", 10150, "old")}
+
+    async def door(worker_id: int) -> Door:
+        return doors[worker_id]
+
+    routing = a_routing(SimpleNamespace(workers=SimpleNamespace(door=door)))
+    instance = an_instance(worker_ip="10.0.0.2", worker_id=7)
+    for number, (topic, thing) in enumerate([("models", a_model()), ("model-instances", instance)]):
+        data = thing.model_dump(mode="json")
+        await routing.apply(StoredEvent(number, topic, EventType.CREATED, 1, data, {}))
+    assert not routing.table.routes["tiny"].targets
+
+    await routing.apply(StoredEvent(3, "workers", EventType.CREATED, 7, {}, {}))
+    (before,) = routing.table.routes["tiny"].targets
+    doors[7] = Door("10.0.0.2", 10151, "new")
+    await routing.apply(StoredEvent(4, "workers", EventType.UPDATED, 7, {}, {}))
+    (after,) = routing.table.routes["tiny"].targets
+
+    assert (before.port, after.port) == (10150, 10151)
+    assert before.credential != after.credential
+    await routing.apply(StoredEvent(5, "workers", EventType.DELETED, 7, {}, {}))
+    assert not routing.table.routes["tiny"].targets
 
 
 @pytest.mark.parametrize(
@@ -59,7 +93,7 @@ def test_an_engine_of_another_machine_is_asked_there() -> None:
     ],
 )
 def test_what_keeps_a_model_from_answering_is_said(instances: list[ModelInstancePublic], words: str) -> None:
-    route = route_of(a_model(), instances, OWN)
+    route = route_of(a_model(), instances, OWN, {})
 
     assert not route.targets
     assert words in route.obstacle
@@ -67,7 +101,7 @@ def test_what_keeps_a_model_from_answering_is_said(instances: list[ModelInstance
 
 
 def test_a_model_without_replicas_is_stopped() -> None:
-    assert "0 replicas" in route_of(a_model(replicas=0), [], OWN).obstacle
+    assert "0 replicas" in route_of(a_model(replicas=0), [], OWN, {}).obstacle
 
 
 class Keys:

@@ -17,6 +17,12 @@ class Input(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+class FromWorker(Input):
+    """What a worker sends. One of the next version may say more than this one knows, which is left out."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
 class Output(BaseModel):
     """What the server answers."""
 

@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from pydantic import Field
 
-from gpustack.schemas.common import Input, Output, Record
+from gpustack.schemas.common import FromWorker, Output, Record
 
 
 class InstanceState(StrEnum):
@@ -61,13 +61,15 @@ class ModelInstancePublic(Record):
     download_progress: float = 0.0
     #: Since when it takes no new requests and ends once those in flight are answered; None: it takes them.
     draining_since: datetime | None = None
+    #: How long its requests in flight have then, at most: its model may be gone by that time.
+    drain_seconds: int = 0
     #: Which description of its model it was placed by, or failed by; see the model's field of this name.
     spec_digest: str = ""
     restart_count: int = 0
     last_restart_time: datetime | None = None
 
 
-class InstanceReport(Input):
+class InstanceReport(FromWorker):
     """What a worker says of an instance it runs. Absent fields stay as they are."""
 
     state: InstanceState
@@ -79,6 +81,8 @@ class InstanceReport(Input):
     download_progress: float | None = Field(default=None, ge=0, le=100)
     #: True when the engine ended and is started again.
     restarted: bool = False
+    #: The error that this report follows, when the report of that could not be sent before.
+    missed_error: str | None = Field(default=None, max_length=16384)
     #: True when a draining instance has ended for good.
     ended: bool = False
 
@@ -91,7 +95,7 @@ class InstanceEventPublic(Record):
     instance_id: int
     instance_name: str
     worker_name: str = ""
-    #: ``created``, ``draining``, ``removed``, or the state that it entered.
+    #: ``created``, ``restarted``, ``draining``, ``removed``, or the state that it entered.
     what: str
     #: Why; several lines when an engine's last words are in it.
     message: str = ""

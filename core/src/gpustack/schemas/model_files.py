@@ -6,7 +6,7 @@ from enum import StrEnum
 
 from pydantic import ConfigDict, Field
 
-from gpustack.schemas.common import Input, Output, Record
+from gpustack.schemas.common import FromWorker, Output, Record
 from gpustack.schemas.models import Source
 
 
@@ -56,7 +56,7 @@ class ModelFilePublic(Record):
     facts: FactsDocument | None = None
 
 
-class ModelFileReport(Input):
+class ModelFileReport(FromWorker):
     """What a worker found."""
 
     request: int
@@ -68,7 +68,7 @@ class ModelFileReport(Input):
     facts: FactsDocument | None = None
 
 
-class ModelFileDownload(Input):
+class ModelFileDownload(FromWorker):
     """How far a worker is with the files of a source."""
 
     source: Source

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import Field
 
-from gpustack.schemas.common import Input, Output, Record, Title
+from gpustack.schemas.common import FromWorker, Input, Output, Record, Title
 
 
 class WorkerState(StrEnum):
@@ -82,18 +82,20 @@ class WorkerStatus(Output):
     gpu_devices: list[GpuStatus] = []
 
 
-class WorkerRegistration(Input):
+class WorkerRegistration(FromWorker):
     """What a worker says when it joins; again at each start, with the same ``worker_uuid``."""
 
     name: Title = Field(min_length=1, max_length=128)
-    hostname: str = ""
-    ip: str
-    port: int = 0
+    hostname: str = Field(default="", max_length=255)
+    ip: str = Field(min_length=1, max_length=64)
+    port: int = Field(default=0, ge=0, le=65535)
     #: What the server shows when it calls the worker's own port.
     door_token: str = Field(min_length=16, max_length=128)
     #: Made once by the worker and kept in its data directory: the same one is the same worker.
     worker_uuid: str = Field(min_length=8, max_length=64)
-    version: str
+    #: Digest over the machine and the place of its data directory; another one is a copy, or has moved.
+    home: str = Field(default="", max_length=64)
+    version: str = Field(max_length=64)
     labels: dict[str, str] = {}
     #: Bytes of memory kept for the system: ``ram`` for the worker, ``vram`` for each GPU.
     system_reserved: dict[str, int] = {}
@@ -105,14 +107,14 @@ class WorkerRegistration(Input):
 
 
 class WorkerRegistered(Output):
-    """The answer to a registration: the worker's number and its own credential, shown this once."""
+    """The answer to a registration: the worker's number and its own credential, which it keeps."""
 
     id: int
     name: str
     token: str
 
 
-class Heartbeat(Input):
+class Heartbeat(FromWorker):
     """Sign of life; with ``status`` every third time."""
 
     status: WorkerStatus | None = None

@@ -37,6 +37,7 @@ from gpustack.server.heartbeats import Heartbeats
 from gpustack.server.listen import serve
 from gpustack.server.routing import Routing
 from gpustack.server.services import Services
+from gpustack.server.upgrade import migrate
 
 log = logging.getLogger(__name__)
 
@@ -122,9 +123,11 @@ async def started(
             broken.set_result(task)
 
     async with contextlib.AsyncExitStack() as stack:
-        store = await Store.open(database_url, pool=config.pool, wait=config.database_wait)
+        store = await Store.open(
+            database_url, pool=config.pool, wait=config.database_wait, patience=config.database_patience
+        )
         await stack.enter_async_context(store)
-        await store.migrate()
+        await migrate(store, config.data_dir)
         await bootstrap(store, config)
         feed = await stack.enter_async_context(store.feed(broke))
         upstream = await stack.enter_async_context(Upstream())

@@ -76,6 +76,11 @@ def page(value: Page[M]) -> Response[Page[M]]:
     return cast("Response[Page[M]]", one(value))
 
 
+def page_text(document: bytes) -> Response[Page[Any]]:
+    """Return a page of a list that is JSON already as the answer."""
+    return cast("Response[Page[Any]]", Response(document, media_type="application/json"))
+
+
 def nothing() -> Response[None]:
     """Return the answer that has no body."""
     return Response(None, status_code=204)

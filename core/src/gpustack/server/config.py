@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 from gpustack.kit.errors import GPUStackError
 from gpustack.kit.net import LOOPBACK
 from gpustack.kit.paths import make_dir, write_atomic
+
+log = logging.getLogger(__name__)
 
 #: The name of the first administrator, and the file that holds the password made up for it.
 ADMIN = "admin"
@@ -34,6 +37,8 @@ class ServerConfig:
     #: Connections to the database: kept, and at most.
     pool: tuple[int, int] = (1, 10)
     database_wait: float = 10.0
+    #: How long requests wait for a database that went away, before they are answered that it is.
+    database_patience: float = 15.0
     #: How long requests in flight may go on when the server stops.
     drain: float = 3.0
 
@@ -41,12 +46,28 @@ class ServerConfig:
 def kept_secret(path: Path, given: str = "") -> str:
     """Return the secret in the file ``path`` (0600), made at first use; ``given`` replaces what is there."""
     make_dir(path.parent, what="directory", mode=0o700)
-    try:
-        present = path.read_text(encoding="ascii").strip() if path.exists() else ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise GPUStackError(f"{path} cannot be read: {error}; remove it or change its owner") from error
+    present = _secret(path)
     if present and given in ("", present):
         return present
     value = given or secrets.token_hex(32)
+    if present == "" and not given:
+        log.warning("%s was empty; it holds a new secret now, and who used the old one needs that", path)
     write_atomic(path, value, mode=0o600)
     return value
+
+
+def _secret(path: Path) -> str | None:
+    """Return what the file holds, None when there is none."""
+    try:
+        text = path.read_text(encoding="ascii").strip()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise GPUStackError(
+            f"{path} cannot be read: {error.strerror}; remove it or change its owner"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise GPUStackError(f"{path} is damaged: it holds no secret; remove it for a new one") from error
+    if not text.isprintable():
+        raise GPUStackError(f"{path} is damaged: it holds no secret; remove it for a new one")
+    return text

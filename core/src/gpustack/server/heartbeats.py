@@ -21,18 +21,15 @@ class Heartbeats:
         self._store = store
         self._every = every
         self._waiting: dict[int, Heartbeat] = {}
+        #: Told to the listeners, and kept for a database that was away.
+        self._unwritten: dict[int, Heartbeat] = {}
         self._arrived = asyncio.Event()
         #: Also told of each batch; heartbeats make no events.
         self.listeners: list[Callable[[Mapping[int, Heartbeat]], None]] = []
 
     def add(self, worker_id: int, heartbeat: Heartbeat) -> None:
         """Take note of a sign of life; it is in the database about a second later."""
-        if (earlier := self._waiting.get(worker_id)) is not None:
-            heartbeat = Heartbeat(
-                status=heartbeat.status or earlier.status,
-                installed_versions=heartbeat.installed_versions or earlier.installed_versions,
-            )
-        self._waiting[worker_id] = heartbeat
+        self._waiting[worker_id] = _merged(self._waiting.get(worker_id), heartbeat)
         self._arrived.set()
 
     async def run(self) -> NoReturn:
@@ -43,13 +40,28 @@ class Heartbeats:
             await self.flush()
 
     async def flush(self) -> None:
-        """Write what is waiting. While the database is away, workers' next heartbeats replace what was lost."""
+        """Tell of what is waiting and write it; what cannot be written goes with the next heartbeats."""
         self._arrived.clear()
         batch, self._waiting = self._waiting, {}
         for listener in self.listeners:
             listener(batch)
+        earlier, self._unwritten = self._unwritten, {}
+        batch = earlier | {worker: _merged(earlier.get(worker), beat) for worker, beat in batch.items()}
         try:
-            if batch:
+            if self._store.away:
+                # Whoever listens is not to wait with us.
+                self._unwritten = batch
+            elif batch:
                 await self._store.workers.heartbeat_many(batch)
         except GPUStackError as error:
-            log.warning("heartbeats of %d workers were not written: %s", len(batch), error)
+            self._unwritten = batch
+            log.warning("heartbeats of %d workers are not written yet: %s", len(batch), error)
+
+
+def _merged(earlier: Heartbeat | None, later: Heartbeat) -> Heartbeat:
+    if earlier is None:
+        return later
+    return Heartbeat(
+        status=later.status or earlier.status,
+        installed_versions=later.installed_versions or earlier.installed_versions,
+    )

@@ -29,14 +29,15 @@ async def serve(
     app: Callable[..., Any],
     listener: socket.socket,
     *,
-    drain: float,
+    drain: float | Callable[[], float],
     closing: asyncio.Event,
     on_ready: Callable[[], None],
     debug: bool = False,
 ) -> None:
     """Answer requests on ``listener`` until cancelled.
 
-    Then ``closing`` is set, idle connections close, and what is in flight has ``drain`` seconds.
+    Then ``closing`` is set, idle connections close, and what is in flight has ``drain`` seconds; a function is asked
+    at that moment.
     """
     server = _Server(
         uvicorn.Config(
@@ -50,7 +51,6 @@ async def serve(
             server_header=False,
             proxy_headers=False,
             timeout_keep_alive=_KEEP_ALIVE,
-            timeout_graceful_shutdown=max(1, round(drain)),
         )
     )
     logging.getLogger("uvicorn.error").setLevel(logging.INFO if debug else logging.WARNING)
@@ -63,8 +63,10 @@ async def serve(
         await asyncio.shield(serving)
     finally:
         closing.set()
+        seconds = drain() if callable(drain) else drain
+        server.config.timeout_graceful_shutdown = max(1, round(seconds))
         server.should_exit = True
-        await _finish(serving, drain + 2.0)
+        await _finish(serving, seconds + 2.0)
 
 
 async def _finish(serving: asyncio.Task[None], seconds: float) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import NoReturn
 
 from gpustack.dataplane import Balancer, Principal, Route, RoutingTable, Target, Upstream
-from gpustack.db import Feed, KeyRow, Store, StoredEvent
+from gpustack.dataplane.door import instance_credential
+from gpustack.db import Door, Feed, KeyRow, Store, StoredEvent
 from gpustack.kit.backoff import Backoff
 from gpustack.kit.errors import GPUStackError, NotFound
 from gpustack.kit.net import LOOPBACK
@@ -17,7 +18,7 @@ from gpustack.schemas import EventType, InstanceState, ModelInstancePublic, Mode
 
 log = logging.getLogger(__name__)
 
-_TOPICS = frozenset({"models", "model-instances", "api-keys", "users"})
+_TOPICS = frozenset({"models", "model-instances", "workers", "api-keys", "users"})
 _S = InstanceState
 #: What is said of a model whose furthest instance is in that state; furthest first.
 _OBSTACLES = {
@@ -32,28 +33,45 @@ _OBSTACLES = {
 }
 
 
-def address_of(instance: ModelInstancePublic, own_addresses: frozenset[str]) -> tuple[str, int] | None:
-    """Return where an instance's engine answers, or None when it answers nowhere.
+def target_of(
+    instance: ModelInstancePublic, own_addresses: frozenset[str], doors: Mapping[int, Door]
+) -> Target | None:
+    """Return where an instance answers, or None when it answers nowhere.
 
-    Engines listen on loopback of their worker. The one decision about addresses is made here.
+    Engines listen on loopback of their worker: on this machine they are asked there, on others by way of the worker's
+    door. The one decision about addresses is made here.
     """
     if not instance.port:
         return None
-    host = LOOPBACK if instance.worker_ip in own_addresses else instance.worker_ip
-    return (host or LOOPBACK, instance.port)
+    if not instance.worker_ip or instance.worker_ip in own_addresses:
+        return Target(instance_id=instance.id, host=LOOPBACK, port=instance.port)
+    door = doors.get(instance.worker_id or 0)
+    if door is None or not door.port:
+        return None
+    return Target(
+        instance_id=instance.id,
+        host=door.ip,
+        port=door.port,
+        path_prefix=f"/instances/{instance.id}",
+        credential=instance_credential(door.token, instance.id),
+    )
 
 
 def route_of(
-    model: ModelPublic, instances: Iterable[ModelInstancePublic], own_addresses: frozenset[str]
+    model: ModelPublic,
+    instances: Iterable[ModelInstancePublic],
+    own_addresses: frozenset[str],
+    doors: Mapping[int, Door],
 ) -> Route:
     """Return how ``model`` is reached by way of its ``instances``."""
     targets, obstacle = [], None
     rank = list(_OBSTACLES)
     best = len(rank)
-    for instance in sorted(instances, key=lambda each: each.id):
-        where = address_of(instance, own_addresses) if instance.state is _S.RUNNING else None
-        if where is not None:
-            targets.append(Target(instance_id=instance.id, host=where[0], port=where[1]))
+    staying = [each for each in instances if each.draining_since is None]
+    for instance in sorted(staying, key=lambda each: each.id):
+        target = target_of(instance, own_addresses, doors) if instance.state is _S.RUNNING else None
+        if target is not None:
+            targets.append(target)
         elif instance.state in _OBSTACLES and rank.index(instance.state) < best:
             best = rank.index(instance.state)
             obstacle = _OBSTACLES[instance.state] + _reason(instance)
@@ -104,6 +122,7 @@ class Routing:
         self._own = own_addresses
         self._models: dict[int, ModelPublic] = {}
         self._instances: dict[int, dict[int, ModelInstancePublic]] = {}
+        self._doors: dict[int, Door] = {}
         self._fixed: dict[str, Principal] = {}
         self._number = 0
         self._keys = asyncio.Lock()
@@ -121,6 +140,7 @@ class Routing:
         self._number = await self._store.events.last_number()
         models = (await self._store.models.list(page=-1)).items
         instances = (await self._store.instances.list(page=-1)).items
+        self._doors = await self._store.workers.doors()
         self._models = {model.id: model for model in models}
         self._instances = {}
         for instance in instances:
@@ -161,6 +181,8 @@ class Routing:
         """Bring the table up to date with one event."""
         if event.topic in ("api-keys", "users"):
             await self.load_keys()
+        elif event.topic == "workers":
+            await self._apply_worker(event)
         elif event.topic == "models":
             self._apply_model(event)
         elif event.topic == "model-instances":
@@ -179,12 +201,35 @@ class Routing:
             routes[model.name] = self._route(model)
         self._publish(routes)
 
+    async def _apply_worker(self, event: StoredEvent) -> None:
+        """Learn how a worker is reached; its secret is in no event."""
+        try:
+            door = None if event.type == EventType.DELETED else await self._store.workers.door(event.id)
+        except NotFound:
+            door = None  # removed meanwhile
+        if door == self._doors.get(event.id):
+            return
+        if door is None:
+            del self._doors[event.id]
+        else:
+            self._doors[event.id] = door
+        there = {
+            owner
+            for owner, held in self._instances.items()
+            if any(each.worker_id == event.id for each in held.values())
+        }
+        models = [model for number in there if (model := self._models.get(number)) is not None]
+        if models:
+            self._publish({**self.table.routes, **{model.name: self._route(model) for model in models}})
+
     def _apply_instance(self, event: StoredEvent) -> None:
         if event.type == EventType.DELETED:
             owner = next((each for each, held in self._instances.items() if event.id in held), None)
             if owner is None:
                 return
             del self._instances[owner][event.id]
+            if not self._instances[owner] and owner not in self._models:
+                del self._instances[owner]  # its model went before it
         else:
             instance = ModelInstancePublic.model_validate(event.data)
             owner = instance.model_id
@@ -193,7 +238,7 @@ class Routing:
             self._publish({**self.table.routes, model.name: self._route(model)})
 
     def _route(self, model: ModelPublic) -> Route:
-        return route_of(model, self._instances.get(model.id, {}).values(), self._own)
+        return route_of(model, self._instances.get(model.id, {}).values(), self._own, self._doors)
 
     def _publish(self, routes: dict[str, Route]) -> None:
         self.table = replace(self.table, version=self.table.version + 1, routes=routes)

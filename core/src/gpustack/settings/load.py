@@ -19,6 +19,8 @@ from gpustack.kit.errors import SettingsError
 from gpustack.settings.model import Settings
 from gpustack.settings.options import BY_NAME, ENV_PREFIX, OPTIONS, Option
 
+_ONLY_FOR_SERVERS = ("disable_worker", "database_url", "bootstrap_password")
+
 
 @dataclass(frozen=True, slots=True)
 class _Given:
@@ -40,7 +42,60 @@ def load(flags: Mapping[str, str]) -> Settings:
     given.update(variables)
     given.update({name: _Given(value, BY_NAME[name].flag) for name, value in flags.items()})
     given.pop("config_file", None)
-    return _checked(given)
+    problems = _contradictions(given)
+    if problems:
+        raise SettingsError("\n".join(problems))
+    return _with_token(_checked(given), given)
+
+
+def _contradictions(given: Mapping[str, _Given]) -> list[str]:
+    """Return a line for each two settings of which only one can be meant."""
+    problems = []
+    if _is_set(given, "token") and _is_set(given, "token_file"):
+        problems.append(
+            f"{given['token'].origin} and {given['token_file'].origin} both give the token; leave one out"
+        )
+    if _is_set(given, "server_url"):
+        problems += [
+            f"{given[name].origin} is for a server, and {given['server_url'].origin} makes this machine a worker of "
+            "another one; leave one out"
+            for name in _ONLY_FOR_SERVERS
+            if _is_set(given, name)
+        ]
+    return problems
+
+
+def _is_set(given: Mapping[str, _Given], name: str) -> bool:
+    """Tell whether a setting says something; a switch may be given as off."""
+    if name not in given:
+        return False
+    text = str(given[name].value).strip().lower()
+    return bool(text) and not (BY_NAME[name].switch and text in ("false", "0", "no", "off"))
+
+
+def _with_token(settings: Settings, given: Mapping[str, _Given]) -> Settings:
+    """Read the file that holds the token, if one is named."""
+    if settings.token_file is None:
+        return settings
+    where = f"{given['token_file'].origin} {settings.token_file}"
+    try:
+        token = settings.token_file.read_text(encoding="utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{where} is no text; it must hold the token alone") from error
+    except OSError as error:
+        if _has_joined(settings):
+            return settings
+        raise SettingsError(f"{where} cannot be read: {error.strerror}") from error
+    if not token:
+        raise SettingsError(f"{where} is empty; copy the token of the server there, its <data-dir>/token")
+    if len(token.split()) > 1 or not token.isprintable():
+        raise SettingsError(f"{where} holds more than a token; it must hold the token alone")
+    return settings.model_copy(update={"token": token})
+
+
+def _has_joined(settings: Settings) -> bool:
+    """Tell whether this is a worker with a credential of its own, which needs the token no more."""
+    return bool(settings.server_url) and (settings.data_dir / "worker" / "credential").is_file()
 
 
 def _text(given: _Given | None) -> str:

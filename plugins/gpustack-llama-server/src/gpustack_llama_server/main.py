@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import os
 import select
@@ -135,8 +136,9 @@ def _serve(given: Given) -> int:
     _say(f"serving on {getattr(server, 'listening_address', '') or params.port}")
     _wait_for_signal()
     # Nothing of the server needs to be saved, and its own end would wait for requests in flight.
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(0)
 
 
@@ -201,5 +203,7 @@ def _wait_for_signal() -> None:
 
 
 def _say(line: str) -> None:
-    sys.stderr.write(f"{PROGRAM}: {line}\n")
-    sys.stderr.flush()
+    # A full disk below the log is no reason to stop serving.
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"{PROGRAM}: {line}\n")
+        sys.stderr.flush()

@@ -20,6 +20,7 @@ from gpustack.schemas.common import Record
 from gpustack.server.auth.authenticate import still_allowed
 from gpustack.server.auth.caller import Req
 from gpustack.server.body import page as page_answer
+from gpustack.server.body import page_text
 from gpustack.server.errors import Gone
 from gpustack.server.services import Services, services
 from gpustack.server.streams import Streamed
@@ -93,8 +94,12 @@ async def listed(
     *,
     topic: str,
     filters: Mapping[str, Any],
+    find: Callable[..., Awaitable[Page[Any] | bytes]] | None = None,
 ) -> Response[Page[Any]]:
-    """Return one page of ``repository``, or the watch of its ``topic``; ``filters`` hold fields and wanted values."""
+    """Return one page of ``repository``, or the watch of its ``topic``; ``filters`` hold fields and wanted values.
+
+    ``find`` is asked for the page instead of the repository's ``list``, and may return it as JSON.
+    """
     wanted = {name: value for name, value in filters.items() if value is not None}
     if selection.watch:
         if selection.search:
@@ -103,14 +108,14 @@ async def listed(
             request, topic, lambda: repository.list(page=-1, **wanted), wanted, selection.since
         )
     _check_page(selection.page)
-    found = await repository.list(
+    found = await (find or repository.list)(
         page=selection.page,
         per_page=selection.per_page,
         search=selection.search,
         sort_by=selection.sort_by,
         **wanted,
     )
-    return page_answer(found)
+    return page_text(found) if isinstance(found, bytes) else page_answer(found)
 
 
 def _check_page(page: int) -> None:
@@ -120,15 +125,19 @@ def _check_page(page: int) -> None:
 
 def paged(items: Sequence[T], *, page: int, per_page: int) -> Page[T]:
     """Return one page of what is in memory anyway."""
+    part, pagination = page_of(items, page=page, per_page=per_page)
+    return Page(items=part, pagination=pagination)
+
+
+def page_of(items: Sequence[T], *, page: int, per_page: int) -> tuple[list[T], Pagination]:
+    """Return what of ``items`` is on the page, and where that lies."""
     _check_page(page)
     total = len(items)
     if page == -1:
-        return Page(items=list(items), pagination=Pagination(page=1, perPage=0, total=total, totalPage=1))
+        return list(items), Pagination(page=1, perPage=0, total=total, totalPage=1)
     part = items[(page - 1) * per_page : page * per_page]
     pages = math.ceil(total / per_page)
-    return Page(
-        items=list(part), pagination=Pagination(page=page, perPage=per_page, total=total, totalPage=pages)
-    )
+    return list(part), Pagination(page=page, perPage=per_page, total=total, totalPage=pages)
 
 
 async def watched(

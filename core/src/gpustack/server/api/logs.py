@@ -22,8 +22,10 @@ from gpustack.server.streams import Streamed
 HEAD_LIMIT = 10.0
 
 
-async def log_stream(request: Req, instance_id: int, *, tail: int, follow: bool) -> Response[str]:
-    """Return the answer that streams the log. Raises Conflict before a worker has the instance."""
+async def log_stream(
+    request: Req, instance_id: int, *, tail: int, follow: bool, previous: bool = False
+) -> Response[str]:
+    """Return the answer that streams the log. Raises Conflict before a worker has the instance, NotFound without a log."""
     parts = services(request)
     instance = await parts.store.instances.get(instance_id)
     if instance.worker_id is None:
@@ -31,6 +33,8 @@ async def log_stream(request: Req, instance_id: int, *, tail: int, follow: bool)
     door = await parts.store.workers.door(instance.worker_id)
     host = LOOPBACK if door.ip in parts.config.own_addresses else door.ip
     path = f"/serveLogs/{instance_id}?tail={tail}&follow={'true' if follow else 'false'}"
+    if previous:
+        path += "&previous=true"
     headers = [(b"authorization", f"Bearer {door.token}".encode())]
     stack = contextlib.AsyncExitStack()
     try:
@@ -46,6 +50,10 @@ async def log_stream(request: Req, instance_id: int, *, tail: int, follow: bool)
         raise BadGateway(f"worker {instance.worker_name} does not hand out the log: it {error}") from error
     if exchange.status != 200:
         await stack.aclose()
+        if exchange.status == 404 and previous:
+            raise NotFound(
+                f"instance {instance.name} has no previous log: its engine was not started more than once"
+            )
         if exchange.status == 404:
             raise NotFound(f"instance {instance.name} has no log on worker {instance.worker_name}")
         raise BadGateway(

@@ -6,7 +6,7 @@ from litestar import Response, get, post
 from litestar.params import FromPath, FromQuery, JSONBody
 
 from gpustack.kit.errors import Conflict, Forbidden
-from gpustack.schemas import ModelFilePublic, ModelFileReport, Page
+from gpustack.schemas import ModelFileDownload, ModelFilePublic, ModelFileReport, Page
 from gpustack.server.api.listing import Select, listed
 from gpustack.server.auth.caller import Access, Req, Via
 from gpustack.server.body import Body, one
@@ -55,4 +55,12 @@ async def report_file(
     return one(await store.model_files.report(file_id, data))
 
 
-HANDLERS = [list_files, get_file, report_file]
+@post("/model-files/downloads", opt=_WORKER, dto=Body[ModelFileDownload], status_code=200, tags=_TAGS)
+async def report_download(request: Req, data: JSONBody[ModelFileDownload]) -> Response[ModelFilePublic]:
+    """Take how far a worker is with the files of a source; its first report makes the model file."""
+    if request.user.via is not Via.WORKER:
+        raise Forbidden("only the worker that has a file reports on it")
+    return one(await services(request).store.model_files.download(request.user.worker_id, data))
+
+
+HANDLERS = [list_files, get_file, report_file, report_download]

@@ -48,9 +48,20 @@ async def get_instance(request: Req, instance_id: FromPath[int]) -> Response[Mod
 
 
 @delete("/model-instances/{instance_id:int}", tags=_TAGS)
-async def delete_instance(request: Req, instance_id: FromPath[int]) -> None:
-    """End an instance. While its model wants as many, a new one takes its place: this is how to restart."""
-    await services(request).store.instances.delete(instance_id)
+async def delete_instance(
+    request: Req,
+    instance_id: FromPath[int],
+    force: Annotated[bool, QueryParameter(description="Cut requests in flight off.")] = False,
+) -> None:
+    """End an instance. While its model wants as many, a new one takes its place: this is how to restart.
+
+    It takes no new requests from now on, and ends once those in flight are answered; with ``force`` it ends at once.
+    """
+    instances = services(request).store.instances
+    if force:
+        await instances.delete(instance_id)
+    else:
+        await instances.drain(instance_id, why="it was removed by hand")
 
 
 @post(
@@ -64,7 +75,9 @@ async def report_instance(
     request: Req, instance_id: FromPath[int], data: JSONBody[InstanceReport]
 ) -> Response[ModelInstancePublic]:
     """Take what a worker says of an instance it runs; 409 when it is not its own, or the step is not allowed."""
-    columns = data.model_dump(exclude_unset=True, exclude={"restarted"})
+    if data.ended:
+        return one(await _ended(request, instance_id))
+    columns = data.model_dump(exclude_unset=True, exclude={"restarted", "missed_error", "ended"})
     columns.setdefault("state_message", "")
     if data.state is InstanceState.INITIALIZING:
         # Those of the process before say nothing about the next one.
@@ -73,6 +86,10 @@ async def report_instance(
     async with services(request).store.transaction() as tx:
         instance = await tx.instances.locked(instance_id)
         check_report(request, instance, data.state)
+        if data.missed_error is not None and may_follow(instance.state, InstanceState.ERROR):
+            instance = await tx.instances.update(
+                instance_id, state=InstanceState.ERROR, state_message=data.missed_error
+            )
         if data.restarted:
             columns["restart_count"] = instance.restart_count + 1
             columns["last_restart_time"] = datetime.now(UTC)
@@ -80,12 +97,27 @@ async def report_instance(
     return one(changed)
 
 
-def check_report(request: Req, instance: ModelInstancePublic, new: InstanceState) -> None:
-    """Raise Conflict or Forbidden when this caller may not move ``instance`` to ``new``."""
+async def _ended(request: Req, instance_id: int) -> ModelInstancePublic:
+    """Forget an instance whose engine has ended as it should."""
+    async with services(request).store.transaction() as tx:
+        instance = await tx.instances.locked(instance_id)
+        check_reporter(request, instance)
+        if instance.draining_since is None:
+            raise Conflict(f"instance {instance.name} does not drain and is not to end")
+        return await tx.instances.delete(instance_id)
+
+
+def check_reporter(request: Req, instance: ModelInstancePublic) -> None:
+    """Raise Conflict or Forbidden unless the caller is the worker that has ``instance``."""
     if request.user.via is not Via.WORKER:
         raise Forbidden("only the worker that runs an instance reports on it")
     if instance.worker_id != request.user.worker_id:
         raise Conflict(f"instance {instance.name} is not on worker {request.user.username} any more")
+
+
+def check_report(request: Req, instance: ModelInstancePublic, new: InstanceState) -> None:
+    """Raise Conflict or Forbidden when this caller may not move ``instance`` to ``new``."""
+    check_reporter(request, instance)
     if new not in ON_WORKER or not may_follow(instance.state, new):
         raise Conflict(f"instance {instance.name} is {instance.state} and cannot become {new}")
 
@@ -96,9 +128,10 @@ async def get_logs(
     instance_id: FromPath[int],
     tail: Annotated[int, QueryParameter(ge=-1, description="Last lines to begin with; -1 is all.")] = -1,
     follow: Annotated[bool, QueryParameter(description="Go on with what is written later.")] = False,
+    previous: Annotated[bool, QueryParameter(description="The log of the start before this one.")] = False,
 ) -> Response[str]:
     """Return the engine's log, from the worker that runs it."""
-    return await log_stream(request, instance_id, tail=tail, follow=follow)
+    return await log_stream(request, instance_id, tail=tail, follow=follow, previous=previous)
 
 
 HANDLERS = [list_instances, get_instance, delete_instance, report_instance, get_logs]

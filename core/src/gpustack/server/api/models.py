@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from litestar import Response, delete, get, post, put
-from litestar.params import FromPath, FromQuery, JSONBody
+from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
 from gpustack.kit.errors import InvalidInput
 from gpustack.schemas import ModelCreate, ModelInstancePublic, ModelPublic, ModelUpdate, Page
@@ -67,9 +69,13 @@ async def update_model(
 
 
 @delete("/models/{model_id:int}", tags=["Models"])
-async def delete_model(request: Req, model_id: FromPath[int]) -> None:
-    """Stop serving a model, and forget it."""
-    await services(request).store.models.delete(model_id)
+async def delete_model(
+    request: Req,
+    model_id: FromPath[int],
+    force: Annotated[bool, QueryParameter(description="Cut requests in flight off.")] = False,
+) -> None:
+    """Stop serving a model, and forget it. Its instances end once the requests in flight on them are answered."""
+    await services(request).store.models.delete(model_id, force=force)
 
 
 def _check_backend(request: Req, name: str) -> None:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 
 from litestar import Response, delete, get, post, put
 from litestar.params import FromPath, FromQuery, JSONBody
 
+from gpustack.dataplane.asgi import bearer
 from gpustack.dataplane.table import digest
-from gpustack.kit.errors import Forbidden
+from gpustack.kit.errors import Forbidden, InvalidInput
+from gpustack.kit.versions import misfit
 from gpustack.schemas import Heartbeat, Page, WorkerPublic, WorkerRegistered, WorkerRegistration
 from gpustack.schemas.workers import WorkerUpdate
 from gpustack.server.api.listing import Select, listed
 from gpustack.server.auth.authenticate import WORKER_TOKEN
 from gpustack.server.auth.caller import Access, Req, Via
+from gpustack.server.auth.routes import is_loopback
 from gpustack.server.body import Body, nothing, one
 from gpustack.server.services import services
+
+log = logging.getLogger(__name__)
 
 _WORKER = {"access": Access.WORKER}
 _TAGS = ["Workers"]
@@ -23,12 +29,37 @@ _TAGS = ["Workers"]
 
 @post("/workers", opt={"access": Access.REGISTRATION}, dto=Body[WorkerRegistration], tags=_TAGS)
 async def register_worker(request: Req, data: JSONBody[WorkerRegistration]) -> Response[WorkerRegistered]:
-    """Let a worker join, or come back: the same ``worker_uuid`` is the same worker. Its old token ends."""
+    """Let a worker join, or come back: the same ``worker_uuid`` is the same worker.
+
+    With the registration token it gets a new token of its own, and the one it had ends. With its own token, which
+    it then keeps, it renews its registration; so an answer that is lost does no harm either way.
+    """
     parts = services(request)
-    token = WORKER_TOKEN + secrets.token_hex(24)
+    _check_version(request, data.version, data.name)
+    _check_address(request, data)
+    renews = request.user.worker_id if request.user.via is Via.WORKER else None
+    token = WORKER_TOKEN + secrets.token_hex(24) if renews is None else bearer(request.scope)
     cluster = await parts.default_cluster()
-    worker = await parts.store.workers.register(data, digest(token), cluster.id)
+    worker = await parts.store.workers.register(data, digest(token), cluster.id, renews=renews)
     return one(WorkerRegistered(id=worker.id, name=worker.name, token=token), status=201)
+
+
+def _check_version(request: Req, version: str, name: str) -> None:
+    """Raise InvalidInput when a worker of that version does not go with this server."""
+    if line := misfit(services(request).config.version, version):
+        log.warning("worker %s is refused: %s", name, line)
+        raise InvalidInput(line)
+
+
+def _check_address(request: Req, data: WorkerRegistration) -> None:
+    """Raise InvalidInput when a worker elsewhere says that it is reached at the loopback address."""
+    peer = request.client.host if request.client else ""
+    here = is_loopback(peer) or peer in services(request).config.own_addresses
+    if peer and not here and is_loopback(data.ip):
+        raise InvalidInput(
+            f"the worker says that it is reached at {data.ip}, which is every machine's own address; start it "
+            f"with --advertise-address and one that the server can reach, such as {peer}"
+        )
 
 
 @get("/workers", opt=_WORKER, tags=_TAGS)
@@ -44,6 +75,7 @@ async def list_workers(
         selection,
         topic="workers",
         filters={"cluster_id": cluster_id},
+        find=services(request).store.workers.document,
     )
 
 
@@ -78,6 +110,8 @@ async def heartbeat(request: Req, data: JSONBody[Heartbeat]) -> Response[None]:
     """Take a worker's sign of life; 404 when the worker was removed and has to register again."""
     if request.user.via is not Via.WORKER:
         raise Forbidden("only workers send heartbeats")
+    # The server may be another version than when the worker registered.
+    _check_version(request, request.user.worker_version, request.user.username)
     services(request).heartbeats.add(request.user.worker_id, data)
     return nothing()
 

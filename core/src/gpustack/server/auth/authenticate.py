@@ -25,6 +25,8 @@ COOKIE = "gpustack_session"
 #: Workers' own tokens begin so, which tells them from keys before the database is asked.
 WORKER_TOKEN = "gpustack_worker_"  # noqa: S105 - a prefix, no secret
 
+#: More workers than any server has; tokens that were renewed are forgotten by this, too.
+_MOST_REMEMBERED = 10_000
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -42,6 +44,8 @@ class Authenticator:
         self._routing = routing
         self._registration = digest(registration_token)
         self._cli = digest(cli_token)
+        #: Who has shown a worker's token, by its digest: a sign of life counts while the database is away.
+        self._workers: dict[str, Caller] = {}
         self._local = Caller(via=Via.LOCAL, user_id=admin.id, username=admin.username, is_admin=True)
         routing.add_fixed(self._cli, Principal(user_id=admin.id, username=admin.username, is_admin=True))
 
@@ -80,13 +84,19 @@ class Authenticator:
         )
 
     async def _by_worker_token(self, known: str) -> Caller:
-        try:
-            worker = await self._store.workers.by_token_digest(known)
-        except NotFound:
-            worker = None
+        if self._store.away and (remembered := self._workers.get(known)) is not None:
+            return remembered
+        worker = await self._store.workers.by_token_digest(known)
         if worker is None:
+            self._workers.pop(known, None)
             raise UnknownWorker("this worker's token is not known here; it has to register again")
-        return Caller(via=Via.WORKER, worker_id=worker.id, username=worker.name)
+        caller = Caller(
+            via=Via.WORKER, worker_id=worker.id, worker_version=worker.version, username=worker.name
+        )
+        if len(self._workers) >= _MOST_REMEMBERED:
+            self._workers.clear()
+        self._workers[known] = caller
+        return caller
 
     async def _by_session(self, scope: Mapping[str, Any], token: str) -> Caller:
         known = digest(token)

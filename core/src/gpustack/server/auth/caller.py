@@ -20,7 +20,7 @@ class Access(Enum):
     ADMIN = auto()
     #: A worker with its own token, or an administrator.
     WORKER = auto()
-    #: Whoever has the registration token, or an administrator.
+    #: Whoever has the registration token, a worker with its own, or an administrator.
     REGISTRATION = auto()
 
 
@@ -43,6 +43,8 @@ class Caller:
     username: str = ""
     is_admin: bool = False
     worker_id: int = 0
+    #: What the worker said it is when it registered.
+    worker_version: str = ""
     #: Digest of the session's token, for a caller who came with a cookie.
     session: str = ""
     #: A key that is limited to certain models serves inference and nothing else.
@@ -56,7 +58,7 @@ class Caller:
             return
         if access is Access.WORKER and self.via is Via.WORKER:
             return
-        if access is Access.REGISTRATION and self.via is Via.REGISTRATION:
+        if access is Access.REGISTRATION and self.via in (Via.REGISTRATION, Via.WORKER):
             return
         if access is Access.USER and self.user_id and not self.inference_only:
             return

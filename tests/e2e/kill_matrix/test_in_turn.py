@@ -1,0 +1,40 @@
+"""Each process is killed under load, one after the other, then all at once: nothing and nobody is lost."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from support.house import House, key_names
+from support.load import load
+from support.ordeal import ordeal
+from support.running import eventually
+
+pytestmark = pytest.mark.xdist_group("e2e-kill-matrix")
+
+VICTIMS = ("server", "worker", "engine", "postgres", "door", "supervisor")
+
+
+@pytest.mark.timeout(400)
+def test_nothing_fails_but_what_was_in_flight_on_the_killed(house: House, key: str) -> None:
+    with ordeal(house, key) as running:
+        for victim in VICTIMS:
+            running.kill(victim)
+
+
+def test_after_a_power_cut_everything_serves_again_by_itself(house: House, key: str) -> None:
+    with load(house.url, key, "tiny", streams=4) as traffic:
+        eventually(lambda: traffic.answered > 100, "the load runs", seconds=60)
+        house.cut_power()
+        house.start()
+        house.wait_whole(2)
+        whole = time.monotonic()
+        answered = traffic.answered
+        eventually(lambda: traffic.answered > answered + 60, "the load runs again", seconds=60)
+    assert [each for each in traffic.report.failures if each.sent > whole] == []
+    traffic.report.check_rows(key_names(house))
+
+
+def test_stop_leaves_nobody(house: House, key: str) -> None:
+    house.stop()

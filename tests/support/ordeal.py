@@ -1,0 +1,68 @@
+"""A GPUStack under load whose processes are killed, and the account of what that cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from support.house import House, be_humble, key_names
+from support.load import Kill, Report, Traffic, load
+
+STREAMS = 32
+_PATIENCE = 60.0
+
+
+class Ordeal:
+    """Kills under load, and the account of them."""
+
+    def __init__(self, house: House, traffic: Traffic) -> None:
+        self.house = house
+        self.traffic = traffic
+        self.kills: list[Kill] = []
+
+    def kill(self, *victims: str) -> None:
+        """Kill them at once; return when everything is whole, engines are the same, and the load runs again."""
+        engines = self.house.engines()
+        kills = self.house.kill_all(victims)
+        self.kills += kills
+        print(f"{' and '.join(victims)}: ready after {self.house.answering_after(kills[0].began):.2f} s")
+        self.house.wait_whole(2)
+        lost = set(engines) - set(self.house.engines())
+        assert len(lost) == victims.count("engine"), f"with {victims} engines died: {lost}"
+        be_humble(self.house)
+        self.wait_flowing()
+
+    def wait_flowing(self) -> None:
+        """Return when all streams are open and a second's worth of answers has come."""
+        seen = self.traffic.answered
+        deadline = time.monotonic() + _PATIENCE
+        while self.traffic.streams < STREAMS or self.traffic.answered <= seen + 60:
+            assert time.monotonic() < deadline, (
+                f"{self.traffic.streams} streams, {self.traffic.answered - seen} answers"
+            )
+            time.sleep(0.05)
+
+    def check(self, report: Report) -> None:
+        """Nothing failed but what was in flight on the dead; every acknowledged row is there, once."""
+        print(report.answered, report.slowest, f"{report.rate:.0f}/s", report.replaced, report.repeated)
+        assert not report.unexplained(self.kills), report.account(self.kills)
+        report.check_rows(key_names(self.house))
+        assert report.rate >= 50
+        restarts = sum(kill.what == "supervisor" for kill in self.kills)
+        assert self.house.attempts == [1] * restarts, "`gpustack start` did not come up at the first attempt"
+
+
+@contextmanager
+def ordeal(house: House, key: str) -> Iterator[Ordeal]:
+    """Put load on a house whose model ``tiny`` runs twice; when the block ends, everything is accounted for."""
+    before = house.inventory()
+    with load(house.url, key, "tiny", streams=STREAMS) as traffic:
+        running = Ordeal(house, traffic)
+        running.wait_flowing()
+        yield running
+    running.check(traffic.report)
+    deadline = time.monotonic() + _PATIENCE
+    while differences := before.differences(house.inventory()):
+        assert time.monotonic() < deadline, "\n".join(differences)
+        time.sleep(0.2)
