@@ -79,6 +79,13 @@ async def says_ok(seen: Seen, reader: asyncio.StreamReader, writer: asyncio.Stre
     await writer.drain()
 
 
+async def is_loading(seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answer as llama.cpp does before its model is loaded."""
+    body = b'{"error": {"code": 503, "message": "Loading model", "type": "unavailable_error"}}'
+    head = f"HTTP/1.1 503 Service Unavailable\r\nContent-Length: {len(body)}\r\n\r\n"
+    writer.write(head.encode() + body)
+
+
 async def hangs_up_silently(seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """End before answering."""
     raise ConnectionError

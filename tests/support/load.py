@@ -73,6 +73,18 @@ class Kill:
         return in_flight and failure.kind in PASSES_THROUGH[self.what]
 
 
+@dataclass(frozen=True)
+class Unheld:
+    """The time in which nobody held the public socket: both who keep it, supervisor and door, were killed at once."""
+
+    began: float
+    ended: float
+
+    def explains(self, failure: Failure) -> bool:
+        """Tell whether nobody was there to connect to."""
+        return "refused" in failure.why.lower() and self.began <= failure.sent <= self.ended
+
+
 @dataclass
 class Report:
     """What became of everything that was sent."""
@@ -100,14 +112,15 @@ class Report:
         """Answered requests per second, streams left out."""
         return sum(count for kind, count in self.answered.items() if kind != "stream") / self.seconds
 
-    def unexplained(self, kills: Sequence[Kill]) -> list[Failure]:
+    def unexplained(self, kills: Sequence[Kill], unheld: Sequence[Unheld] = ()) -> list[Failure]:
         """Return the failures that no death accounts for."""
-        return [each for each in self.failures if not any(kill.explains(each) for kill in kills)]
+        causes = [*kills, *unheld]
+        return [each for each in self.failures if not any(cause.explains(each) for cause in causes)]
 
-    def account(self, kills: Sequence[Kill]) -> str:
+    def account(self, kills: Sequence[Kill], unheld: Sequence[Unheld] = ()) -> str:
         """Tell what no death accounts for, in groups, with the times since the death before it."""
         groups: dict[tuple[str, str, str], list[float]] = {}
-        for each in self.unexplained(kills):
+        for each in self.unexplained(kills, unheld):
             began = max((kill.began for kill in kills if kill.began <= each.ended), default=0.0)
             dead = " and ".join(kill.what for kill in kills if kill.began == began) or "nobody"
             since = each.sent - began

@@ -14,6 +14,7 @@ from support.fake_engine import (
     dies_in_the_middle_of_a_stream,
     dies_in_the_middle_of_json,
     hangs_up_silently,
+    is_loading,
     says_ok,
     streams,
     thinks,
@@ -151,13 +152,35 @@ async def test_an_engine_that_ends_before_it_answers_is_a_502(api: Api) -> None:
     assert len(engine.seen) == 1  # it was not asked again: it may have begun to work
 
 
-async def test_nobody_listening_is_a_502(api: Api) -> None:
+async def test_nobody_listening_is_a_503(api: Api) -> None:
     await api.serving_model(free_ports(1)[0])
 
     answer = await api.admin.post(PATH, json=CHAT)
 
-    assert answer.status_code == 502
+    assert answer.status_code == 503
+    assert answer.headers["retry-after"] == "5"
     assert "does not accept connections" in _error(answer)["message"]
+
+
+async def test_an_engine_that_cannot_serve_now_is_passed_over(api: Api) -> None:
+    """An engine that is loading says 503 and has done nothing: another one may be asked."""
+    async with FakeEngine(is_loading) as one, FakeEngine(says_ok) as other:
+        await api.serving_model(one.port, other.port)
+
+        answers = [await api.admin.post(PATH, json=CHAT) for _ in range(4)]
+
+    assert [each.status_code for each in answers] == [200] * 4
+    assert one.seen, "it was asked"
+
+
+async def test_engines_that_cannot_serve_now_are_a_503_with_their_words(api: Api) -> None:
+    async with FakeEngine(is_loading) as engine:
+        await api.serving_model(engine.port)
+
+        answer = await api.admin.post(PATH, json=CHAT)
+
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+    assert "Loading model" in _error(answer)["message"]
 
 
 async def test_a_stream_that_dies_ends_with_an_error_event(api: Api) -> None:

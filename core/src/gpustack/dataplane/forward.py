@@ -21,6 +21,14 @@ class CutOff(Exception):
     """Part of an answer went out and the rest will not: the connection must end, so that nobody takes it for all."""
 
 
+class _NotNow(Exception):
+    """The engine took the request and did nothing with it, for want of room or of a loaded model."""
+
+    def __init__(self, refusal: errors.ApiError) -> None:
+        super().__init__(refusal.message)
+        self.refusal = refusal
+
+
 class Forwarder:
     """Passes requests on through one pool of connections and one balance of load."""
 
@@ -33,14 +41,16 @@ class Forwarder:
     ) -> None:
         """Answer with what an engine of ``route`` says.
 
-        Another instance is tried when one cannot be connected to, and never once a request was sent: what made one
-        engine crash must not reach the next. Raises ApiError as long as nothing has been answered; afterwards a
+        Another instance is tried when one cannot be connected to, or says that it cannot serve now (503), as engines do
+        while they load. Otherwise none is once a request was sent: what made one engine crash must not reach the next.
+        Raises ApiError as long as nothing has been answered; afterwards a
         stream ends with an error event, and anything else raises CutOff.
         """
         headers = [*for_engines(scope["headers"]), (b"x-request-id", request_id.encode())]
         query = bytes(scope["query_string"]).decode("latin-1")
         target_path = f"{path}?{query}" if query else path
         failed: set[int] = set()
+        refusal = errors.not_running(route.name, "does not accept connections")
         while (target := self._balancer.choose(route.targets, without=failed)) is not None:
             try:
                 await self._attempt(send, route, target, target_path, headers, content, request_id)
@@ -48,7 +58,11 @@ class Forwarder:
             except ConnectFailed as error:
                 log.warning("model %s: instance %d %s", route.name, target.instance_id, error)
                 failed.add(target.instance_id)
-        raise errors.engine_failed(route.name, "does not accept connections")
+            except _NotNow as error:
+                log.info("model %s: instance %d: %s", route.name, target.instance_id, error.refusal.message)
+                failed.add(target.instance_id)
+                refusal = error.refusal
+        raise refusal
 
     async def _attempt(
         self,
@@ -76,6 +90,9 @@ class Forwarder:
 
 
 async def _pass_back(send: Send, answer: Exchange, route: Route, request_id: str) -> None:
+    if answer.status == 503:
+        message = errors.engine_message(await _whole(answer)) or "cannot serve now"
+        raise _NotNow(errors.not_running(route.name, f"cannot serve now: {message}"))
     if answer.status >= 400:
         raise errors.of_engine(answer.status, await _whole(answer))
     headers = for_clients(answer.headers)

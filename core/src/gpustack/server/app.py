@@ -20,7 +20,9 @@ from litestar.openapi.config import OpenAPIConfig
 
 from gpustack.dataplane import Balancer, InferenceApp, Upstream
 from gpustack.dataplane.app import serves
-from gpustack.dataplane.asgi import Receive, Scope, Send
+from gpustack.dataplane.asgi import Message, Receive, Scope, Send
+from gpustack.dataplane.asgi import answer as answer_now
+from gpustack.dataplane.errors import ApiError
 from gpustack.db import Store
 from gpustack.extensions import Catalogue
 from gpustack.kit.errors import GPUStackError, NotFound
@@ -32,7 +34,7 @@ from gpustack.server.auth import routes as auth
 from gpustack.server.auth.authenticate import Authenticator, guard
 from gpustack.server.auth.passwords import hash_now
 from gpustack.server.config import ADMIN, FIRST_LOGIN_FILE, ServerConfig, kept_secret
-from gpustack.server.errors import MAX_BODY, answer
+from gpustack.server.errors import MAX_BODY, answer, body
 from gpustack.server.heartbeats import Heartbeats
 from gpustack.server.listen import serve
 from gpustack.server.routing import Routing
@@ -55,7 +57,37 @@ def create_app(services: Services, inference: InferenceApp) -> App:
         else:
             await management(scope, receive, send)
 
-    return app
+    return until_ended(app)
+
+
+def until_ended(app: App) -> App:
+    """Return ``app`` with an answer of its own for requests that the end of the server leaves unanswered."""
+
+    async def answering(scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def noting_send(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await app(scope, receive, noting_send)
+        except asyncio.CancelledError:
+            # Only the end of the server cancels a request; without a word of ours it would be a bare 500.
+            if begun or scope["type"] != "http":
+                raise
+            headers = [(b"content-type", b"application/json"), (b"retry-after", b"1")]
+            await answer_now(send, 503, headers, _ended(serves(scope["path"])))
+
+    return answering
+
+
+def _ended(inference: bool) -> bytes:
+    message = "the server was restarted before it could answer; try again"
+    if inference:
+        return ApiError(503, message, code="unavailable").body()
+    return body(503, message)
 
 
 def create_management_app(services: Services) -> Litestar:

@@ -14,6 +14,8 @@ import uvicorn
 log = logging.getLogger(__name__)
 
 _KEEP_ALIVE = 75
+#: Seconds for requests on connections that were accepted in the moment before the end.
+_ON_THEIR_WAY = 0.1
 
 
 class _Server(uvicorn.Server):
@@ -64,6 +66,10 @@ async def serve(
     finally:
         closing.set()
         seconds = drain() if callable(drain) else drain
+        # uvicorn looks only now and then whether it should end: what connects meanwhile belongs to whoever comes next.
+        for each in getattr(server, "servers", ()):
+            each.close()
+        await asyncio.sleep(_ON_THEIR_WAY)
         server.config.timeout_graceful_shutdown = max(1, round(seconds))
         server.should_exit = True
         await _finish(serving, seconds + 2.0)
