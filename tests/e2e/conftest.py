@@ -13,9 +13,9 @@ from support.engine import InstalledEngine
 from support.running import Running, a_port_range, gpustack
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def place() -> Iterator[Path]:
-    """A folder that the database's own user can enter too, which pytest's own are not."""
+    """A folder, of the module's own, that the database's own user can enter too, which pytest's own are not."""
     folder = Path(tempfile.mkdtemp(prefix="gpustack-e2e-"))
     folder.chmod(0o755)
     yield folder

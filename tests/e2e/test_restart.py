@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Self
 
 import httpx
+import psutil
 import pytest
 
 from support.engine import InstalledEngine
@@ -99,6 +100,11 @@ def engine_pid(running: Running) -> int:
     return int(instance["pid"])
 
 
+def zombies_of(running: Running) -> list[psutil.Process]:
+    children = psutil.Process(running.process.pid).children()
+    return [each for each in children if each.status() == psutil.STATUS_ZOMBIE]
+
+
 def test_everything_but_engines_is_new_and_nobody_is_refused(stack: Running) -> None:
     before, engine = pids(stack), engine_pid(stack)
     with Asking(f"{stack.url}/readyz") as asking:
@@ -115,6 +121,7 @@ def test_everything_but_engines_is_new_and_nobody_is_refused(stack: Running) -> 
     assert engine_pid(stack) == engine
     assert stack.cli("chat", "tiny", "--once", "Hello", "--max-tokens", "4").stdout.strip()
     assert "restarted in" in stack.cli("restart").stdout
+    eventually(lambda: not zombies_of(stack), "every retired door's end is fetched", seconds=60)
 
 
 def test_a_wrong_setting_is_said_before_anything_is_touched(stack: Running, settings: Path) -> None:

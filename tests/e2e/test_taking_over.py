@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +15,9 @@ import httpx
 import psutil
 import pytest
 
+from gpustack.kit.process import identify, pid_space
+from gpustack.worker.runners.environment import engine_environment
+from gpustack.worker.runners.records import EngineRecord, record_path, write_record
 from support.engine import InstalledEngine
 from support.running import (
     Running,
@@ -155,6 +160,37 @@ def test_a_door_that_hangs_is_replaced_by_the_next_supervisor(
     with gpustack(data_dir, place, flags, port=int(running.url.rpartition(":")[2])) as again:
         assert pid_of(again, "door") != door.pid
         assert not door.is_running()
+
+
+def test_a_start_that_fails_leaves_the_engines_that_it_found(
+    data_dir: Path, place: Path, flags: list[str]
+) -> None:
+    run_dir = data_dir / "run"
+    for folder in (run_dir / "instances", data_dir / "postgresql" / "data"):
+        folder.mkdir(parents=True)
+    (data_dir / "postgresql" / "data" / "thesis.txt").write_text("no database")
+    env = engine_environment(os.environ, instance_id=7, record=str(record_path(run_dir, 7)))
+    engine = subprocess.Popen(["sleep", "600"], env=env, start_new_session=True)
+    try:
+        who = identify(engine.pid)
+        assert who is not None
+        record = EngineRecord(
+            instance_id=7, instance_name="tiny-7", port=1, log_path="", argv_digest="",
+            pid=who.pid, started=who.started, pid_space=pid_space(),
+        )  # fmt: skip
+        write_record(run_dir, record)
+
+        failing = spawn(data_dir, place, flags)
+        assert failing.end(signal.SIGCONT) == 1
+        assert "holds files but no PostgreSQL cluster" in failing.output
+        assert engine.poll() is None
+        assert processes_of(data_dir) == []
+        # Whoever wants them to end says so.
+        failing.cli("stop", check=False)
+        assert engine.wait(20) == -signal.SIGTERM
+    finally:
+        engine.kill()
+        engine.wait()
 
 
 def test_stop_ends_the_door_of_a_killed_supervisor(data_dir: Path, place: Path, flags: list[str]) -> None:

@@ -52,7 +52,10 @@ def a_catalogue() -> Catalogue:
 
 @dataclass
 class Api:
-    """A running server. ``admin`` speaks for the local command line; ``anyone`` sends no credential."""
+    """A running server. ``admin`` speaks for the local command line; ``anyone`` sends no credential.
+
+    ``uuid-of-worker-1`` is its built-in worker.
+    """
 
     url: str
     services: Services
@@ -128,6 +131,8 @@ async def running_api(database_url: str, data_dir: Path, **settings: Any) -> Asy
         version="0.0.test",
         **{"bootstrap_password": PASSWORD, "drain": 1.0, **settings},
     )
+    (data_dir / "worker").mkdir(parents=True, exist_ok=True)
+    (data_dir / "worker" / "worker_uuid").write_text("uuid-of-worker-1\n")
     listener = listen(0, host="127.0.0.1")
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     async with contextlib.AsyncExitStack() as stack:

@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from gpustack.app import doors
 from gpustack.app.children import role_command
 from gpustack.dataplane.door import instance_credential
 from gpustack.kit.local_sockets import Channel, Message, connect_local
+from gpustack.kit.process import identify, pid_space
 from gpustack.worker.runners.records import EngineRecord, remove_record, write_record
 
 TOKEN = "the-token-of-this-door"
@@ -45,14 +46,21 @@ class RunningDoor:
     def log(self) -> str:
         return (self.data_dir / "door.log").read_text()
 
-    def engine_at(self, instance_id: int, port: int) -> None:
-        """Write down an engine, as the worker does."""
-        write_record(
-            self.data_dir / "run",
-            EngineRecord(
-                instance_id=instance_id, instance_name="tiny", port=port, log_path="", argv_digest=""
-            ),
+    def engine_at(self, instance_id: int, port: int, **fields: Any) -> None:
+        """Write down an engine, as the worker does; its process is the test's own unless ``fields`` say otherwise."""
+        who = identify(os.getpid())
+        assert who is not None
+        record = EngineRecord(
+            instance_id=instance_id,
+            instance_name="tiny",
+            port=port,
+            log_path="",
+            argv_digest="",
+            pid=who.pid,
+            started=who.started,
+            pid_space=pid_space(),
         )
+        write_record(self.data_dir / "run", replace(record, **fields))
 
     def forget(self, instance_id: int) -> None:
         """Remove the record of an engine."""

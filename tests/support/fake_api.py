@@ -92,7 +92,7 @@ class _Handler(BaseHTTPRequestHandler):
         except (CutOff, ConnectionError):
             self.close_connection = True
 
-    do_GET = do_POST = do_PUT = do_DELETE = _serve
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _serve
 
     def _send(self, reply: Reply) -> None:
         self.send_response(reply.status)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -196,6 +197,18 @@ class House:
         with self.running.admin() as admin:
             found: list[dict[str, Any]] = admin.get("/v2/model-instances?page=-1").json()["items"]
             return found
+
+    def instance_events(self) -> list[dict[str, Any]]:
+        """Return all that is known of what happened to instances, oldest first."""
+        with self.running.admin() as admin:
+            found: list[dict[str, Any]] = []
+            for page in itertools.count(1):
+                query = {"page": page, "perPage": 1000, "sort_by": "id"}
+                answer = admin.get("/v2/model-instance-events", params=query).json()
+                found += answer["items"]
+                if page >= answer["pagination"]["totalPage"]:
+                    return found
+            raise AssertionError("not reached")
 
     def inventory(self) -> Inventory:
         """Count processes, descriptors, listening ports and locks. Connections come and go and are left out."""

@@ -119,15 +119,16 @@ class Report:
 
     def account(self, kills: Sequence[Kill], unheld: Sequence[Unheld] = ()) -> str:
         """Tell what no death accounts for, in groups, with the times since the death before it."""
-        groups: dict[tuple[str, str, str], list[float]] = {}
+        groups: dict[tuple[str, str, str], list[str]] = {}
         for each in self.unexplained(kills, unheld):
             began = max((kill.began for kill in kills if kill.began <= each.ended), default=0.0)
             dead = " and ".join(kill.what for kill in kills if kill.began == began) or "nobody"
-            since = each.sent - began
+            gone = max((kill.gone for kill in kills if kill.began == began), default=0.0)
             group = (dead, each.kind, re.sub(r"\d{2,}", "N", each.why))
-            groups.setdefault(group, []).append(since)
+            times = f"{each.sent - began:.3f} to {each.ended - began:.3f} s (gone at {gone - began:.3f} s)"
+            groups.setdefault(group, []).append(times)
         return "\n".join(
-            f"after {what} died, {len(times)} x {kind}, sent {min(times):.2f} to {max(times):.2f} s later: {why}"
+            f"after {what} died, {len(times)} x {kind}, from {', '.join(times[:5])}: {why}"
             for (what, kind, why), times in groups.items()
         )
 
@@ -224,6 +225,8 @@ class Line:
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
+        #: The server has said that this answer is the last one on it.
+        self.last = False
 
     @classmethod
     async def open(cls, plan: Plan) -> Line:
@@ -246,6 +249,7 @@ class Line:
         try:
             head = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
             status = int(head.split(" ", 2)[1])
+            self.last = "\r\nconnection: close\r\n" in head
             if status == 204:
                 return status, b""
             length = head.partition("content-length:")[2].partition("\r\n")[0]
@@ -410,7 +414,7 @@ class Sender:
         except BaseException:
             line.close()
             raise
-        if fresh:
+        if fresh or line.last:
             line.close()
         else:
             self._idle.append(line)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from support.house import House, be_humble, key_names
 from support.load import Kill, Report, Traffic, Unheld, load
 
 STREAMS = 32
 _PATIENCE = 60.0
+#: States that an instance leaves and enters again without a new start, when its worker is gone for a moment.
+_AGAIN = frozenset({"running", "unreachable"})
 
 
 class Ordeal:
@@ -21,6 +26,9 @@ class Ordeal:
         self.traffic = traffic
         self.kills: list[Kill] = []
         self.unheld: list[Unheld] = []
+        self._instances = {each["id"]: each for each in house.instances()}
+        #: How often the engine of each instance was killed.
+        self._engine_kills = Counter[int]()
 
     def kill(self, *victims: str) -> None:
         """Kill them at once; return when everything is whole, engines are the same, and the load runs again."""
@@ -33,6 +41,7 @@ class Ordeal:
         self.house.wait_whole(2)
         lost = set(engines) - set(self.house.engines())
         assert len(lost) == victims.count("engine"), f"with {victims} engines died: {lost}"
+        self._engine_kills.update(engine.instance for engine in lost)
         be_humble(self.house)
         self.wait_flowing()
 
@@ -52,9 +61,38 @@ class Ordeal:
         unexplained = report.unexplained(self.kills, self.unheld)
         assert not unexplained, report.account(self.kills, self.unheld)
         report.check_rows(key_names(self.house))
+        self._check_instances(self.house.instances())
+        check_history(self.house.instance_events())
         assert report.rate >= 50
         restarts = sum(kill.what == "supervisor" for kill in self.kills)
         assert self.house.attempts == [1] * restarts, "`gpustack start` did not come up at the first attempt"
+
+    def _check_instances(self, now: list[dict[str, Any]]) -> None:
+        """No death makes, takes or doubles an instance; each restart is counted, once."""
+        for what in ("id", "name", "pid", "port"):
+            assert len({each[what] for each in now}) == len(now), f"{what} twice: {now}"
+        wanted = {
+            number: (each["name"], each["model_name"], each["restart_count"] + self._engine_kills[number])
+            for number, each in self._instances.items()
+        }
+        found = {each["id"]: (each["name"], each["model_name"], each["restart_count"]) for each in now}
+        assert found == wanted
+
+
+def check_history(events: list[dict[str, Any]]) -> None:
+    """Nothing is told twice: ``events`` are all there are, oldest first."""
+    told = Counter(
+        (each["instance_name"], each["what"], each["restart_count"])
+        for each in events
+        if each["what"] not in _AGAIN
+    )
+    twice = [each for each, count in told.items() if count > 1]
+    by_instance: dict[str, list[str]] = {}
+    for each in events:
+        by_instance.setdefault(each["instance_name"], []).append(each["what"])
+    for name, whats in by_instance.items():
+        twice += [(name, a, 0) for a, b in itertools.pairwise(whats) if a == b]
+    assert not twice, f"told twice: {twice}\n" + "\n".join(map(str, events))
 
 
 @contextmanager

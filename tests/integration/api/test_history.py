@@ -22,16 +22,19 @@ async def test_events_of_a_model_are_listed_newest_first_and_outlive_it(api: Api
     assert one == listed["items"][0]
 
 
-async def test_who_may_see_instances_may_see_what_happened_to_them(api: Api) -> None:
+async def test_what_happened_is_for_people_and_not_for_workers(api: Api) -> None:
     worker = await api.worker()
     path, headers = "/v2/model-instance-events", {"Authorization": f"Bearer {worker['token']}"}
     assert (await api.anyone.get(path)).status_code == 401
-    assert (await api.anyone.get(path, headers=headers)).status_code == 200
+    for each in (path, f"{path}/1", f"{path}?watch=true"):
+        assert (await api.anyone.get(each, headers=headers)).status_code == 403
 
 
 async def test_wrong_questions_are_one_line(api: Api) -> None:
     for query, said in (
         ("page=0", "counted from 1"),
+        ("page=-1", "too long for one page"),
+        ("perPage=1001", "perPage"),
         ("sort_by=nope", "nope"),
         ("instance_id=x", "instance_id"),
         ("watch=true&search=x", "search"),

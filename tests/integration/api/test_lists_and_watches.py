@@ -199,7 +199,7 @@ async def test_a_watch_outlasts_the_database_being_away(api: Api, monkeypatch: p
     async with (
         asyncio.timeout(5),
         api.client(worker["token"]) as client,
-        client.stream("GET", "/v2/models?watch=true") as answer,
+        client.stream("GET", "/v2/model-instances?watch=true") as answer,
     ):
         pieces = answer.aiter_bytes()
         await anext(pieces)

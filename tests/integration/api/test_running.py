@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from gpustack.server.app import bootstrap, run_server
 from gpustack.server.auth.passwords import Passwords
 from gpustack.server.config import FIRST_LOGIN_FILE, ServerConfig
 from gpustack.server.heartbeats import Heartbeats
+from gpustack.server.listen import serve
 from gpustack.server.routing import Routing
 from support.api import PASSWORD, a_catalogue
 
@@ -90,9 +94,11 @@ async def test_a_server_that_lost_a_part_ends_so_that_it_is_started_again(
         }
         answer = await client.post("/v2/workers", json=body, headers={"Authorization": f"Bearer {token}"})
         worker = {"Authorization": f"Bearer {answer.json()['token']}"}
-        await client.post("/v2/worker-heartbeat", json={}, headers=worker)
         key = {"Authorization": f"Bearer {(tmp_path / 'run' / 'cli_token').read_text()}"}
-        await client.post("/v2/models", json={"name": "m", "local_path": "/m"}, headers=key)
+        # It may be at its end before the last request.
+        with contextlib.suppress(httpx.TransportError):
+            await client.post("/v2/worker-heartbeat", json={}, headers=worker)
+            await client.post("/v2/models", json={"name": "m", "local_path": "/m"}, headers=key)
 
         with pytest.raises(GPUStackError, match="ended unexpectedly"):
             await running
@@ -111,3 +117,125 @@ async def test_of_two_servers_on_one_new_database_one_tells_the_password(
         admin = await store.users.by_name("admin")
 
     assert await Passwords().verify(admin.password_hash, told.read_text().strip())
+
+
+REQUEST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nhi"
+Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+@contextlib.asynccontextmanager
+async def connected(port: int) -> AsyncIterator[Connection]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+
+@contextlib.asynccontextmanager
+async def served(app: Callable[..., Any]) -> AsyncIterator[tuple[int, asyncio.Task[None]]]:
+    """Serve ``app`` until the block ends or the task is cancelled; yields the port and that task."""
+    ready = asyncio.Event()
+    listener = listen(0, host="127.0.0.1")
+    port = listener.getsockname()[1]
+    task = asyncio.create_task(serve(app, listener, drain=5, closing=asyncio.Event(), on_ready=ready.set))
+    try:
+        async with asyncio.timeout(20):
+            await ready.wait()
+            yield port, task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def echo(_scope: Any, receive: Callable[..., Any], send: Callable[..., Any]) -> None:
+    body = (await receive())["body"]
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def exchange(connection: Connection) -> bytes:
+    reader, writer = connection
+    writer.write(REQUEST)
+    head = await reader.readuntil(b"\r\n\r\n")
+    assert await reader.readexactly(2) == b"hi"
+    return head
+
+
+async def refuses(port: int) -> None:
+    """Return when nobody takes connections any more."""
+    with contextlib.suppress(OSError):
+        while True:
+            async with connected(port):
+                await asyncio.sleep(0)
+
+
+async def test_what_has_just_connected_is_answered_by_a_server_that_ends() -> None:
+    async with served(echo) as (port, task), connected(port) as connection:
+        task.cancel()
+        await refuses(port)
+        # Longer than uvicorn looks, shorter than the client's chance.
+        await asyncio.sleep(0.5)
+
+        assert b"connection: close" in await exchange(connection)
+        assert await connection[0].read() == b""
+
+
+async def test_a_kept_connection_gets_one_more_answer_from_a_server_that_ends() -> None:
+    async with served(echo) as (port, task), connected(port) as connection:
+        assert b"connection: close" not in await exchange(connection)
+        task.cancel()
+        await refuses(port)
+
+        assert b"connection: close" in await exchange(connection)
+        assert await connection[0].read() == b""
+
+
+async def test_an_answer_that_had_begun_before_the_end_does_not_close_its_connection() -> None:
+    begun, may_end = asyncio.Event(), asyncio.Event()
+
+    async def slow(scope: Any, receive: Callable[..., Any], send: Callable[..., Any]) -> None:
+        async def held(message: dict[str, Any]) -> None:
+            if message["type"] == "http.response.body" and not may_end.is_set():
+                begun.set()
+                await may_end.wait()
+            await send(message)
+
+        await echo(scope, receive, held)
+
+    async with served(slow) as (port, task), connected(port) as connection:
+        first = asyncio.create_task(exchange(connection))
+        await begun.wait()
+        task.cancel()
+        await refuses(port)
+        # uvicorn has looked by then.
+        await asyncio.sleep(0.5)
+        may_end.set()
+
+        assert b"connection: close" not in await first
+        assert b"connection: close" in await exchange(connection)
+
+
+async def test_a_request_that_arrived_while_an_ending_server_was_busy_is_answered() -> None:
+    async with served(echo) as (port, task), connected(port) as connection:
+        await exchange(connection)
+        task.cancel()
+        await refuses(port)
+        connection[1].write(REQUEST)
+        # The loop stands still past every deadline: timers come first, then what has arrived.
+        time.sleep(1.5)
+
+        assert b"connection: close" in await connection[0].readuntil(b"\r\n\r\n")
+
+
+async def test_connections_that_say_nothing_do_not_hold_an_ending_server_up() -> None:
+    async with served(echo) as (port, task), connected(port) as silent, connected(port) as kept:
+        await exchange(kept)
+        task.cancel()
+        await asyncio.wait({task}, timeout=4)
+
+        assert task.done()
+        assert await silent[0].read() == b""
+        assert await kept[0].read() == b""

@@ -136,11 +136,14 @@ async def test_everything_but_probes_login_and_documents_needs_a_credential(api:
 @pytest.mark.parametrize(
     ("who", "method", "path", "status"),
     [
-        ("worker", "GET", "/v2/models", 200),
+        ("worker", "GET", "/v2/model-instances", 200),
+        ("worker", "GET", "/v2/models", 403),
+        ("worker", "GET", "/v2/workers", 403),
         ("worker", "POST", "/v2/models", 403),
         ("worker", "GET", "/v2/api-keys", 403),
         ("worker", "DELETE", "/v2/workers/1", 403),
-        ("worker", "POST", "/v2/workers", 403),
+        # Its own registration it may renew; that of others is in test_workers.
+        ("worker", "POST", "/v2/workers", 400),
         ("worker", "GET", "/v1/models", 401),
         ("registration", "GET", "/v2/workers", 403),
         ("registration", "GET", "/v2/users/me", 403),

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -22,8 +22,8 @@ async def test_coming_back_gives_a_new_token_and_ends_the_old(api: Api) -> None:
     second = await api.worker()
 
     assert first["id"] == second["id"]
-    assert (await api.anyone.get("/v2/models", headers=_as(first))).status_code == 401
-    assert (await api.anyone.get("/v2/models", headers=_as(second))).status_code == 200
+    assert (await api.anyone.get("/v2/model-instances", headers=_as(first))).status_code == 401
+    assert (await api.anyone.get("/v2/model-instances", headers=_as(second))).status_code == 200
 
 
 def _registration(uuid: str = "uuid-of-worker-1", **fields: Any) -> dict[str, Any]:
@@ -40,7 +40,7 @@ async def test_a_worker_renews_with_its_own_token_and_keeps_it(api: Api) -> None
 
     assert answer.status_code == 201
     assert answer.json() == {"id": first["id"], "name": "renamed", "token": first["token"]}
-    assert (await api.anyone.get("/v2/models", headers=_as(first))).status_code == 200
+    assert (await api.anyone.get("/v2/model-instances", headers=_as(first))).status_code == 200
 
 
 async def test_a_workers_own_token_registers_no_other_worker(api: Api) -> None:
@@ -50,7 +50,7 @@ async def test_a_workers_own_token_registers_no_other_worker(api: Api) -> None:
         answer = await api.anyone.post("/v2/workers", json=_registration(uuid), headers=_as(first))
         assert answer.status_code == 403
         assert "its own registration and no other" in answer.json()["message"]
-    assert (await api.anyone.get("/v2/models", headers=_as(second))).status_code == 200
+    assert (await api.anyone.get("/v2/model-instances", headers=_as(second))).status_code == 200
 
 
 async def test_the_token_of_a_deleted_worker_registers_nobody(api: Api) -> None:
@@ -73,7 +73,53 @@ async def test_a_copy_of_a_worker_that_lives_is_refused(api: Api) -> None:
         assert answer.status_code == 409
         assert "w is alive on box (127.0.0.1)" in answer.json()["message"]
         assert "copy (10.0.0.2)" in answer.json()["message"]
-    assert (await api.anyone.get("/v2/models", headers=_as(first))).status_code == 200
+    assert (await api.anyone.get("/v2/model-instances", headers=_as(first))).status_code == 200
+
+
+async def test_the_registration_token_does_not_take_a_living_worker_over(api: Api) -> None:
+    worker = await api.worker(hostname="box")
+    token = {"Authorization": f"Bearer {(api.data_dir / 'token').read_text()}"}
+
+    for fields in ({}, {"home": "there"}):
+        fields["door_token"] = "e" * 32
+        answer = await api.anyone.post("/v2/workers", json=_registration(**fields), headers=token)
+        assert answer.status_code == 409
+        assert "w is alive on box" in answer.json()["message"]
+
+    assert (await api.anyone.get("/v2/model-instances", headers=_as(worker))).status_code == 200
+    assert (await api.worker())["id"] == worker["id"], "the answer to its registration may have been lost"
+
+
+async def test_a_worker_with_a_home_is_not_taken_over_by_one_that_tells_none(api: Api) -> None:
+    worker = await api.worker(home="here")
+    token = {"Authorization": f"Bearer {(api.data_dir / 'token').read_text()}"}
+
+    answer = await api.anyone.post("/v2/workers", json=_registration(), headers=token)
+
+    assert answer.status_code == 409
+    assert (await api.anyone.get("/v2/model-instances", headers=_as(worker))).status_code == 200
+
+
+async def test_a_worker_sees_what_is_on_it_and_nothing_else(api: Api) -> None:
+    mine, other = await api.worker(), await api.worker("uuid-of-worker-2")
+    seen, unseen = await api.model("seen", env={"KEY": "secret"}), await api.model("unseen")
+    here = await api.instance(seen, mine["id"], "seen-1", draining_since=datetime.now(UTC))
+    there = await api.instance(unseen, other["id"], "unseen-1")
+    files = [await api.services.store.model_files.request(w["id"], a_source("/m")) for w in (mine, other)]
+
+    async def status(path: str) -> int:
+        return (await api.anyone.get(f"/v2/{path}", headers=_as(mine))).status_code
+
+    assert await status(f"models/{seen['id']}") == 200
+    assert await status(f"models/{unseen['id']}") == 404
+    assert [await status(f"model-instances/{each}") for each in (here, there)] == [200, 404]
+    assert [await status(f"model-files/{each.id}") for each in files] == [200, 404]
+    for path in ("model-instances", "model-files"):
+        assert await status(f"{path}?worker_id={other['id']}") == 403
+        found = (await api.anyone.get(f"/v2/{path}", headers=_as(mine))).json()["items"]
+        assert {each["worker_id"] for each in found} == {mine["id"]}
+    for path in ("models", "workers", f"workers/{other['id']}", "model-instance-events"):
+        assert await status(path) == 403, path
 
 
 async def test_a_worker_may_move_once_the_old_place_is_silent(
@@ -267,6 +313,30 @@ async def test_a_restart_is_counted(api: Api) -> None:
     assert answer.json()["last_restart_time"]
 
 
+async def test_a_restart_that_is_reported_twice_counts_once(api: Api) -> None:
+    """The answer to the first was lost, so its worker sends it again, with what happened since."""
+    worker = await api.worker()
+    instance = await api.instance(await api.model(), worker["id"], state=InstanceState.RUNNING)
+    path = f"/v2/model-instances/{instance}/report"
+    report = {"state": "initializing", "restarted": True, "restart_count": 1, "missed_error": "it was killed"}
+
+    for state in ("initializing", "initializing", "running"):
+        answer = await api.anyone.post(path, json={**report, "state": state}, headers=_as(worker))
+        assert answer.json()["restart_count"] == 1
+
+    events = (await api.admin.get(f"/v2/model-instance-events?instance_id={instance}")).json()["items"]
+    happened = [each["what"] for each in events]
+    assert happened[: happened.index("created")] == [
+        "running",
+        "initializing",
+        "restarted",
+        "error",
+        "running",
+    ]
+    answer = await api.anyone.post(path, json={**report, "restart_count": 3}, headers=_as(worker))
+    assert answer.json()["restart_count"] == 3
+
+
 async def test_an_error_that_could_not_be_told_in_time_is_told_with_the_restart(api: Api) -> None:
     worker = await api.worker()
     instance = await api.instance(await api.model(), worker["id"], state=InstanceState.RUNNING)
@@ -390,18 +460,33 @@ async def test_a_worker_that_is_silent_on_its_log_is_a_clear_line(
 
 
 async def test_engines_are_found_at_the_present_address_of_their_worker(api: Api) -> None:
-    worker = await api.worker(ip="10.9.9.9", port=10150)
+    worker = await api.worker(ip="10.9.9.9", port=10150, home="there")
     instance = await api.instance(await api.model(), worker["id"], state=InstanceState.RUNNING, port=4321)
     await api.routed("tiny", 1)
     assert api.services.routing.table.routes["tiny"].targets[0].host == "10.9.9.9"
 
-    await api.worker(ip="127.0.0.1", name="renamed")
+    await api.worker(ip="127.0.0.1", port=10150, name="renamed", home="there")
 
     async with asyncio.timeout(5):
         while api.services.routing.table.routes["tiny"].targets[0].host != "127.0.0.1":
             await asyncio.sleep(0.005)
     found = (await api.admin.get(f"/v2/model-instances/{instance}")).json()
     assert (found["worker_ip"], found["worker_name"]) == ("127.0.0.1", "renamed")
+
+
+@pytest.mark.parametrize(
+    "who", [{"uuid": "uuid-of-worker-2"}, {"home": "elsewhere"}], ids=["another worker", "a copy's"]
+)
+async def test_only_the_built_in_workers_engines_are_asked_at_the_servers_loopback(
+    api: Api, who: dict[str, str]
+) -> None:
+    """Another worker at the server's own address may be in another network: its ports are other programs' here."""
+    worker = await api.worker(port=10150, **who)
+    await api.instance(await api.model(), worker["id"], state=InstanceState.RUNNING, port=4321)
+    await api.routed("tiny", 1)
+    (target,) = api.services.routing.table.routes["tiny"].targets
+    assert (target.host, target.port) == ("127.0.0.1", 10150)
+    assert target.credential
 
 
 async def test_a_report_is_judged_by_the_row_at_the_moment_of_writing(api: Api) -> None:

@@ -184,10 +184,10 @@ def test_what_a_killed_write_left_is_removed(data_dir: Path) -> None:
     held.release()
     mine = data_dir / ".mine"
     mine.write_text("kept")
-    (data_dir / "run" / "instances").mkdir()
     left = [data_dir / ".token.abcd.tmp", data_dir / "run" / ".cli_token.x_1.tmp", data_dir / ".write-test-1"]
-    left.append(data_dir / "run" / "instances" / ".7.json.abcdef.tmp")
+    left += [data_dir / "run" / each / ".7.json.abcdef.tmp" for each in ("instances", "doors", "memories")]
     for path in left:
+        path.parent.mkdir(exist_ok=True)
         path.write_text("half")
     held.claim()
     held.release()

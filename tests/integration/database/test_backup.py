@@ -117,7 +117,87 @@ async def test_numbers_that_were_given_once_are_not_given_again(
     done = await backup.write(full, data_dir, tmp_path / "b.tar.gz")
     await load(database_url, tmp_path / "new", done.path)
     async with await Store.open(database_url) as restored:
-        assert (await restored.models.create(a_model_wanted("next"), 1)).id == last.id + 1
+        assert (await restored.models.create(a_model_wanted("next"), 1)).id > last.id
+
+
+async def test_numbers_that_were_given_after_the_backup_are_not_given_again(
+    full: Store, written: Path, database_url: str, data_dir: Path, tmp_path: Path
+) -> None:
+    """Engines and watchers may go by them, whether the database of then is replaced or gone."""
+    url, later = full._pool.url.text, []
+    for number in range(3):
+        model = await full.models.create(a_model_wanted(f"later-{number}"), 1)
+        later.append(await full.instances.create(model, f"later-{number}-1"))
+    for target, place in ((database_url, tmp_path / "new"), (url, data_dir)):
+        if target == url:
+            await full._pool.fetch(sql("SELECT setval('model_instances_id_seq', 5000000)"))
+            await full.close()
+        await load(target, place, written, replace=target == url)
+        async with await Store.open(target) as restored:
+            model = await restored.models.create(a_model_wanted("next"), 1)
+            found = await restored.instances.create(model, "next-1")
+            assert found.id > (5_000_000 if target == url else later[-1].id)
+
+
+async def test_a_second_restore_gives_no_event_number_again(
+    written: Path, database_url: str, tmp_path: Path
+) -> None:
+    await load(database_url, tmp_path / "new", written)
+    async with await Store.open(database_url) as restored:
+        await restored.models.create(a_model_wanted("between"), 1)
+        seen = await restored.events.last_number()
+    await load(database_url, tmp_path / "new", written, replace=True)
+    async with await Store.open(database_url) as restored:
+        assert await restored.events.last_number() > seen
+
+
+async def test_files_that_cannot_be_put_in_place_are_said_and_the_database_is_there(
+    written: Path, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, rename = tmp_path / "new", Path.replace
+
+    def refuse(self: Path, target: Path) -> Path:
+        if target == place / "token":
+            raise OSError(28, "No space left on device")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(
+        GPUStackError, match=r"the database is restored, the files in .* run it again with --rep"
+    ):
+        await load(database_url, place, written)
+    monkeypatch.undo()
+    await load(database_url, place, written, replace=True)
+    assert (place / "token").read_text() == TOKEN
+
+
+def test_what_a_killed_restore_has_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".restore-abc" / "worker").mkdir(parents=True)
+    (tmp_path / "token").write_text(TOKEN)
+    backup.discard_staged(tmp_path)
+    assert [each.name for each in tmp_path.iterdir()] == ["token"]
+
+
+async def test_a_file_that_cannot_be_read_is_named(
+    store: Store, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(GPUStackError, match=r"data/worker cannot be read: Permission denied"):
+        await backup.write(store, data_dir, tmp_path / "it.tar.gz")
+
+
+async def test_a_restore_does_not_take_itself_for_a_server(
+    full: Store, written: Path, data_dir: Path
+) -> None:
+    url = full._pool.url.text
+    await full.close()
+    for _ in range(5):
+        async with await Store.open(url, application="gpustack restore") as own:
+            await own.ping()
+            await load(url, data_dir, written, replace=True)
 
 
 async def test_who_watched_is_told_to_read_again(
@@ -332,13 +412,30 @@ async def test_there_is_no_half_file(store: Store, data_dir: Path, tmp_path: Pat
 
 
 async def test_only_the_last_automatic_ones_are_kept(store: Store, data_dir: Path) -> None:
-    made = [await backup.automatic(store, data_dir, "before-upgrade") for _ in range(7)]
+    made = []
+    for number in range(7):
+        await store.models.create(a_model_wanted(f"m-{number}"), 1)
+        made.append(await backup.automatic(store, data_dir, "before-upgrade"))
+    await store.models.create(a_model_wanted("last"), 1)
     (data_dir / "backups" / "mine.tar.gz").write_text("mine")
     (data_dir / "backups" / ".x.partial").write_text("half")
     made.append(await backup.automatic(store, data_dir, "before-upgrade"))
     assert sorted((data_dir / "backups").iterdir()) == sorted(
         [*made[-5:], data_dir / "backups" / "mine.tar.gz"]
     )
+
+
+async def test_of_the_same_there_is_one_automatic_backup(store: Store, data_dir: Path) -> None:
+    first = await backup.automatic(store, data_dir, "before-upgrade")
+    assert await backup.automatic(store, data_dir, "before-upgrade") == first
+    first.write_bytes(first.read_bytes()[:-40])
+    second = await backup.automatic(store, data_dir, "before-upgrade")
+    assert second != first
+    assert archive.verify(second).rows > 0
+    await store.users.set_password(
+        (await store.users.list()).items[0].id, "another hash", require_change=False
+    )
+    assert await backup.automatic(store, data_dir, "before-upgrade") not in (first, second)
 
 
 @pytest.mark.slow

@@ -83,14 +83,23 @@ async def test_deleting_a_model_or_a_worker_tells_of_all_that_goes_with_it(store
     await store.workers.delete(worker.id)
     await store.models.delete(model.id)
     events = await store.events.after(before)
-    assert [(e.topic, e.id) for e in events] == [
+    remembered = [e for e in events if e.topic == "model-instance-events"]
+    deleted = [e for e in events if e not in remembered]
+    assert [(e.topic, e.id) for e in deleted] == [
         ("model-instances", two.id),
         ("model-files", file.id),
         ("workers", worker.id),
         ("model-instances", one.id),
         ("models", model.id),
     ]
-    assert {e.type for e in events} == {EventType.DELETED}
+    assert {e.type for e in deleted} == {EventType.DELETED}
+    # What happened to the two is remembered, each in the transaction in which it was removed.
+    assert [(e.type, e.data["instance_id"], e.data["what"]) for e in remembered] == [
+        (EventType.CREATED, two.id, "removed"),
+        (EventType.CREATED, one.id, "removed"),
+    ]
+    assert [e.topic for e in events].index("model-instance-events") == 3
+    assert events[-1] is remembered[-1]
     with pytest.raises(NotFound, match=f"there is no model instance {one.id}"):
         await store.instances.get(one.id)
 

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from gpustack.db import Store
-from gpustack.db.errors import Undone
+from gpustack.db.errors import Undone, translated
 from gpustack.db.repositories.base import sql
 from gpustack.kit.errors import Unavailable
 from support.postgres import PostgresServer, binaries, serving
@@ -243,3 +243,73 @@ async def test_a_full_server_is_no_outage(server: PostgresServer, store: Store) 
         assert (await store.models.list()).items == []
     finally:
         await asyncio.gather(*(each.close() for each in taken))
+
+
+async def test_a_feed_that_a_full_server_refuses_makes_no_outage(
+    server: PostgresServer, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusals, losses = 0, []
+    connect, lost = store._pool.connect, store._pool.lost
+
+    async def refused_at_first() -> object:
+        nonlocal refusals
+        refusals += 1
+        if refusals <= 3:
+            with translated(store.where):
+                raise asyncpg.TooManyConnectionsError("sorry, too many clients already")
+        return await connect()
+
+    async def noted(error: BaseException, **since: float | None) -> None:
+        losses.append(type(error))
+        await lost(error, **since)
+
+    async with store.feed() as feed, asyncio.timeout(30):
+        events = feed.subscribe({"models"})
+        monkeypatch.setattr(store._pool, "connect", refused_at_first)
+        monkeypatch.setattr(store._pool, "lost", noted)
+        await server.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            f"WHERE datname = '{store._pool.url.database}' AND query LIKE '%events%'"
+        )
+        while refusals <= 3:
+            await asyncio.sleep(0.02)
+        created = await store.models.create(a_model_wanted(), 1)
+        assert (await anext(events)).id == created.id
+    assert asyncpg.TooManyConnectionsError not in losses
+
+
+@pytest.mark.parametrize("error", [asyncpg.ProtocolError("out of step"), RuntimeError("a defect")])
+async def test_no_error_of_the_look_ends_it(
+    store: Store, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probe, looks = store._pool._probe, 0
+
+    async def fails_at_first() -> None:
+        nonlocal looks
+        looks += 1
+        if looks < 3:
+            raise error
+        await probe()
+
+    monkeypatch.setattr(store._pool.presence, "_probe", fails_at_first)
+    await store._pool.lost(ConnectionResetError())
+    async with asyncio.timeout(20):
+        assert (await store.models.list()).items == []
+
+
+async def test_all_connections_busy_is_no_outage(
+    server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpustack.db.connection._ACQUIRE_LIMIT", 0.2)
+    name = await server.create_database()
+    async with await Store.open(server.url(name), pool=(1, 1)) as store:
+        await store.migrate()
+        await store.bootstrap("hash")
+        async with store.transaction() as busy:
+            answers = await asyncio.gather(*(store.models.list() for _ in range(20)), return_exceptions=True)
+            assert {type(each) for each in answers} == {Unavailable}
+            assert {str(each) for each in answers} == {f"all connections to {store.where} are busy"}
+            assert not store.away
+            # It is not given up either.
+            await busy.models.create(a_model_wanted(), 1)
+        assert (await store.models.list()).pagination.total == 1

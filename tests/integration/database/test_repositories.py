@@ -159,7 +159,7 @@ async def test_a_worker_keeps_its_row_and_names_do_not_clash(store: Store) -> No
     assert (again.id, again.name, again.version) == (others[0].id, others[0].name, "9")
     assert await store.workers.by_token_digest("o0") is None
     assert (await store.workers.by_token_digest("renewed")) == again
-    assert await store.workers.door(again.id) == Door("127.0.0.1", 7, "d" * 32)
+    assert await store.workers.door(again.id) == Door("127.0.0.1", 7, "d" * 32, others[0].worker_uuid)
     with pytest.raises(NotFound, match="there is no cluster 5"):
         await store.workers.register(a_registration("z"), "tz", 5)
 
@@ -183,6 +183,10 @@ async def test_heartbeats_of_many_workers_are_one_statement_without_events(
     assert first.heartbeat_time > workers[0].created_at
     assert (await store.clusters.default()).gpus == sum(2 for w in workers[1:] if w.id % 2) + 1
     assert await store.workers.heartbeat_many({}) == set()
+    came = first.heartbeat_time - timedelta(minutes=1)
+    await store.workers.heartbeat_many({workers[1].id: Heartbeat()}, {workers[1].id: came})
+    assert (await store.workers.get(workers[1].id)).heartbeat_time == came
+    assert (await store.workers.get(workers[0].id)).heartbeat_time == first.heartbeat_time
 
     await store.workers.set_state(workers[3].id, WorkerState.UNREACHABLE, "silent for 20 s")
     assert (await store.clusters.default()).ready_workers == 29

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from gpustack.dataplane.door import instance_credential
+from gpustack.kit.process import identify
 from support.door import TOKEN, RunningDoor, a_door
 from support.fake_engine import (
     FakeEngine,
@@ -100,6 +103,36 @@ async def test_an_engine_that_is_gone_is_said_so_that_another_can_be_tried(door:
     async with door.client() as client:
         answer = await client.post("/instances/1/v1/x", json={}, headers=door.headers(1))
     assert (answer.status_code, answer.headers["x-gpustack-door"]) == (503, "unreached")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"pid": 0}, {"pid": 2**22 + 1}, {"started": 1.0}, {"pid_space": "another boot"}],
+    ids=["not started", "ended", "its number is another's", "before a restart of the machine"],
+)
+async def test_another_program_at_the_port_of_an_engine_that_is_gone_sees_no_request(
+    door: RunningDoor, fields: dict[str, Any]
+) -> None:
+    async with FakeEngine(says_ok) as stranger, door.client() as client:
+        door.engine_at(1, stranger.port, **fields)
+        answer = await client.post("/instances/1/v1/x", json={}, headers=door.headers(1))
+    assert (answer.status_code, answer.headers["x-gpustack-door"]) == (503, "unreached")
+    assert not stranger.seen
+
+
+async def test_an_engine_that_ends_gives_its_port_to_nobody(door: RunningDoor) -> None:
+    """The record did not change: the process is looked at again, if not for every request."""
+    child = subprocess.Popen(["sleep", "60"])
+    who = identify(child.pid)
+    assert who is not None
+    async with FakeEngine(says_ok) as engine, door.client() as client:
+        door.engine_at(1, engine.port, pid=who.pid, started=who.started)
+        assert (await client.post("/instances/1/x", json={}, headers=door.headers(1))).status_code == 200
+        child.kill()
+        child.wait()
+        await asyncio.sleep(1.1)
+        assert (await client.post("/instances/1/x", json={}, headers=door.headers(1))).status_code == 503
+    assert len(engine.seen) == 1
 
 
 async def test_an_engine_that_dies_over_a_request_is_said_so_that_no_other_is_tried(

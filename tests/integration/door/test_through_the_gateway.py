@@ -123,5 +123,5 @@ async def test_a_wrong_credential_is_no_answer_to_the_client(door: RunningDoor) 
             status, document, _ = await ask(app)
         finally:
             (door.data_dir / "worker" / "door_token").write_text(TOKEN)
-    assert (status, document["error"]["code"]) == (502, "engine_failed")
+    assert (status, document["error"]["code"]) == (503, "model_not_ready")
     assert not engine.seen

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -165,6 +166,52 @@ async def test_content_that_is_always_wrong_is_given_up(place: Place, hub: FakeH
         await files.fetch(CHAT, found.commit, place.seen.append)
     assert caught.value.again
     assert not list(place.cache.glob("models--*/snapshots/*/*"))
+
+
+async def test_something_else_without_an_end_does_not_fill_the_disk(
+    place: Place, hub: FakeHub, tiny_gguf: Path
+) -> None:
+    files = place.files()
+    found = await files.facts(CHAT)
+    hub.faults.endless = 10
+    with pytest.raises(DownloadError, match="has another content than the hub says each time"):
+        await files.fetch(CHAT, found.commit, place.seen.append)
+    assert place.partial() <= tiny_gguf.stat().st_size
+    hub.faults.endless = 0
+    assert (await files.fetch(CHAT, found.commit, place.seen.append)).read_bytes() == tiny_gguf.read_bytes()
+
+
+async def test_a_process_that_cannot_be_ended_holds_nobody_up(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One that sleeps stands for one in the D state of a stalled file system, which no signal ends."""
+    from gpustack.worker.artifacts.hub import files
+
+    async def in_vain(_pid: int, *, grace: float) -> None: ...
+
+    monkeypatch.setattr(files, "end_tree_async", in_vain)
+    monkeypatch.setattr(files, "_GONE", 0.1)
+    process = await asyncio.create_subprocess_exec("sleep", "600", stdin=asyncio.subprocess.PIPE)
+    try:
+        await asyncio.wait_for(files._end(process), 30)
+    finally:
+        process.kill()
+        await process.wait()
+    assert "cannot be ended" in caplog.text
+
+
+async def test_a_cache_that_does_not_answer_is_said(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gpustack.worker.artifacts.hub import files as module
+
+    stalled = threading.Event()
+    monkeypatch.setattr(module, "make_dir", lambda *_args, **_more: stalled.wait())
+    monkeypatch.setattr(module, "_DISK", 0.2)
+    try:
+        with pytest.raises(DownloadError, match="does not answer; is it on a file system that has stalled"):
+            await place.files().fetch(CHAT, "", place.seen.append)
+    finally:
+        stalled.set()
+    assert place.told[-1].state is ModelFileState.ERROR
 
 
 async def test_a_branch_that_moves_on_meanwhile_changes_nothing(

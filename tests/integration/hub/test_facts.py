@@ -16,6 +16,7 @@ from gpustack.kit.errors import (
     Unavailable,
 )
 from gpustack.testing.hub import FakeHub
+from gpustack.worker.artifacts.hub import DownloadError
 from gpustack.worker.artifacts.hub.cache import HubSource
 from gpustack.worker.facts import read_facts
 
@@ -145,3 +146,26 @@ async def test_a_commit_that_is_here_needs_no_hub(place: Place, hub: FakeHub) ->
     path.unlink()
     with pytest.raises(Unavailable):
         await place.files(endpoint="http://127.0.0.1:9").facts(CHAT, commit)
+
+
+async def test_offline_nobody_is_asked(place: Place, hub: FakeHub) -> None:
+    with pytest.raises(
+        DownloadError, match=r"^org/tiny-GGUF is not in .*, and HF_HUB_OFFLINE is set"
+    ) as caught:
+        await place.files(offline=True).facts(CHAT)
+    assert not caught.value.again
+    assert not hub.asked
+    path = await place.fetch()
+    commit, asked = hub.repositories[CHAT.repo].names["main"], len(hub.asked)
+    for revision in ("", commit):
+        found = await place.files(offline=True).facts(HubSource(repo=CHAT.repo, revision=revision), "")
+        assert (found.path, found.commit) == (path, commit)
+    assert await place.files(offline=True).fetch(CHAT, commit, place.seen.append) == path
+    # Others put files here without our note.
+    for note in place.cache.glob("models--*/.gpustack/*"):
+        note.unlink()
+    assert (await place.files(offline=True).facts(CHAT)).path == path
+    assert await place.files(offline=True).fetch(CHAT, commit, place.seen.append) == path
+    with pytest.raises(DownloadError, match=f"^org/tiny-GGUF@{'0' * 40} is not in"):
+        await place.files(offline=True).fetch(CHAT, "0" * 40, place.seen.append)
+    assert len(hub.asked) == asked

@@ -26,6 +26,11 @@ async def ended(fleet: Any, **changes: Any) -> str:
     return caught.value.message
 
 
+def told(caplog: pytest.LogCaptureFixture) -> str:
+    """Return what the person in front of the terminal was told."""
+    return "\n".join(each.getMessage() for each in caplog.records if getattr(each, "tell", False))
+
+
 class TestItsOwnCredential:
     async def test_the_token_is_needed_only_once(self, fleet: Any, server: Any) -> None:
         await fleet.start()
@@ -48,28 +53,35 @@ class TestItsOwnCredential:
         assert server.shown == [TOKEN, "credential-number-1", TOKEN]
         assert (fleet.config.worker_dir / "credential").read_text().strip() == "credential-number-2"
 
-    async def test_an_unknown_one_without_the_token_ends_the_worker_with_a_line(
-        self, fleet: Any, server: Any
+    async def test_one_that_is_taken_away_without_the_token_is_said_and_tried_on(
+        self, fleet: Any, server: Any, until: Any, caplog: pytest.LogCaptureFixture
     ) -> None:
-        await fleet.start()
-        await fleet.stop()
-        server.forget_workers()
-
-        line = await ended(fleet, registration_token="")
-
-        assert "does not know this worker any more" in line
-        assert "GPUSTACK_TOKEN" in line
-
-    async def test_one_that_is_taken_away_meanwhile_ends_it_too(self, fleet: Any, server: Any) -> None:
         await fleet.start()
         await fleet.stop()
         await fleet.start(registration_token="", remote=True)
 
         server.forget_workers()
 
-        async with asyncio.timeout(15):
-            with pytest.raises(Refused, match="does not know this worker any more"):
-                await fleet.task
+        await until(lambda: "does not know this worker any more" in told(caplog))
+        assert "GPUSTACK_TOKEN" in told(caplog)
+        assert not fleet.task.done()
+        server.tokens = {"credential-number-1": 1}  # the server's data are restored
+        beats = len(server.beats)
+        await until(lambda: len(server.beats) > beats)
+        assert set(server.shown[1:]) == {"credential-number-1"}
+
+    async def test_both_it_and_the_token_may_be_refused_for_a_moment(
+        self, fleet: Any, server: Any, until: Any
+    ) -> None:
+        await fleet.start(remote=True)
+        server.answers = [a_refusal(401, "by a proxy")] * 4
+        server.beat_answer = a_refusal(401, "by a proxy")
+        await until(lambda: len(server.shown) >= 5)
+        server.beat_answer = (204, None)
+        await until(lambda: len(server.registrations) == 2)
+
+        assert not fleet.task.done()
+        assert server.shown[1:6] == ["credential-number-1", TOKEN] * 2 + ["credential-number-1"]
 
     async def test_a_lost_answer_does_no_harm(self, fleet: Any, server: Any) -> None:
         server.answers = [(201, b"")]
@@ -120,14 +132,23 @@ class TestRefusals:
 
         assert "9.1" in await ended(fleet)
 
-    async def test_a_server_that_became_another_version(self, fleet: Any, server: Any) -> None:
+    @pytest.mark.parametrize("process", ["the same", "the next"])
+    async def test_a_server_that_became_another_version_ends_no_worker_that_has_served(
+        self, fleet: Any, server: Any, until: Any, caplog: pytest.LogCaptureFixture, process: str
+    ) -> None:
         await fleet.start(remote=True)
-        server.answers = [a_refusal(400, "too far apart")] * 2
+        server.answers = [a_refusal(400, "too far apart")] * 5
         server.beat_answer = a_refusal(400, "too far apart")
+        if process == "the next":
+            await fleet.stop()
+            starting = asyncio.create_task(fleet.start(remote=True))
 
-        async with asyncio.timeout(15):
-            with pytest.raises(Refused, match="too far apart"):
-                await fleet.task
+        await until(lambda: "too far apart" in told(caplog))
+        assert not fleet.task.done()
+        server.beat_answer = (204, None)
+        await until(lambda: len(server.registrations) == 2)
+        if process == "the next":
+            await starting
 
     async def test_what_is_no_gpustack(self, fleet: Any, server: Any) -> None:
         server.answers = [(404, HTML)]

@@ -289,3 +289,39 @@ def _worker_process(fleet: Any) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             [sys.executable, "-c", code, json.dumps(given)], stdout=log, stderr=log, start_new_session=True
         )
+
+
+class TestANumberOfAnotherInstance:
+    """After the server's data were restored from a backup, an instance may bear the number of a later one."""
+
+    async def running(self, fleet: Any, server: Any, until: Any) -> int:
+        await fleet.start(keep_engines=True)
+        server.want(1, fleet.a_model())
+        await until(lambda: server.last(1)["state"] == RUNNING)
+        return int(server.last(1)["pid"])
+
+    async def test_its_engine_is_not_adopted(self, fleet: Any, server: Any, until: Any) -> None:
+        pid = await self.running(fleet, server, until)
+        await fleet.stop()
+        server.things["model-instances"].clear()
+        server.reports.clear()
+        server.want(1, fleet.a_model(name="another"))
+
+        await fleet.start()
+        await until(lambda: server.last(1)["state"] == RUNNING)
+
+        assert server.last(1)["pid"] != pid
+        assert not alive(pid)
+        assert [each.instance_name for each in read_records(fleet.config.run_dir)] == ["another-1"]
+        assert not any(report.get("restarted") for *_, report in server.reports)
+
+    async def test_its_engine_is_ended_while_the_worker_runs(
+        self, fleet: Any, server: Any, until: Any
+    ) -> None:
+        pid = await self.running(fleet, server, until)
+        server.want(1, fleet.a_model(name="another"))
+
+        await until(lambda: server.last(1)["state"] == RUNNING and server.last(1)["pid"] != pid, seconds=30)
+
+        assert not alive(pid)
+        assert [each.instance_name for each in read_records(fleet.config.run_dir)] == ["another-1"]

@@ -195,6 +195,7 @@ class TestEngines:
         server.want(1, fleet.a_model("crashes at once"))
         await until(lambda: sum("restarted" in r for *_, r in server.reports) >= 2)
 
+        assert [r["restart_count"] for *_, r in server.reports if r.get("restarted")][:2] == [1, 2]
         errors = [r["state_message"] for *_, r in server.reports if r["state"] == "error"]
         assert "exited with status 3" in errors[0]
         assert errors[0].endswith(

@@ -21,7 +21,7 @@ from support.fake_api import Asked, FakeApi, Reply, a_model, an_instance, event,
 
 Cli = Any
 _TIME = "2026-01-02T03:04:05Z"
-HEARTBEAT = 5
+DELETED, HEARTBEAT = 3, 5
 
 
 def a_key(**fields: Any) -> dict[str, Any]:
@@ -105,6 +105,33 @@ def test_removing_tells_what_is_missing(cli: Cli, api: FakeApi) -> None:
     assert (ended.status, ended.out) == (1, "Removed tiny.\n")
     assert "'nothing'" in ended.err
     assert len(api.requests("DELETE", "/v2/models/1")) == 1
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_what_drains_after_its_model_is_gone_can_be_waited_for_and_cut_off(
+    cli: Cli, api: FakeApi, force: bool
+) -> None:
+    api.on("GET", "/v2/models", Reply(body=page()))
+    api.on("DELETE", "/v2/model-instances/11", Reply(204))
+    left = an_instance(worker_id=1, state="running", draining_since="2026-01-02T03:04:05Z")
+
+    def instances(asked: Asked) -> Reply:
+        others = an_instance(id=12, name="tiny-other", worker_id=1), an_instance(id=13, model_name="other")
+        if "watch" not in asked.query:
+            return Reply(body=page(left, *others))
+        there = event(1, 11, left)
+        return Reply(pieces=[there, event(HEARTBEAT, 0, number=7), event(DELETED, 11)])
+
+    api.on("GET", "/v2/model-instances", instances)
+
+    ended = cli("rm", "tiny", *(["--force"] if force else []))
+
+    assert (ended.status, ended.out.partition(";")[0].rstrip(".\n")) == (0, "Removed tiny")
+    assert ("tiny is removed already; tiny-abcde is draining" in ended.err) is not force
+    assert [each.query for each in api.requests("DELETE", "/v2/model-instances/11")] == [
+        {"force": "true"}
+    ] * force
+    assert cli("rm", "nothing").status == 1
 
 
 def test_removing_elsewhere_does_not_claim_that_engines_have_ended(cli: Cli, api: FakeApi) -> None:

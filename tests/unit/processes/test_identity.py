@@ -1,5 +1,7 @@
 """Who a process is does not depend on what the clock says."""
 
+import asyncio
+import errno
 import os
 import subprocess
 import time
@@ -9,7 +11,7 @@ from dataclasses import replace
 import psutil
 import pytest
 
-from gpustack.kit.process import ProcessId, age, identify, is_running, moment
+from gpustack.kit.process import ProcessId, age, identify, is_running, moment, wait_gone
 
 
 @pytest.fixture
@@ -56,3 +58,25 @@ def test_another_start_or_no_process_is_not_it(sleeper: subprocess.Popen[bytes])
 
 def test_a_time_of_the_clock_matches_nobody() -> None:
     assert not is_running(ProcessId(pid=os.getpid(), started=psutil.Process().create_time()))
+
+
+async def test_without_a_descriptor_of_the_process_its_end_is_waited_for_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Old kernels have none, filters forbid them, and a process may have run out of them."""
+
+    def none_left(pid: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr("os.pidfd_open", none_left, raising=False)
+    child = subprocess.Popen(["sleep", "60"])
+    try:
+        who = identify(child.pid)
+        assert who is not None
+        waiting = asyncio.create_task(wait_gone(who, poll=0.01))
+        await asyncio.sleep(0.1)
+        assert not waiting.done()
+    finally:
+        child.kill()
+        child.wait()
+    await asyncio.wait_for(waiting, 10)

@@ -145,12 +145,13 @@ def test_a_download_lasts_as_long_as_it_goes_on() -> None:
     assert "has not gone on fetching the model's files for 900 s" in action.message
 
 
-def test_an_error_is_told_as_it_is_and_no_other_worker_is_bothered() -> None:
+def test_an_error_is_told_as_it_is_and_a_worker_that_joins_later_is_asked() -> None:
     gated = "org/name is gated: accept its licence at https://hub/org/name"
     error = hub_file(1, ModelFileState.ERROR, state_message=gated)
     state = a_state(
         models=[hub_model()], workers=[a_worker(1)], instances=[waiting(1, S.ANALYZING)], files=[error]
     )
+    state.notes[1].asked.add(1)
     (action,) = decide(state, 0)
     assert isinstance(action, Fail)
     first, todo = action.message.splitlines()
@@ -158,10 +159,77 @@ def test_an_error_is_told_as_it_is_and_no_other_worker_is_bothered() -> None:
     assert "`gpustack rm tiny`" in todo
     state.put_instance(waiting(1, S.ERROR), 1)
     state.notes[1].tried = action.tried
-    state.put_worker(a_worker(2), 2)
     assert decide(state, 2) == []
-    state.notes[1].retry = True
-    assert isinstance(decide(state, 3)[0], Restart)
+    state.put_worker(a_worker(2), 2)
+    assert isinstance(decide(state, 2)[0], Restart)
+    state.put_instance(waiting(1), 3)
+    assert decide(state, 3) == [Analyze(1, (2,), (2,))], "it may have another token"
+
+
+def refused(worker: int, why: str = "org/name is gated", **more: Any) -> ModelFilePublic:
+    return hub_file(worker, ModelFileState.ERROR, state_message=why, **more)
+
+
+def test_others_are_asked_one_after_the_other_but_not_all_of_a_fleet() -> None:
+    workers = [a_worker(n) for n in range(1, 501)]
+    state = a_state(models=[hub_model()], workers=workers, instances=[waiting(1, S.ANALYZING)])
+    notes = state.notes[1]
+    for asked in (1, 2):
+        notes.asked.add(asked)
+        state.put_file(refused(asked))
+        (action,) = decide(state, 0)
+        assert action == Analyze(
+            1, (asked + 1,), (asked + 1,), "", "asking another worker: org/name is gated"
+        )
+    notes.asked.add(3)
+    state.put_file(refused(3))
+    (action,) = decide(state, 0)
+    assert isinstance(action, Fail)
+    first, asked_line, _todo = action.message.splitlines()
+    assert first == "org/name is gated"
+    names = ", ".join(state.workers[n].name for n in (1, 2, 3))
+    assert asked_line == f"asked: {names}; 497 more could be, and a new deployment asks others first"
+    state.put_instance(waiting(1, S.ERROR), 1)
+    state.notes[1].tried = action.tried
+    state.put_worker(a_worker(501), 2)
+    assert decide(state, 2) == [], "three have heard the same"
+    again = a_state(models=[hub_model()], workers=workers, instances=[waiting(1)], files=state.files.values())
+    assert decide(again, 0) == [Analyze(1, (4,), (4,))], "a new deployment asks others first"
+
+
+def test_each_reason_is_told_with_those_that_found_it() -> None:
+    files = [refused(1), refused(2, "org/name: no such repository")]
+    state = a_state(
+        models=[hub_model()],
+        workers=[a_worker(1), a_worker(2)],
+        instances=[waiting(1, S.ANALYZING)],
+        files=files,
+    )
+    state.notes[1].asked.update((1, 2))
+    (action,) = decide(state, 0)
+    assert isinstance(action, Fail)
+    one, two = (state.workers[n].name for n in (1, 2))
+    assert action.message.splitlines()[:2] == [
+        f"{one}: org/name is gated",
+        f"{two}: org/name: no such repository",
+    ]
+
+
+def test_after_a_restart_of_the_server_an_old_error_does_not_outweigh_known_facts() -> None:
+    state = a_state(
+        models=[hub_model()],
+        workers=[a_worker(1), a_worker(2)],
+        instances=[waiting(1, S.ANALYZING)],
+        files=[refused(1), hub_file(2)],
+    )
+    assert [type(each) for each in answered(state)] == [Schedule]
+
+
+def test_after_a_restart_of_the_server_old_errors_are_not_trusted() -> None:
+    state = a_state(
+        models=[hub_model()], workers=[a_worker()], instances=[waiting(1, S.ANALYZING)], files=[refused(1)]
+    )
+    assert decide(state, 0) == [Analyze(1, (1,), (1,))]
 
 
 def test_another_worker_is_asked_when_the_first_is_lost() -> None:

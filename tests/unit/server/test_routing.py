@@ -15,7 +15,9 @@ from gpustack.schemas import EventType, InstanceState, ModelInstancePublic, Mode
 from gpustack.server.routing import Routing, route_of, target_of
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-OWN = frozenset({"127.0.0.1", "10.0.0.1"})
+#: The uuid of the built-in worker, and how workers are called.
+OWN = "uuid-of-the-built-in-worker"
+DOORS = {1: Door("10.0.0.1", 10150, "secret", OWN), 7: Door("10.0.0.2", 10150, "secret", "another")}
 
 
 def a_model(**fields: Any) -> ModelPublic:
@@ -29,7 +31,7 @@ def an_instance(
 ) -> ModelInstancePublic:
     base = {
         "id": number, "created_at": NOW, "updated_at": NOW, "name": f"tiny-{number}", "model_id": 1,
-        "model_name": "tiny", "cluster_id": 1, "state": state, "state_since": NOW, "worker_ip": "10.0.0.1",
+        "model_name": "tiny", "cluster_id": 1, "state": state, "state_since": NOW, "worker_id": 1,
         "port": 4000 + number,
     }  # fmt: skip
     return ModelInstancePublic(**{**base, **fields})
@@ -37,7 +39,7 @@ def an_instance(
 
 def test_only_running_instances_are_targets() -> None:
     instances = [an_instance(2), an_instance(1), an_instance(3, InstanceState.STARTING)]
-    route = route_of(a_model(), instances, OWN, {})
+    route = route_of(a_model(), instances, OWN, DOORS)
 
     assert route.targets == (
         Target(instance_id=1, host="127.0.0.1", port=4001),
@@ -46,15 +48,30 @@ def test_only_running_instances_are_targets() -> None:
 
 
 def test_an_engine_of_another_machine_is_asked_at_its_workers_door() -> None:
-    there = an_instance(worker_ip="10.0.0.2", worker_id=7)
-    target = target_of(there, OWN, {7: Door("10.0.0.2", 10150, "secret")})
+    there = an_instance(worker_id=7)
+    target = target_of(there, OWN, DOORS)
 
     assert target is not None
     assert (target.host, target.port, target.path_prefix) == ("10.0.0.2", 10150, "/instances/1")
     assert target.credential == instance_credential("secret", 1)
     assert target.credential not in repr(target)
     assert target_of(there, OWN, {}) is None
-    assert target_of(an_instance(port=None), OWN, {}) is None
+    assert target_of(an_instance(port=None), OWN, DOORS) is None
+
+
+@pytest.mark.parametrize(
+    "door",
+    [
+        Door("127.0.0.1", 10150, "s", "another"),
+        Door("127.0.0.1", 10150, "s", OWN, home="a copy"),
+        Door("", 0, "s"),
+    ],
+)
+def test_an_address_of_the_servers_own_makes_no_built_in_worker(door: Door) -> None:
+    """Its loopback may be another one: a container's, where the port is another engine's."""
+    for built_in in (OWN, ""):
+        target = target_of(an_instance(worker_id=7), built_in, {7: door})
+        assert target is None if not door.port else (target is not None and target.port == 10150)
 
 
 async def test_a_door_that_changes_is_learnt_from_the_workers_event() -> None:
@@ -64,7 +81,7 @@ async def test_a_door_that_changes_is_learnt_from_the_workers_event() -> None:
         return doors[worker_id]
 
     routing = a_routing(SimpleNamespace(workers=SimpleNamespace(door=door)))
-    instance = an_instance(worker_ip="10.0.0.2", worker_id=7)
+    instance = an_instance(worker_id=7)
     for number, (topic, thing) in enumerate([("models", a_model()), ("model-instances", instance)]):
         data = thing.model_dump(mode="json")
         await routing.apply(StoredEvent(number, topic, EventType.CREATED, 1, data, {}))
@@ -93,7 +110,7 @@ async def test_a_door_that_changes_is_learnt_from_the_workers_event() -> None:
     ],
 )
 def test_what_keeps_a_model_from_answering_is_said(instances: list[ModelInstancePublic], words: str) -> None:
-    route = route_of(a_model(), instances, OWN, {})
+    route = route_of(a_model(), instances, OWN, DOORS)
 
     assert not route.targets
     assert words in route.obstacle
@@ -178,4 +195,4 @@ async def test_a_subscription_is_closed_when_an_event_cannot_be_taken_in() -> No
 
 
 def a_routing(store: Any, feed: Any = None) -> Routing:
-    return Routing(store, feed, Upstream(), Balancer(), own_addresses=OWN)
+    return Routing(store, feed, Upstream(), Balancer(), built_in=lambda: OWN)

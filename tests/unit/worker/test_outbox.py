@@ -85,3 +85,15 @@ def test_the_error_before_a_restart_stays_told_when_reports_are_joined() -> None
     )
     assert newest(error, running) == running
     assert "missed_error" not in newest(restart, running).model_fields_set
+
+
+def test_of_two_restarts_the_later_one_is_told_with_the_error_before_it() -> None:
+    first = InstanceReport(
+        state=InstanceState.RUNNING, restarted=True, restart_count=1, missed_error="the first"
+    )
+    error = InstanceReport(state=InstanceState.ERROR, state_message="the second")
+    second = InstanceReport(state=InstanceState.INITIALIZING, restarted=True, restart_count=2)
+
+    for joined in (newest(newest(first, error), second), newest(first, newest(error, second))):
+        assert (joined.restart_count, joined.missed_error) == (2, "the second")
+    assert newest(first, InstanceReport(state=InstanceState.RUNNING)).restart_count == 1

@@ -17,6 +17,8 @@ from gpustack.kit.errors import Conflict, GPUStackError, NotFound
 from gpustack.kit.locks import FileLock
 from gpustack.kit.paths import make_dir
 
+#: Another name than that of servers, which must not work on a database that is restored.
+_RESTORE = "gpustack restore"
 #: Seconds for a database that is just starting.
 _WAIT = 10.0
 
@@ -92,7 +94,8 @@ async def restore(
 ) -> tuple[Manifest, Path | None]:
     """Restore ``source`` as the GPUStack of ``data_dir``, which must not run.
 
-    Returns what was restored, and the backup of what it has replaced. Raises one line; then all is as it was.
+    Returns what was restored, and the backup of what it has replaced. Raises one line; then all is as it was, unless
+    the line says that only files are missing.
     """
     # Before anything is made or started: most mistakes are about the file.
     manifest = backup.verify(source)
@@ -100,6 +103,7 @@ async def restore(
     claimed = RunDir(data_dir)
     claimed.claim()
     try:
+        backup.discard_staged(data_dir)
         if database_url:
             return manifest, await _load(data_dir, database_url, source, replace=replace)
         async with _started(EmbeddedPostgres(data_dir, data_dir / "log")) as url:
@@ -109,12 +113,11 @@ async def restore(
 
 
 async def _load(data_dir: Path, database_url: str, source: Path, *, replace: bool) -> Path | None:
-    async with await Store.open(database_url, wait=_WAIT) as store:
+    async with await Store.open(database_url, wait=_WAIT, application=_RESTORE) as store:
         fresh = (await store.missing_steps()).fresh
         kept = await backup.automatic(store, data_dir, "before-restore") if replace and not fresh else None
         where = store.where
-    # By another name than that of servers, which must not work on it.
-    connection = await connect(urls.parse(database_url), application_name="gpustack restore")
+    connection = await connect(urls.parse(database_url), application_name=_RESTORE)
     try:
         await backup.load(connection, where, data_dir, source, replace=replace)
     finally:

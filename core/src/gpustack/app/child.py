@@ -19,7 +19,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from gpustack.kit.errors import GPUStackError, Refused, system_line
+from gpustack.kit.errors import GPUStackError, system_line
 from gpustack.kit.logs import configure, tell
 from gpustack.kit.process import end_with_parent
 
@@ -49,9 +49,6 @@ def main() -> int:
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             return runner.run(_until_signalled(run(configuration, sockets, announce.ready)))
-    except Refused as error:
-        announce.given_up(error.message)
-        return 1
     except GPUStackError as error:
         announce.refused(error.message)
         return 1
@@ -87,8 +84,18 @@ async def _until_signalled(work: Awaitable[None]) -> int:
     """Run ``work`` until it ends or a signal asks for the end, which it gets as a cancellation."""
     loop = asyncio.get_running_loop()
     task = asyncio.ensure_future(work)
+    asked = False
+
+    def end() -> None:
+        nonlocal asked
+        # Asked again, it goes on ending: a second cancellation would cut off what is being drained. The death of a
+        # parent is told once for each of its threads.
+        if not asked:
+            asked = True
+            task.cancel()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, task.cancel)
+        loop.add_signal_handler(number, end)
     with contextlib.suppress(asyncio.CancelledError):
         await task
     return 0
@@ -105,10 +112,6 @@ class _Announcer:
 
     def refused(self, message: str) -> None:
         self._write("REFUSED " + " ".join(message.split()) + "\n")
-
-    def given_up(self, message: str) -> None:
-        """Say why starting again is no use, also after having been ready."""
-        self._write("GIVEN-UP " + " ".join(message.split()) + "\n")
 
     def say(self, message: str) -> None:
         """Have the supervisor tell the person in front of the terminal."""

@@ -75,19 +75,17 @@ class PythonChild:
         self._restarts = 0
         self._ready = asyncio.Event()
         self._refusal = ""
-        self._given_up = False
 
     async def run(self) -> None:
         """Keep the process running until cancelled."""
         backoff = Backoff(first=FIRST_WAIT, limit=15.0)
         while True:
             began = time.monotonic()
-            status = await self._run_once()
-            if self._refusal and (self._given_up or not self._ready.is_set()):
+            why = await self._run_once()
+            if self._refusal and not self._ready.is_set():
                 raise GPUStackError(self._refusal)
             if time.monotonic() - began > STABLE:
                 backoff.reset()
-            why = self._refusal or describe_exit(status)
             if not self._ready.is_set() and backoff.failures + 1 >= ATTEMPTS:
                 raise GPUStackError(f"{self.name} {why} before it was ready; its log is {self._log_path}")
             wait = backoff.next()
@@ -126,13 +124,31 @@ class PythonChild:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
 
-    async def _run_once(self) -> int:
+    async def _run_once(self) -> str:
+        """Run the process until it ends, and return how it did; also when it could not be started."""
         self._refusal = ""
         self._set("starting")
+        try:
+            process, reader = await self._spawn()
+        except (OSError, RuntimeError) as error:  # RuntimeError: no thread can be started to wait for it
+            return f"cannot be started: {error}"
+        self._process = process
+        self._changed()
+        listening = asyncio.create_task(self._listen(reader))
+        feeding = asyncio.create_task(self._feed(process))
+        try:
+            status = await process.wait()
+        finally:
+            feeding.cancel()
+            await asyncio.gather(listening, feeding, return_exceptions=True)
+        return self._refusal or describe_exit(status)
+
+    async def _spawn(self) -> tuple[asyncio.subprocess.Process, int]:
+        """Start the process, and return it with the descriptor on which it says how it does."""
         reader, writer = os.pipe()
         try:
             with open_log(self._log_path) as log:
-                self._process = await asyncio.create_subprocess_exec(
+                process = await asyncio.create_subprocess_exec(
                     *role_command(self.name, self._data_dir, writer, self._sockets, parent=os.getpid()),
                     stdin=asyncio.subprocess.PIPE,
                     stdout=log,
@@ -140,19 +156,12 @@ class PythonChild:
                     pass_fds=[writer, *self._sockets.values()],
                     **OWN_SESSION,
                 )
-        except OSError as error:
+        except BaseException:
             os.close(reader)
-            raise GPUStackError(f"{self.name} cannot be started: {error}") from error
+            raise
         finally:
             os.close(writer)
-        self._changed()
-        listening = asyncio.create_task(self._listen(reader))
-        feeding = asyncio.create_task(self._feed(self._process))
-        try:
-            return await self._process.wait()
-        finally:
-            feeding.cancel()
-            await asyncio.gather(listening, feeding, return_exceptions=True)
+        return process, reader
 
     async def _feed(self, process: asyncio.subprocess.Process) -> None:
         configuration = await self._configuration()
@@ -167,9 +176,8 @@ class PythonChild:
             if word == "READY":
                 self._set("ready")
                 self._ready.set()
-            elif word in ("REFUSED", "GIVEN-UP"):
+            elif word == "REFUSED":
                 self._refusal = rest
-                self._given_up = word == "GIVEN-UP"
             elif word == "SAY":
                 self._say(f"{self.name}: {rest}")
 
@@ -202,11 +210,18 @@ async def announcements(fd: int) -> AsyncGenerator[tuple[str, str], None]:
 
 
 def open_log(path: Path) -> Any:
-    """Open the log for appending; a large one is put aside first, so that one older always stays."""
-    with contextlib.suppress(FileNotFoundError):
+    """Open the log for appending; a large one is put aside first, so that one older always stays.
+
+    Its folder is made anew when somebody has removed it, and what cannot have a log at all goes without.
+    """
+    with contextlib.suppress(OSError):
         if path.stat().st_size > _LOG_LIMIT:
             path.replace(path.with_suffix(".log.1"))
-    return path.open("ab", buffering=0)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("ab", buffering=0)
+    except OSError:
+        return Path(os.devnull).open("ab", buffering=0)
 
 
 #: Signals that ask the supervisor to end everything.

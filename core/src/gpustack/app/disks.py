@@ -41,12 +41,17 @@ class Disks:
             await asyncio.sleep(EVERY)
 
     def _free(self) -> dict[str, int]:
-        found = {}
+        """Return the room at each place; of several on one disk only at the first, so that it is said once."""
+        found: dict[str, int] = {}
+        seen: set[int] = set()
         for what, place in self._places.items():
             try:
-                found[what] = shutil.disk_usage(place).free
+                disk, room = place.stat().st_dev, shutil.disk_usage(place).free
             except OSError:
                 continue  # whoever uses the place says what is wrong with it
+            if disk not in seen:
+                found[what] = room
+            seen.add(disk)
         return found
 
     def _note(self, free: Mapping[str, int]) -> None:

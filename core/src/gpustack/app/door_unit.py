@@ -6,123 +6,28 @@ import asyncio
 import contextlib
 import json
 import os
-import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from gpustack import __version__
 from gpustack.app import doors
 from gpustack.app.children import ATTEMPTS, FIRST_WAIT, STABLE, announcements, open_log, role_command
-from gpustack.app.sockets import Wanted
+from gpustack.app.door_orders import Door, Found, ask, kill, retire
 from gpustack.kit import local_sockets
 from gpustack.kit.backoff import Backoff
 from gpustack.kit.errors import GPUStackError
-from gpustack.kit.local_sockets import Channel, Message
-from gpustack.kit.process import (
-    OWN_SESSION,
-    ProcessId,
-    describe_exit,
-    forked_by_us,
-    identify,
-    is_running,
-    wait_gone,
-)
+from gpustack.kit.local_sockets import Channel
+from gpustack.kit.process import OWN_SESSION, describe_exit, identify, wait_gone
+from gpustack.kit.tasks import Tasks, to_the_end
 
 #: Seconds that the sockets wait in a door for the next supervisor.
 KEEP_SECONDS = 30.0
-#: Seconds that the streams through a door may go on after another has taken its place.
-RETIRED_DRAIN = 600.0
-#: Seconds for a door to answer its supervisor, which takes a millisecond.
-_ANSWER = 5.0
-
-
-@dataclass(slots=True)
-class _Door:
-    """One running door, started by us or found."""
-
-    who: ProcessId
-    version: str = __version__
-    channel: Channel | None = None
-    process: subprocess.Popen[bytes] | None = None
-
-    def ended(self) -> str:
-        """Fetch and tell how it ended, once it has."""
-        status = self.process.poll() if self.process is not None else forked_by_us(self.who.pid)
-        return "has ended" if status is None else describe_exit(status)
-
-
-@dataclass(slots=True)
-class Found:
-    """A door that ran before us, with the sockets that it kept."""
-
-    door: _Door
-    sockets: dict[str, socket.socket] = field(default_factory=dict)
-
-    def take(self, others: dict[str, socket.socket]) -> None:
-        """Add what an older door keeps and this one was not given yet."""
-        for name, sock in others.items():
-            if name == "door" or name in self.sockets:
-                sock.close()
-            else:
-                self.sockets[name] = sock
-
-    def suits(self, wanted: Wanted | None) -> bool:
-        """Tell whether the door accepts on the port that is ``wanted``, or on none when none is."""
-        own = self.sockets.get("door")
-        return own is None if wanted is None else own is not None and wanted.fits(own)
-
-
-def find(run_dir: Path) -> Found | None:
-    """Return the door that serves, claimed for us with everything it keeps; None when there is none. Blocks.
-
-    One that does not answer is ended. Older ones, left by a supervisor that died as it exchanged them, retire.
-    """
-    found: Found | None = None
-    for record in doors.running_doors(run_dir):
-        if record.retired or not local_sockets.AVAILABLE:
-            continue
-        door = _Door(record.process, record.version)
-        try:
-            door.channel = Channel(local_sockets.connect_local(doors.socket_path(run_dir, record.pid)))
-            reply = _ask(door, {"do": "claim"})
-            sockets = dict(zip(reply.content["names"], map(_socket, reply.fds), strict=True))
-            if found is None:
-                found = Found(door, sockets)
-            else:
-                found.take(sockets)
-                _ask(door, {"do": "retire", "drain": RETIRED_DRAIN})
-        except OSError:
-            _kill(door.who)
-    return found
-
-
-def _socket(fd: int) -> socket.socket:
-    return socket.socket(fileno=fd)
-
-
-def _ask(door: _Door, content: dict[str, Any], fds: list[int] | None = None) -> Message:
-    """Give an order and return the answer. Raises OSError when the door does not follow it."""
-    if door.channel is None:
-        return Message({})
-    door.channel.send(content, fds or [])
-    reply = door.channel.receive()
-    if not reply.content.get("ok"):
-        raise OSError(str(reply.content.get("error", "refused")))
-    return reply
-
-
-def _kill(who: ProcessId) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        if is_running(who):
-            os.kill(who.pid, getattr(signal, "SIGKILL", signal.SIGTERM))
-    deadline = time.monotonic() + _ANSWER
-    while is_running(who) and time.monotonic() < deadline:
-        time.sleep(0.01)
+#: Seconds for a new door to be ready, which takes half of one on an idle machine.
+READY_WITHIN = 30.0
 
 
 class DoorUnit:
@@ -137,6 +42,7 @@ class DoorUnit:
         own: socket.socket | None,
         kept: dict[str, socket.socket],
         found: Found | None,
+        forked_before: Sequence[Door] = (),
         debug: bool,
         log_path: Path,
         say: Callable[[str], None],
@@ -152,7 +58,14 @@ class DoorUnit:
         self._log_path = log_path
         self._say, self._changed = say, changed
         self._door = found.door if found is not None else None
-        self._retired: list[_Door] = []
+        #: Those that let their last streams end.
+        self._retired = [
+            door for door in forked_before if found is None or door.who.pid != found.door.who.pid
+        ]
+        self._tasks = Tasks("door")
+        #: One door is begun at a time; held until it is known as ours.
+        self._beginning = asyncio.Lock()
+        self._exchanged = asyncio.Event()
         self._state = "starting"
         self._restarts = 0
         self._ready = asyncio.Event()
@@ -164,20 +77,41 @@ class DoorUnit:
 
     async def run(self) -> None:
         """Keep a door running until cancelled. Raises GPUStackError when none can be started at all."""
-        door = await self._first()
-        backoff = Backoff(first=FIRST_WAIT, limit=15.0)
-        while True:
-            self._set("ready")
-            self._ready.set()
-            began = time.monotonic()
-            await wait_gone(door.who)
-            doors.remove(self._run_dir, door.who.pid)
-            if self._door is not door:
-                door = self._door or door  # exchanged; the old one ended as it should
-                continue
-            if time.monotonic() - began > STABLE:
-                backoff.reset()
-            door = await self._again(door.ended(), backoff)
+        async with self._tasks:
+            for retired in self._retired:
+                self._tasks.start("retired", self._see_off(retired))
+            door = await self._first()
+            backoff = Backoff(first=FIRST_WAIT, limit=15.0)
+            while True:
+                self._set("ready")
+                self._ready.set()
+                began = time.monotonic()
+                await self._gone_or_exchanged(door)
+                if self._door is door:
+                    if time.monotonic() - began > STABLE:
+                        backoff.reset()
+                    door = await self._again(door, backoff)
+                elif self._door is not None:
+                    door = self._door
+
+    async def _gone_or_exchanged(self, door: Door) -> None:
+        """Return when ``door`` has ended, or another has taken its place."""
+        self._exchanged.clear()
+        events = [asyncio.create_task(wait_gone(door.who)), asyncio.create_task(self._exchanged.wait())]
+        try:
+            if self._door is door:
+                await asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for event in events:
+                event.cancel()
+            await asyncio.gather(*events, return_exceptions=True)
+
+    async def _see_off(self, door: Door) -> None:
+        """Wait for the end of a retired door, and fetch its exit status where it is a child of ours."""
+        await wait_gone(door.who)
+        door.ended()
+        doors.remove(self._run_dir, door.who.pid)
+        self._retired.remove(door)
 
     async def ready(self) -> None:
         """Return once a door has been ready for the first time."""
@@ -190,30 +124,42 @@ class DoorUnit:
 
     async def exchange(self) -> None:
         """Put a new door in the place of the present one, which lets its streams end. Nobody is refused meanwhile."""
-        old = self._door
-        self._door = await self._begin()
+        async with self._beginning:
+            new = await self._begin()
+            old, self._door = self._door, new
+            self._exchanged.set()
         self._changed()
         if old is not None:
-            self._retired = [each for each in [*self._retired, old] if is_running(each.who)]
-            with contextlib.suppress(OSError):
-                await asyncio.to_thread(_ask, old, {"do": "retire", "drain": RETIRED_DRAIN})
+            await self._retire(old)
+
+    async def tidy(self) -> None:
+        """Retire what a supervisor that died had just begun, and nobody found when this one started."""
+        async with self._beginning:
+            known = {door.who.pid for door in [*self._retired, *([self._door] if self._door else [])]}
+            for record in await asyncio.to_thread(doors.running_doors, self._run_dir):
+                if record.pid not in known and not record.retired:
+                    await self._retire(Door(record.process, record.version))
+
+    async def _retire(self, door: Door) -> None:
+        self._retired.append(door)
+        self._tasks.start("retired", self._see_off(door))
+        await asyncio.to_thread(retire, self._run_dir, door)
 
     async def stop(self, grace: float) -> None:
         """End the door, and those that still let their streams end, within ``grace`` seconds or for good."""
         await asyncio.to_thread(doors.end_doors, self._run_dir, grace=grace)
         for door in [*self._retired, *([self._door] if self._door is not None else [])]:
             door.ended()
-            if door.channel is not None:
-                door.channel.close()
         self._set("stopped")
 
-    async def _first(self) -> _Door:
+    async def _first(self) -> Door:
         if self._door is not None:
             try:
                 await self._hand_over(self._door)
                 return self._door
             except OSError:
-                _kill(self._door.who)
+                await asyncio.to_thread(kill, self._door.who)
+                self._door.ended()
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 self._door = await self._begin()
@@ -223,8 +169,10 @@ class DoorUnit:
                     raise
         raise AssertionError
 
-    async def _again(self, why: str, backoff: Backoff) -> _Door:
+    async def _again(self, dead: Door, backoff: Backoff) -> Door:
         """Start a door after one died, however often that takes: engines answer on this machine without it."""
+        why = dead.ended()
+        doors.remove(self._run_dir, dead.who.pid)
         while True:
             wait = backoff.next()
             self._say(f"door {why}; starting it again in {wait:.1f} s (log: {self._log_path})")
@@ -232,49 +180,58 @@ class DoorUnit:
             await asyncio.sleep(wait)
             self._restarts += 1
             try:
-                self._door = await self._begin()
-                return self._door
+                async with self._beginning:
+                    if self._door is None or self._door is dead:  # else exchanged meanwhile
+                        self._door = await self._begin()
+                    return self._door
             except GPUStackError as error:
                 why = f"cannot be started: {error.message}"
 
-    async def _begin(self) -> _Door:
+    async def _begin(self) -> Door:
         """Start a door and return it once it serves and keeps our sockets."""
         process, reader = self._spawn()
         try:
             return await self._begun(process, reader)
         except BaseException:
             # Also when we are to end meanwhile: nobody else knows of it yet.
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
+            process.kill()
+            await to_the_end(asyncio.to_thread(process.wait))
             raise
 
-    async def _begun(self, process: subprocess.Popen[bytes], reader: int) -> _Door:
+    async def _begun(self, process: subprocess.Popen[bytes], reader: int) -> Door:
         """Wait until a door that was just started serves, and hand it our sockets."""
         who = identify(process.pid)
         refusal, served = "", False
-        async with contextlib.aclosing(announcements(reader)) as lines:
-            async for word, rest in lines:
-                refusal, served = rest, word == "READY"
-                break
+        try:
+            async with asyncio.timeout(READY_WITHIN), contextlib.aclosing(announcements(reader)) as lines:
+                async for word, rest in lines:
+                    refusal, served = rest, word == "READY"
+                    break
+        except TimeoutError:
+            refusal = f"was ended after {READY_WITHIN:.0f} s"
         if who is None or not served:
             process.kill()
             status = await asyncio.to_thread(process.wait)
             raise GPUStackError(
                 f"door {refusal or describe_exit(status)} before it was ready; its log is {self._log_path}"
             )
-        door = _Door(who, process=process)
+        door = Door(who, process=process)
         try:
             if local_sockets.AVAILABLE:
                 path = doors.socket_path(self._run_dir, who.pid)
                 door.channel = Channel(await asyncio.to_thread(local_sockets.connect_local, path))
             await self._hand_over(door)
         except OSError as error:
+            door.ended()
             raise GPUStackError(f"door does not take our sockets: {error}") from error
         return door
 
     def _spawn(self) -> tuple[subprocess.Popen[bytes], int]:
         own = {} if self._own is None else {"door": self._own.fileno()}
-        reader, writer = os.pipe()
+        try:
+            reader, writer = os.pipe()
+        except OSError as error:
+            raise GPUStackError(f"door cannot be started: {error}") from error
         try:
             with open_log(self._log_path) as log:
                 process = subprocess.Popen(
@@ -295,31 +252,17 @@ class DoorUnit:
             pipe.write(json.dumps(self._configuration).encode())
         return process, reader
 
-    async def _hand_over(self, door: _Door) -> None:
+    async def _hand_over(self, door: Door) -> None:
         """Have the door keep our sockets, and know us as its supervisor. Raises OSError when it does not."""
-        reply = await asyncio.to_thread(_ask, door, {"do": "claim"})
+        reply = await asyncio.to_thread(ask, door, {"do": "claim"})
         for fd in reply.fds:
             os.close(fd)
         names = list(self._kept)
         fds = [self._kept[name].fileno() for name in names]
-        await asyncio.to_thread(_ask, door, {"do": "keep", "names": names}, fds)
+        await asyncio.to_thread(ask, door, {"do": "keep", "names": names}, fds)
         gone = [name for name in reply.content.get("names", []) if name not in {*names, "door"}]
-        await asyncio.to_thread(_ask, door, {"do": "drop", "names": gone})
+        await asyncio.to_thread(ask, door, {"do": "drop", "names": gone})
 
     def _set(self, state: str) -> None:
         self._state = state
         self._changed()
-
-
-def retire(found: Found) -> None:
-    """Have a found door close its port at once, and end once its streams have. Blocks."""
-    try:
-        _ask(found.door, {"do": "retire", "drain": RETIRED_DRAIN})
-    except OSError:
-        _kill(found.door.who)
-
-
-def drop(found: Found, name: str) -> None:
-    """Have a found door close one of the sockets that it keeps. Blocks."""
-    with contextlib.suppress(OSError):
-        _ask(found.door, {"do": "drop", "names": [name]})

@@ -62,8 +62,8 @@ def write_own(run_dir: Path, *, retired: bool = False) -> None:
 
 def remove(run_dir: Path, pid: int) -> None:
     """Remove what lies there of a door that has ended; there need not be anything."""
-    _path(run_dir, pid).unlink(missing_ok=True)
-    socket_path(run_dir, pid).unlink(missing_ok=True)
+    _unlink(_path(run_dir, pid))
+    _unlink(socket_path(run_dir, pid))
 
 
 def running_doors(run_dir: Path) -> list[DoorRecord]:
@@ -74,8 +74,8 @@ def running_doors(run_dir: Path) -> list[DoorRecord]:
         if record is not None and record.running:
             found.append(record)
         else:
-            path.unlink(missing_ok=True)
-            path.with_suffix(".sock").unlink(missing_ok=True)
+            _unlink(path)
+            _unlink(path.with_suffix(".sock"))
     return sorted(found, key=lambda record: record.started, reverse=True)
 
 
@@ -93,6 +93,12 @@ def end_doors(run_dir: Path, *, grace: float = 2.0) -> int:
         if not is_running(record.process):
             remove(run_dir, record.pid)
     return len(doors)
+
+
+def _unlink(path: Path) -> None:
+    """Remove a file; one that stays, as on a disk that turned read-only, means nothing without its process."""
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 def _path(run_dir: Path, pid: int) -> Path:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Collection, Coroutine, Sequence
+from collections.abc import Awaitable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from gpustack.app.banner import say
 from gpustack.app.children import PythonChild, Unit
 
 #: Seconds that each gets to end by itself, in this order; together under 10, even if all of them hang.
@@ -40,39 +40,45 @@ class Ending:
         await self._stop({"postgres"}, DATABASE_GRACE)
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def everything(self, *, leave_found: bool) -> None:
+    async def everything(self, *, leave_door: bool, leave_engines: bool) -> None:
         """Let server and door answer what is in flight, then end the worker, its engines, and the database.
 
-        With ``leave_found`` the door and the engines are left as we found them when we came.
+        What goes wrong with one of them is said, and keeps none of the others.
         """
-        await self._stop({"server"} if leave_found else {"server", "door"}, SERVER_GRACE)
+        await self._stop({"server"} if leave_door else {"server", "door"}, SERVER_GRACE)
         await self._stop({"worker"}, WORKER_GRACE)
         for unit in self._units:
             if isinstance(unit, PythonChild):
                 unit.kill()
-        if not leave_found:
-            await asyncio.to_thread(self._end_engines)
-        rest = [unit for unit in self._units if not (leave_found and unit.name == "door")]
-        await self._or_hurry([unit.stop(DATABASE_GRACE) for unit in rest])
+        if not leave_engines:
+            await _or_say("engines", asyncio.to_thread(self._end_engines))
+        rest = [unit for unit in self._units if not (leave_door and unit.name == "door")]
+        await self._or_hurry(rest, DATABASE_GRACE)
         await asyncio.gather(*self._tasks, *(unit.stop(0) for unit in rest), return_exceptions=True)
 
     async def _stop(self, names: Collection[str], grace: float) -> None:
-        await self._or_hurry([unit.stop(grace) for unit in self._units if unit.name in names])
+        await self._or_hurry([unit for unit in self._units if unit.name in names], grace)
 
-    async def _or_hurry(self, stops: list[Coroutine[Any, Any, None]]) -> None:
-        """Wait for ``stops``, but no longer than until the second signal."""
+    async def _or_hurry(self, units: Sequence[Unit], grace: float) -> None:
+        """Stop ``units``, but wait no longer than until the second signal."""
         waiting: list[asyncio.Future[Any]] = [
-            asyncio.gather(*stops),
+            asyncio.gather(*(_or_say(unit.name, unit.stop(grace)) for unit in units)),
             asyncio.create_task(self._hurry.wait()),
         ]
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         for task in waiting:
             task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await asyncio.gather(*waiting, return_exceptions=True)
 
     def _end_engines(self) -> None:
         """End the engines, which outlive every worker but not the whole."""
         from gpustack.worker.runners.ending import end_recorded
 
         end_recorded(self._run_dir, grace=0 if self._hurry.is_set() else ENGINE_GRACE)
+
+
+async def _or_say(what: str, end: Awaitable[None]) -> None:
+    """Await the ``end`` of something; whatever is wrong with it, the others have to end too."""
+    [error] = await asyncio.gather(end, return_exceptions=True)
+    if isinstance(error, Exception):
+        say(f"Error: {what} did not end as it should ({type(error).__name__}: {error})")

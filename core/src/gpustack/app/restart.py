@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
+from gpustack.app.banner import say
 from gpustack.app.children import ENDING
 from gpustack.kit import local_sockets
 from gpustack.kit.errors import GPUStackError, SettingsError
@@ -75,7 +76,12 @@ class Control:
             await asyncio.Event().wait()
         assert self._listener is not None
         while True:
-            channel = await local_sockets.accept_local(self._listener)
+            try:
+                channel = await local_sockets.accept_local(self._listener)
+            except OSError as error:  # such as too many open files
+                say(f"no orders can be taken now: {error}")
+                await asyncio.sleep(1)
+                continue
             try:
                 async with asyncio.timeout(5):
                     return (await channel.receive_async()).content, channel
@@ -86,7 +92,8 @@ class Control:
         """Listen no longer, and leave no file behind."""
         if self._listener is not None:
             self._listener.close()
-        self.path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.path.unlink()
 
 
 def answer(channel: Channel, **content: Any) -> None:
@@ -100,10 +107,13 @@ async def settings_now(flags: Mapping[str, str], data_dir: Path) -> dict[str, An
 
     Raises SettingsError with a line for each thing that is wrong, or GPUStackError when the program does not run.
     """
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-P", "-m", "gpustack.app.start",
-        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
+    try:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-P", "-m", "gpustack.app.start",
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+    except (OSError, RuntimeError) as error:
+        raise GPUStackError(f"the settings cannot be read: {error}") from error
     try:
         async with asyncio.timeout(_CHECK):
             said, trouble = await process.communicate(json.dumps(dict(flags)).encode())

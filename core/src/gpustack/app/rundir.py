@@ -16,7 +16,7 @@ from gpustack.kit.locks import FileLock
 from gpustack.kit.paths import make_dir, sweep, write_atomic
 
 #: The folders below the data directory in which files are replaced as a whole.
-_WRITTEN = (".", "run", "run/instances", "worker", "postgresql")
+_WRITTEN = (".", "run", "run/instances", "run/memories", "run/doors", "worker", "postgresql")
 _VERSION = re.compile(r"\d+(\.\d+)*([.+-]?[A-Za-z][A-Za-z0-9.+-]*)?")
 
 

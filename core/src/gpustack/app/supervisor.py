@@ -18,11 +18,12 @@ from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from gpustack import __version__
-from gpustack.app import banner, door_unit, sockets
+from gpustack.app import banner, door_orders, sockets
 from gpustack.app.banner import say
 from gpustack.app.children import ENDING, PythonChild, Unit
 from gpustack.app.database import DatabaseUnit
 from gpustack.app.disks import Disks
+from gpustack.app.door_orders import Door, Found
 from gpustack.app.door_unit import DoorUnit
 from gpustack.app.ending import Ending
 from gpustack.app.limits import allow_open_files
@@ -56,13 +57,14 @@ class Supervisor:
         self._run_dir = RunDir(self.data_dir)
         self._control = Control(self._run_dir.path)
         places = {"data directory": self.data_dir, "log directory": self.log_dir}
+        places |= {"cache directory": Path(settings["cache_dir"]), "--bin-dir": Path(settings["bin_dir"])}
         self._disks = Disks(places, say, self._publish)
         self._sockets: dict[str, socket.socket] = {}
         self._units: list[Unit] = []
         self._door: DoorUnit
         self._ready = False
-        #: Engines and a door ran before us: a start that fails leaves them as they were.
-        self._found = False
+        #: What ran before us: a start that fails leaves it as it was.
+        self._found_door = self._found_engines = False
         self._ending = asyncio.Event()
         self._restarting = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -102,22 +104,24 @@ class Supervisor:
     async def _prepare(self) -> None:
         """Take over or open the sockets and describe the children; none of them is started yet."""
         asked = sockets.wanted(self.settings)
-        found = await asyncio.to_thread(door_unit.find, self._run_dir.path)
-        self._found = found is not None
+        forked = await asyncio.to_thread(door_orders.forked_before)
+        found = await asyncio.to_thread(door_orders.find, self._run_dir.path)
+        self._found_door = found is not None
+        self._found_engines = any((self._run_dir.path / "instances").glob("*.json"))
         kept = found.sockets if found is not None else {}
         if found is not None and not found.suits(asked.get("door")):
-            await asyncio.to_thread(door_unit.retire, found)
+            await asyncio.to_thread(door_orders.retire, self._run_dir.path, found.door)
             found = None
         present = self._taken_over(kept)
         for name in list(present):
             if name not in asked or not asked[name].fits(present[name]):
                 present.pop(name).close()
                 if found is not None:
-                    await asyncio.to_thread(door_unit.drop, found, name)
+                    await asyncio.to_thread(door_orders.drop, found, name)
         self._sockets = {
             name: present[name] if name in present else want.open() for name, want in asked.items()
         }
-        self._describe_units(found)
+        self._describe_units(found, forked)
 
     def _taken_over(self, kept: dict[str, socket.socket]) -> dict[str, socket.socket]:
         """Return the sockets that are open already: those of the program before us, and those that a door has kept."""
@@ -129,7 +133,7 @@ class Supervisor:
                 present[name] = sock
         return present
 
-    def _describe_units(self, found: door_unit.Found | None) -> None:
+    def _describe_units(self, found: Found | None, forked: list[Door]) -> None:
         server = urlsplit(self.settings["server_url"]).hostname or ""
         address = self.settings["advertise_address"] or own_address(server)
         self._door = DoorUnit(
@@ -137,6 +141,7 @@ class Supervisor:
             own=self._sockets.get("door"),
             kept={name: sock for name, sock in self._sockets.items() if name != "door"},
             found=found,
+            forked_before=forked,
             debug=self.settings["debug"],
             log_path=self.log_dir / "door.log",
             say=say,
@@ -200,7 +205,10 @@ class Supervisor:
             await end.ours()
             if not self._ending.is_set():
                 self._replace()
-        await end.everything(leave_found=failed and self._found and not self._ready)
+        leave = failed and not self._ready
+        await end.everything(
+            leave_door=leave and self._found_door, leave_engines=leave and self._found_engines
+        )
         return int(failed)
 
     async def _until_something_happens(self, keeping: dict[asyncio.Task[None], Unit]) -> bool:
@@ -223,10 +231,10 @@ class Supervisor:
             await asyncio.gather(*(unit.ready() for unit in self._units))
         finally:
             waiting.cancel()
-        if self._restarted or self._door.outdated:
-            await self._exchange_door()
+        await self._renew_doors()
         self._ready = True
         self._publish()
+        self._tell_waiting(ok=True, version=__version__)
         seconds = time.monotonic() - self._began
         if self._restarted:
             say(f"GPUStack {__version__} is ready again after {seconds:.1f} s.")
@@ -234,13 +242,14 @@ class Supervisor:
             say(banner.worker_ready(self.settings, self._sockets["door"].getsockname()[:2], seconds))
         else:
             say(banner.server_ready(self.settings, self._url, seconds))
-        self._tell_waiting(ok=True, version=__version__)
 
-    async def _exchange_door(self) -> None:
+    async def _renew_doors(self) -> None:
         try:
-            await self._door.exchange()
-        except GPUStackError as error:
-            say(f"the door could not be exchanged, so the present one stays: {error.message}")
+            if self._restarted or self._door.outdated:
+                await self._door.exchange()
+            await self._door.tidy()
+        except (GPUStackError, OSError, RuntimeError) as error:
+            say(f"the door could not be exchanged, so the present one stays: {error}")
 
     async def _say_what_is_waited_for(self) -> None:
         await asyncio.sleep(_PATIENCE)
@@ -287,8 +296,8 @@ class Supervisor:
         try:
             settings = await settings_now(self._flags, self.data_dir)
             opened, _ = sockets.open_new(sockets.wanted(settings), self._sockets)
-        except GPUStackError as error:
-            answer(channel, error=error.message, settings_are_wrong=isinstance(error, SettingsError))
+        except (GPUStackError, OSError, RuntimeError, LookupError) as error:
+            answer(channel, error=str(error), settings_are_wrong=isinstance(error, SettingsError))
             return
         say("restarting; engines go on")
         self.settings = settings

@@ -49,4 +49,6 @@ def _hub(settings: Settings) -> HubConfig:
         token=settings.huggingface_token,
         xet=settings.enable_hf_xet,
         fast=settings.enable_hf_transfer,
+        # The words that the library takes for a yes.
+        offline=os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"),
     )

@@ -14,7 +14,7 @@ from gpustack.kit.errors import GPUStackError, InvalidInput
 
 if TYPE_CHECKING:
     from gpustack.client import Client
-    from gpustack.schemas import ModelPublic, ModelUpdate
+    from gpustack.schemas import ModelPatch, ModelPublic
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -61,7 +61,7 @@ class Change:
         from gpustack.cli.waiting import emit_model
 
         before = await model_named(client, self.model)
-        after = await client.models.update(before.id, self._described(before))
+        after = await client.models.patch(before.id, self._changes(before))
         failure = ""
         if not self.as_json:
             click.echo(_said(before, after))
@@ -83,29 +83,26 @@ class Change:
         with progress(quiet=self.as_json) as view:
             return await wait_for(client, model, view, self.timeout or None)
 
-    def _described(self, model: ModelPublic) -> ModelUpdate:
-        """Return the whole new description: what the server said of the model, with the changes."""
+    def _changes(self, model: ModelPublic) -> ModelPatch:
+        """Return what to ask for, as far as can be told possible for what the model was a moment ago."""
         from pydantic import ValidationError
 
         from gpustack.cli.names import invalid
-        from gpustack.schemas import ModelUpdate
+        from gpustack.schemas import ModelPatch
 
-        # Fields that an older server does not know are not in its answer, and must not be in ours.
-        known = model.model_dump(
-            mode="json", include=model.model_fields_set & ModelUpdate.model_fields.keys()
-        )
-        known |= self.fields
-        if self.rollout:
-            known["rollout"] = {**known.get("rollout", {}), **self.rollout}
-        if missing := [name for name in self.unset_env if name not in known["env"]]:
+        if missing := [name for name in self.unset_env if name not in model.env]:
             raise InvalidInput(f"--unset-env {missing[0]}: {model.name} has no such variable")
+        named: dict[str, Any] = dict(self.fields)
+        if self.rollout:
+            named["rollout"] = self.rollout
         if self.env or self.unset_env:
-            kept = {name: value for name, value in known["env"].items() if name not in self.unset_env}
-            known["env"] = {**kept, **self.env}
+            named["env"] = {**dict.fromkeys(self.unset_env), **self.env}
         try:
-            return ModelUpdate.model_validate(known)
+            changes = ModelPatch.model_validate(named)
+            changes.applied_to(model)
         except ValidationError as error:
             raise invalid(error) from error
+        return changes
 
 
 def _said(before: ModelPublic, after: ModelPublic) -> str:

@@ -32,18 +32,18 @@ def workers(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> 
 
 def models_and_instances(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
     """Complete the name of a model or of one of its copies."""
-    found = models(ctx, parameter, incomplete)
-    return found + _names(ctx, parameter, incomplete, "model-instances") if found else found
+    return _names(ctx, parameter, incomplete, "models", "model-instances")
 
 
-def _names(ctx: click.Context, parameter: click.Parameter, incomplete: str, what: str) -> list[str]:
-    """Return the names that begin so, without those that were typed already."""
+def _names(ctx: click.Context, parameter: click.Parameter, incomplete: str, *lists: str) -> list[str]:
+    """Return the names in the lists that begin so, without those that were typed already."""
     typed = ctx.params.get(str(parameter.name)) or ()
     before = {typed} if isinstance(typed, str) else set(typed)
     names: list[str] = []
-    # Whatever it was, there is nobody to tell.
+    # Whatever it was, there is nobody to tell, and no point in asking for the next list.
     with suppress(Exception):
-        names = [each["name"] for each in _asked(ctx, f"/v2/{what}", incomplete)["items"]]
+        for what in lists:
+            names += [each["name"] for each in _asked(ctx, f"/v2/{what}", incomplete)["items"]]
     return sorted(name for name in names if name.startswith(incomplete) and name not in before)
 
 

@@ -15,7 +15,8 @@ def command(data_dir: str, as_json: bool) -> None:
     """Replace GPUStack's own processes on this machine by those installed now; engines go on.
 
     The settings are read again, with the flags and variables of `gpustack start` and its file as it is now. When
-    something is wrong with them, nothing is touched. Requests wait meanwhile, and none is refused.
+    something is wrong with them, nothing is touched. New requests wait meanwhile, and none is refused. Answers that
+    are under way through the server have 3 seconds to end; streams that take longer are cut.
     """
     import time
 

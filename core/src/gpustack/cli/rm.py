@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -90,9 +90,10 @@ async def _remove(
             instances = await client.instances.list_all(model_id=model.id)
             await client.models.delete(model.id, force=force)
         except NotFound as error:
-            missing.append((name, error.message))
-        else:
-            removed[name] = instances
+            if not (instances := await _left_of(client, name, force=force)):
+                missing.append((name, error.message))
+                continue
+        removed[name] = instances
     placed = {each.id for instances in removed.values() for each in instances if each.worker_id is not None}
     if wait and placed:
         try:
@@ -100,6 +101,19 @@ async def _remove(
         except GPUStackError as error:
             note(f"They are ending, which cannot be watched any more: {error}")
     return removed, missing, not placed
+
+
+async def _left_of(client: Client, name: str, *, force: bool) -> list[ModelInstancePublic]:
+    """Return the instances that drain though their model is gone already; ``force`` has them end at once."""
+    instances = await client.instances.list_all()
+    left = [each for each in instances if each.model_name == name and each.draining_since is not None]
+    for each in left:
+        if force:
+            with suppress(NotFound):
+                await client.instances.delete(each.id, force=True)
+        else:
+            note(f"{name} is removed already; {each.name} is draining.")
+    return left
 
 
 async def _drained(client: Client, left: set[int], *, quiet: bool) -> None:
@@ -128,7 +142,9 @@ async def _drained(client: Client, left: set[int], *, quiet: bool) -> None:
 async def _tell(left: set[int], names: dict[int, str]) -> None:
     await asyncio.sleep(_AT_ONCE)
     for number in sorted(left & names.keys()):
-        note(f"{names[number]} ends when the requests in flight are answered; `rm --force` cuts them off.")
+        note(
+            f"{names[number]} ends when the requests in flight are answered; `gpustack rm --force` cuts them off."
+        )
 
 
 async def _wait(engines: list[ProcessId]) -> None:

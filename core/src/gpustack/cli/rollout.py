@@ -139,17 +139,22 @@ class Rollout:
         if self._seen_any and not self.instances:
             return Outcome.DELETED, None
         staying = [each for each in self.instances.values() if not self._leaves(each)]
-        for each in staying:
-            if each.state is _S.ERROR and (
-                not will_retry(each.state_message) or self._errors[each.id].hopeless
-            ):
-                return Outcome.FAILED, each
+        # Of more copies than are wanted, those that fail are the first to be taken away.
+        surplus = max(0, len(staying) - self.replicas)
+        if failed := [each for each in staying if self._has_failed(each)][surplus:]:
+            return Outcome.FAILED, failed[0]
         # Room is made by those that leave.
-        settled = len(staying) == len(self.instances)
+        settled = len(staying) == len(self.instances) and not surplus
         for number, since in self._pending_since.items():
             if settled and now - since >= SETTLED:
                 return Outcome.QUEUED, self.instances[number]
         return None
+
+    def _has_failed(self, instance: ModelInstancePublic) -> bool:
+        """Tell whether there is no point in waiting for it."""
+        if instance.state is not _S.ERROR:
+            return False
+        return not will_retry(instance.state_message) or self._errors[instance.id].hopeless
 
     def _is_done(self) -> bool:
         """As many as wanted run, and no other takes requests; those that drain may go on answering theirs."""

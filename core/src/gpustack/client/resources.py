@@ -14,6 +14,7 @@ from gpustack.schemas import (
     ApiKeyCreated,
     ApiKeyPublic,
     ModelCreate,
+    ModelPatch,
     ModelPublic,
     ModelUpdate,
 )
@@ -92,6 +93,12 @@ class Models(Resource[ModelPublic]):
         """Replace a model's description."""
         return read_as(
             ModelPublic, await self._transport.send("PUT", f"{self.path}/{number}", body=as_sent(model))
+        )
+
+    async def patch(self, number: int, changes: ModelPatch) -> ModelPublic:
+        """Change what is named of a model's description, and nothing else."""
+        return read_as(
+            ModelPublic, await self._transport.send("PATCH", f"{self.path}/{number}", body=as_sent(changes))
         )
 
 

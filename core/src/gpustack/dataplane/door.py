@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import re
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,12 +25,15 @@ from gpustack.dataplane.errors import ApiError
 from gpustack.dataplane.hops import DIED, DOOR_SAYS, UNREACHED, Header, for_clients, for_engines
 from gpustack.dataplane.upstream import ConnectFailed, Exchange, Upstream, UpstreamDied
 from gpustack.kit.net import LOOPBACK
+from gpustack.kit.process import ProcessId, is_running, pid_space
 
 log = logging.getLogger(__name__)
 
 _TO_ENGINE = re.compile(r"/instances/([0-9]{1,18})(/.*)")
 #: Bytes of a request for the worker itself, which takes next to nothing.
 _WORKER_BODY = 1 << 20
+#: Seconds for which an engine that was just seen to run counts as running.
+_SURE = 1.0
 
 
 def instance_credential(door_token: str, instance_id: int) -> str:
@@ -46,6 +50,26 @@ class _Remembered:
 
 
 @dataclass(slots=True)
+class _Engine:
+    """What a record tells: where an engine listens, and which process it is."""
+
+    port: int
+    who: ProcessId | None
+    space: str
+    #: Until then it counts as running without another look.
+    _sure_until: float = 0.0
+
+    def runs(self) -> bool:
+        """Tell whether it runs; without it, another program may have its port."""
+        now = time.monotonic()
+        if now >= self._sure_until:
+            if self.who is None or self.space not in ("", pid_space()) or not is_running(self.who):
+                return False
+            self._sure_until = now + _SURE
+        return True
+
+
+@dataclass(slots=True)
 class Records:
     """What lies in the data directory, read again whenever it has changed.
 
@@ -53,7 +77,7 @@ class Records:
     happens on the event loop.
     """
 
-    #: Holds ``<id>.json`` with the ``port`` of each engine.
+    #: Holds ``<id>.json`` with ``port``, ``pid``, ``started`` and ``pid_space`` of each engine.
     instances: Path
     #: Holds the secret that the instances' credentials are made of.
     door_token: Path
@@ -63,10 +87,10 @@ class Records:
         """Return the door token, empty as long as there is none."""
         return str(self._read(self.door_token, lambda text: text.strip()) or "")
 
-    def port(self, instance_id: int) -> int | None:
-        """Return where the engine of an instance listens; None when it is not here."""
-        found = self._read(self.instances / f"{instance_id}.json", _port_of)
-        return found if isinstance(found, int) else None
+    def engine(self, instance_id: int) -> _Engine | None:
+        """Return the engine of an instance, which need not run any more; None when it is not here."""
+        found = self._read(self.instances / f"{instance_id}.json", _engine_of)
+        return found if isinstance(found, _Engine) else None
 
     def _read(self, path: Path, understand: Callable[[str], object]) -> object:
         try:
@@ -84,9 +108,15 @@ class Records:
         return known.value
 
 
-def _port_of(text: str) -> object:
+def _engine_of(text: str) -> _Engine | None:
     document = json.loads(text)
-    return document.get("port") if isinstance(document, dict) else None
+    if not isinstance(document, dict) or not isinstance(port := document.get("port"), int):
+        return None
+    pid, started = document.get("pid"), document.get("started")
+    who = None
+    if isinstance(pid, int) and isinstance(started, int | float) and pid > 0:
+        who = ProcessId(pid=pid, started=started)
+    return _Engine(port, who, str(document.get("pid_space") or ""))
 
 
 class DoorApp:
@@ -148,8 +178,10 @@ class DoorApp:
             bearer(scope).encode("latin-1"), instance_credential(token, instance).encode()
         ):
             raise _refusal(401, "the credential of the instance is missing or wrong", "invalid_credential")
-        if (port := self._records.port(instance)) is None:
+        if (engine := self._records.engine(instance)) is None:
             raise _refusal(404, f"instance {instance} is not on this worker", "unknown_instance")
+        if not engine.runs():
+            raise _refusal(503, f"the engine of instance {instance} does not run now", "not_reached")
         headers = for_engines(scope["headers"])
         if request_id := header(scope, b"x-request-id"):
             headers.append((b"x-request-id", request_id.encode("latin-1")))
@@ -157,7 +189,7 @@ class DoorApp:
             content = await body.read(receive, limit=self._max_body, announced=_announced(scope))
         except ApiError as error:
             raise _Refused(error) from error
-        await while_listening(self._pass(scope, send, port, target, headers, content), receive)
+        await while_listening(self._pass(scope, send, engine.port, target, headers, content), receive)
 
     async def _to_worker(self, scope: Scope, receive: Receive, send: Send) -> None:
         if (port := self._worker()) is None:

@@ -14,7 +14,7 @@ import asyncpg
 
 from gpustack.db.dialect import Statement, compiled
 from gpustack.db.errors import Undone, translated
-from gpustack.db.presence import Presence, is_loss
+from gpustack.db.presence import OF_THE_DRIVER, Presence, is_loss
 from gpustack.db.url import DatabaseUrl
 from gpustack.kit.backoff import Backoff
 from gpustack.kit.errors import SettingsError, Unavailable
@@ -33,14 +33,14 @@ _ACQUIRE_LIMIT = 10.0
 _PROBE_LIMIT = 3.0
 #: Times that a read is tried; one that breaks its connection each time may be the reason for it.
 _TRIES = 3
+#: Seconds for which the answer to one look counts for all who want to look.
+_FRESH = 1.0
 #: What the database sees of who is connected.
 APPLICATION = "gpustack"
 #: Seconds that whoever needs the database waits for it while it is away.
 PATIENCE = 15.0
 #: Seconds of waiting for the database after which a start says so.
 _SILENT = 2.5
-
-_OF_THE_DRIVER = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 
 class Session(Protocol):
@@ -70,9 +70,14 @@ class Pool:
     run again and new transactions wait, for ``patience`` seconds. What had begun to write is undone, and says so.
     """
 
-    def __init__(self, pool: Any, url: DatabaseUrl, patience: float = PATIENCE) -> None:
+    def __init__(
+        self, pool: Any, url: DatabaseUrl, patience: float = PATIENCE, application: str = APPLICATION
+    ) -> None:
         self._pool = pool
         self._patience = patience
+        self._application = application
+        self._asking = asyncio.Lock()
+        self._answered = float("-inf")
         self.url = url
         self.where = url.where
         self.presence = Presence(url.where, patience, self._probe)
@@ -88,7 +93,7 @@ class Pool:
                 try:
                     rows: list[Row] = await connection.fetch(sql, *values)
                     return rows
-                except _OF_THE_DRIVER as error:
+                except OF_THE_DRIVER as error:
                     tries -= 1
                     if not await self._broke(connection, error, since=began) or not tries:
                         raise
@@ -143,7 +148,7 @@ class Pool:
         began = time.monotonic()
         try:
             await transaction.commit()
-        except _OF_THE_DRIVER as error:
+        except OF_THE_DRIVER as error:
             await self._broke(connection, error, since=began)
             raise
 
@@ -155,12 +160,29 @@ class Pool:
             began = time.monotonic()
             try:
                 return await self._pool.acquire(timeout=_ACQUIRE_LIMIT)
-            except _OF_THE_DRIVER as error:
+            except OF_THE_DRIVER as error:
                 if not is_loss(error):
                     raise
+                if isinstance(error, TimeoutError) and await self._answers():
+                    raise Unavailable(f"all connections to {self.where} are busy", retry_after=1.0) from error
                 await self.lost(error, since=began)
                 if isinstance(error, TimeoutError) or time.monotonic() > deadline:
                     raise
+
+    async def _answers(self) -> bool:
+        """Tell whether the database answers; one looks, for all who ask at once."""
+        async with self._asking:
+            if self.presence.away:
+                return False
+            if time.monotonic() - self._answered > _FRESH:
+                try:
+                    await self._probe()
+                except OF_THE_DRIVER as error:
+                    if is_loss(error):
+                        self.presence.lost(error)
+                        return False
+                self._answered = time.monotonic()
+            return True
 
     async def _broke(self, connection: Any, error: BaseException | None, since: float | None = None) -> bool:
         """Tell whether ``connection`` is lost; then it and the others of its time are given up."""
@@ -179,7 +201,7 @@ class Pool:
 
     async def _probe(self) -> None:
         async with asyncio.timeout(_PROBE_LIMIT):
-            connection = await asyncpg.connect(**_arguments(self.url))
+            connection = await asyncpg.connect(**_arguments(self.url, self._application))
             try:
                 await connection.fetchval("SELECT 1")
             finally:
@@ -190,13 +212,13 @@ class Pool:
         try:
             if not _is_closed(connection):
                 await transaction.rollback()
-        except _OF_THE_DRIVER as error:
+        except OF_THE_DRIVER as error:
             await self._broke(connection, error)
             log.debug("%s: rolling back: %s", self.where, error)
 
     async def connect(self) -> Any:
         """Open a connection of its own, outside the pool. The caller closes it."""
-        return await connect(self.url)
+        return await connect(self.url, application_name=self._application)
 
     async def close(self) -> None:
         """Close all, within seconds even when the database does not answer."""
@@ -207,12 +229,12 @@ class Pool:
             self._pool.terminate()
 
 
-def _arguments(url: DatabaseUrl) -> dict[str, Any]:
+def _arguments(url: DatabaseUrl, application: str = APPLICATION) -> dict[str, Any]:
     return {
         "dsn": url.text,
         "timeout": url.connect_timeout,
         "command_timeout": _STATEMENT_LIMIT,
-        "server_settings": {"application_name": APPLICATION},
+        "server_settings": {"application_name": application},
     }
 
 
@@ -230,8 +252,9 @@ async def open_pool(
     wait: float,
     *,
     patience: float = PATIENCE,
+    application: str = APPLICATION,
 ) -> Pool:
-    """Connect, trying for ``wait`` seconds while the database is not up yet.
+    """Connect, as ``application``, trying for ``wait`` seconds while the database is not up yet.
 
     The person who started this is told when it takes longer than one watches in silence. A wrong password or
     database name is reported at once: time does not cure it. SettingsError for these, Unavailable when the time is
@@ -246,12 +269,13 @@ async def open_pool(
         try:
             # A packet that nobody answers must not keep us from saying that we wait.
             async with asyncio.timeout(max(1.0, left if told else min(left, _SILENT))):
-                pool = asyncpg.create_pool(min_size=size[0], max_size=size[1], reset=_keep, **_arguments(url))
+                arguments = _arguments(url, application)
+                pool = asyncpg.create_pool(min_size=size[0], max_size=size[1], reset=_keep, **arguments)
                 await pool
-                return Pool(pool, url, patience)
+                return Pool(pool, url, patience, application)
         except _NEVER as error:
             raise SettingsError(_refusal(error, url)) from error
-        except _OF_THE_DRIVER as error:
+        except OF_THE_DRIVER as error:
             pause, waited = backoff.next(), time.monotonic() - began
             why = " ".join(str(error).split()) or "no answer"
             if waited + pause > wait:

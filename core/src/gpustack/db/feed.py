@@ -21,6 +21,7 @@ from gpustack.db.connection import Pool, Row
 from gpustack.db.dialect import Statement, compiled
 from gpustack.db.errors import translated
 from gpustack.db.outbox import Events, StoredEvent
+from gpustack.db.presence import is_loss
 from gpustack.db.repositories import history
 from gpustack.kit.backoff import Backoff
 from gpustack.kit.errors import GPUStackError, NotFound, Unavailable
@@ -213,8 +214,10 @@ class Feed:
                     log.info("the event feed is connected again, at number %s", self.position)
                 await self._follow(connection, backoff)
             except GPUStackError as error:
-                log.info("the event feed lost its database and waits for it: %s", error)
-                await self._pool.lost(error.__cause__ or error)
+                log.info("the event feed cannot read and tries again: %s", error)
+                # A server that is full, say, is there for all whose connections go on.
+                if error.__cause__ is not None and is_loss(error.__cause__):
+                    await self._pool.lost(error.__cause__)
             finally:
                 if connection is not None:
                     connection.terminate()

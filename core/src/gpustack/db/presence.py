@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 #: Who comes when so many wait already is sent away at once: memory is not for queues.
 _MOST_WAITING = 1000
+#: What the driver raises.
+OF_THE_DRIVER = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 #: SQLSTATEs of a server that goes, has crashed, or is not up yet.
 _GONE = frozenset({"57P01", "57P02", "57P03", "57P05"})
 
@@ -94,7 +96,9 @@ class Presence:
         while True:
             try:
                 await self._probe()
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            except Exception as error:  # without a prober, nobody would ever get through again
+                if not isinstance(error, OF_THE_DRIVER) and type(error) is not type(self._why):
+                    log.exception("%s: looking whether it is there failed", self._where)
                 self._why = error
                 if backoff.failures == 3:
                     log.warning("%s is away: %s", self._where, " ".join(str(error).split()) or "no answer")

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from gpustack.db import migrations, outbox, url
-from gpustack.db.connection import PATIENCE, Pool, Row, Session, Writing, open_pool
+from gpustack.db.connection import APPLICATION, PATIENCE, Pool, Row, Session, Writing, open_pool
 from gpustack.db.dialect import Statement, compiled
 from gpustack.db.errors import translated
 from gpustack.db.feed import Feed
@@ -123,14 +123,17 @@ class Store(_Repositories):
         pool: tuple[int, int] = (1, 10),
         wait: float = 10.0,
         patience: float = PATIENCE,
+        application: str = APPLICATION,
     ) -> Self:
-        """Connect, trying for ``wait`` seconds while the database does not answer.
+        """Connect, as ``application``, trying for ``wait`` seconds while the database does not answer.
 
         Later, what needs the database waits ``patience`` seconds for it while it is away. SettingsError, at once, for
         a URL that cannot work, a wrong password or a database that does not exist; Unavailable when the time is
         over. Nothing is created before :meth:`migrate`.
         """
-        return cls(await open_pool(url.parse(database_url), pool, wait, patience=patience))
+        return cls(
+            await open_pool(url.parse(database_url), pool, wait, patience=patience, application=application)
+        )
 
     async def close(self) -> None:
         """Close the connections. Feeds are closed by whoever entered them, before this."""

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
 from typing import IO
 
+from gpustack.kit.errors import GPUStackError
+
 if sys.platform == "win32":
     import msvcrt
 else:
     import fcntl
+
+
+#: What the system says of a lock that somebody else has.
+_HELD = frozenset({errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK})
 
 
 class FileLock:
@@ -24,19 +31,30 @@ class FileLock:
         self._file: IO[str] | None = None
 
     def acquire(self) -> bool:
-        """Take the lock without waiting; False when another process holds it."""
+        """Take the lock without waiting; False when another process holds it.
+
+        Raises OSError when the file cannot be opened, GPUStackError with one line when it cannot be locked at all.
+        """
         file = self.path.open("a+", encoding="ascii")
         try:
             if sys.platform == "win32":
                 msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
             else:
                 fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
             file.close()
-            return False
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+            if error.errno in _HELD:
+                return False
+            raise GPUStackError(
+                f"{self.path} cannot be locked: {error.strerror}; its directory has to be on a file system with locks"
+            ) from error
+        try:
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+        except BaseException:
+            file.close()
+            raise
         self._file = file
         return True
 

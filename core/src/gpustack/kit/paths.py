@@ -62,6 +62,12 @@ def make_dir(path: Path, *, what: str, mode: int = 0o755) -> Path:
     return path
 
 
+def stays_below(name: str) -> bool:
+    """Tell whether ``name``, which comes from outside, means a place below the folder that it is put in."""
+    parts = name.split("/")
+    return not any(part in ("", ".", "..") or "\\" in part or not part.isprintable() for part in parts)
+
+
 def write_atomic(path: Path, content: str | bytes, *, mode: int = 0o644) -> None:
     """Replace ``path`` by a file with ``content``: readers see the old file or the new one, never a part.
 
@@ -89,6 +95,15 @@ def _write_whole(path: Path, data: bytes, mode: int) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+    sync_dir(path.parent)
+
+
+def sync_file(path: Path) -> None:
+    """Bring the content of ``path``, and its name, to disk, where the system lets a reader do that."""
+    if sys.platform == "win32":
+        return
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
     sync_dir(path.parent)
 
 

@@ -213,11 +213,8 @@ async def wait_gone(who: ProcessId, *, poll: float = 0.2) -> None:
 
     On Linux the system tells by a pidfd; elsewhere it is looked at every ``poll`` seconds.
     """
-    if sys.platform == "linux":
-        try:
-            fd = os.pidfd_open(who.pid)
-        except OSError:
-            return
+    fd = _pidfd(who.pid)
+    if fd is not None:
         try:
             if not is_running(who):
                 return
@@ -233,6 +230,17 @@ async def wait_gone(who: ProcessId, *, poll: float = 0.2) -> None:
     else:
         while is_running(who):
             await asyncio.sleep(poll)
+
+
+def _pidfd(pid: int) -> int | None:
+    """Return a descriptor that becomes readable when the process ends; None when there is none to be had.
+
+    That need not mean that the process has ended: old systems have none, filters forbid them, and they run out.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            return os.pidfd_open(pid)
+    return None
 
 
 def become(argv: list[str], *, keep_fds: Iterable[int]) -> NoReturn:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from gpustack.kit.backoff import Backoff
 from gpustack.kit.errors import GPUStackError
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,21 @@ async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
             log.warning("%s, while being cancelled", error)
         raise asyncio.CancelledError
     return task.result()
+
+
+async def persist(work: Callable[[], Coroutine[Any, Any, T]], what: str, *, limit: float = 30.0) -> T:
+    """Return what ``work`` does, however often it fails: each time it is logged, and tried again later.
+
+    ``what`` begins the line; ``limit`` is the longest wait in seconds.
+    """
+    wait = Backoff(first=0.5, limit=limit)
+    while True:
+        try:
+            return await work()
+        except Exception as error:
+            known = isinstance(error, GPUStackError | OSError)
+            log.warning("%s failed, and is tried again: %s", what, error, exc_info=not known)
+        await asyncio.sleep(wait.next())
 
 
 def plain(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -33,6 +33,7 @@ from gpustack.schemas.model_files import (
 )
 from gpustack.schemas.models import (
     ModelCreate,
+    ModelPatch,
     ModelPublic,
     ModelUpdate,
     PlacementStrategy,
@@ -86,6 +87,7 @@ __all__ = [
     "ModelFileReport",
     "ModelFileState",
     "ModelInstancePublic",
+    "ModelPatch",
     "ModelPublic",
     "ModelUpdate",
     "Page",

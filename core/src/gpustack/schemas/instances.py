@@ -81,6 +81,8 @@ class InstanceReport(FromWorker):
     download_progress: float | None = Field(default=None, ge=0, le=100)
     #: True when the engine ended and is started again.
     restarted: bool = False
+    #: How often it was, this time included, so that a report that comes twice counts once; None: one time more.
+    restart_count: int | None = Field(default=None, ge=1, le=1_000_000_000)
     #: The error that this report follows, when the report of that could not be sent before.
     missed_error: str | None = Field(default=None, max_length=16384)
     #: True when a draining instance has ended for good.

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from pydantic import Field, field_validator, model_validator
 
+from gpustack.kit.paths import stays_below
 from gpustack.schemas.common import Input, Name, Record, Title
 
 _REPO_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?$")
@@ -144,13 +145,14 @@ def _check_hub(spec: _Spec) -> None:
         raise ValueError('local_path goes with source "local_path"')
     if not spec.huggingface_repo_id:
         raise ValueError("huggingface_repo_id is missing: organisation/name, as on the hub")
-    if not _REPO_ID.match(spec.huggingface_repo_id):
+    if not _REPO_ID.fullmatch(spec.huggingface_repo_id):
         raise ValueError(f"huggingface_repo_id {spec.huggingface_repo_id!r} is not organisation/name")
     pattern = spec.huggingface_filename
     if pattern.startswith("/") or "\0" in pattern or ".." in pattern.split("/"):
         raise ValueError(f"huggingface_filename {pattern!r} leaves the repository")
-    if any(c.isspace() or not c.isprintable() for c in spec.huggingface_revision):
-        raise ValueError(f"huggingface_revision {spec.huggingface_revision!r} is no branch, tag or commit")
+    revision = spec.huggingface_revision
+    if revision and (any(c.isspace() for c in revision) or not stays_below(revision)):
+        raise ValueError(f"huggingface_revision {revision!r} is no branch, tag or commit")
 
 
 class ModelCreate(_Spec):
@@ -164,6 +166,57 @@ class ModelUpdate(_Spec):
     """The whole new description of a model. The name stays."""
 
     name: Name | None = None
+
+
+class RolloutPatch(Input):
+    """What is to change of a :class:`Rollout`."""
+
+    max_surge: int | None = None
+    max_unavailable: int | None = None
+    drain_seconds: int | None = None
+
+
+class ModelPatch(Input):
+    """What is to change of a model, as a JSON merge patch: what is absent stays, null stands for the default.
+
+    Objects such as ``env`` are merged name by name; lists are replaced.
+    """
+
+    name: str | None = None
+    description: str | None = None
+    meta: dict[str, Any] | None = None
+    source: Source | None = None
+    local_path: str | None = None
+    huggingface_repo_id: str | None = None
+    huggingface_filename: str | None = None
+    huggingface_revision: str | None = None
+    replicas: int | None = None
+    placement_strategy: PlacementStrategy | None = None
+    worker_selector: dict[str, str | None] | None = None
+    backend: str | None = None
+    backend_version: str | None = None
+    backend_parameters: list[str] | None = None
+    env: dict[str, str | None] | None = None
+    restart_on_error: bool | None = None
+    rollout: RolloutPatch | None = None
+    cluster_id: int | None = None
+
+    def applied_to(self, model: ModelPublic) -> ModelUpdate:
+        """Return the whole new description. Raises ValidationError when a model cannot be so."""
+        before = model.model_dump(mode="json", include=set(ModelUpdate.model_fields))
+        return ModelUpdate.model_validate(_merged(before, self.model_dump(mode="json", exclude_unset=True)))
+
+
+def _merged(old: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
+    """Apply a merge patch, as RFC 7386 has it."""
+    new = {name: value for name, value in old.items() if name not in patch}
+    for name, value in patch.items():
+        if isinstance(value, dict):
+            inner = old.get(name)
+            new[name] = _merged(inner if isinstance(inner, dict) else {}, value)
+        elif value is not None:
+            new[name] = value
+    return new
 
 
 class ModelPublic(Record):

@@ -164,7 +164,7 @@ async def started(
         feed = await stack.enter_async_context(store.feed(broke))
         upstream = await stack.enter_async_context(Upstream())
         balancer = Balancer()
-        routing = Routing(store, feed, upstream, balancer, own_addresses=config.own_addresses)
+        routing = Routing(store, feed, upstream, balancer, built_in=config.built_in_worker)
         await routing.load()
         heartbeats = Heartbeats(store)
         services = Services(

@@ -7,7 +7,7 @@ import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gpustack.kit.errors import GPUStackError
+from gpustack.kit.errors import GPUStackError, system_line
 from gpustack.kit.net import LOOPBACK
 from gpustack.kit.paths import make_dir, write_atomic
 
@@ -32,7 +32,7 @@ class ServerConfig:
     registration_token: str = ""
     disable_openapi_docs: bool = False
     debug: bool = False
-    #: Addresses of this machine: the engines of a worker at one of them are asked over loopback.
+    #: Addresses of this machine: a worker that calls from one of them is here, and may name loopback as its own.
     own_addresses: frozenset[str] = field(default_factory=lambda: frozenset({LOOPBACK}))
     #: Connections to the database: kept, and at most.
     pool: tuple[int, int] = (1, 10)
@@ -41,6 +41,17 @@ class ServerConfig:
     database_patience: float = 15.0
     #: How long requests in flight may go on when the server stops.
     drain: float = 3.0
+
+    def built_in_worker(self) -> str:
+        """Return the uuid of the worker that runs in the server's own data directory; empty without one. Blocks."""
+        try:
+            path = self.data_dir / "worker" / "worker_uuid"
+            return path.read_text(encoding="ascii", errors="replace").strip()
+        except FileNotFoundError:
+            return ""
+        except OSError as error:
+            log.warning("the worker of this machine is asked as others are: %s", system_line(error))
+            return ""
 
 
 def kept_secret(path: Path, given: str = "") -> str:

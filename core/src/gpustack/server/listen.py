@@ -7,19 +7,95 @@ import contextlib
 import logging
 import socket
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
 
 log = logging.getLogger(__name__)
 
 _KEEP_ALIVE = 75
-#: Seconds for requests on connections that were accepted in the moment before the end.
-_ON_THEIR_WAY = 0.1
+#: Seconds that a connection which has said nothing yet stays open at the end: its client waits for nobody else.
+_FIRST_WORD = 1.0
+#: Seconds that a kept connection must have been quiet: its client may just be sending the next request.
+_QUIET = 0.2
+
+
+class _State(ServerState):
+    """What the connections of one server share."""
+
+    #: Each answer is the last one on its connection.
+    ending = False
+
+
+class _Connection(HttpToolsProtocol):
+    """One connection. At the end of the server it answers what still comes, and closes after it or when nothing does."""
+
+    server_state: _State
+    _heard = 0.0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._heard = self.loop.time()
+        super().connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._heard = self.loop.time()
+        super().data_received(data)
+
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        if self.server_state.ending:
+            self.cycle.keep_alive = False
+
+    def on_response_complete(self) -> None:
+        self._heard = self.loop.time()
+        super().on_response_complete()
+        if self.server_state.ending:
+            self.shutdown()
+
+    def shutdown(self) -> None:
+        """Close as soon as nothing is under way, or on its way, on this connection; uvicorn waits for that."""
+        if self.transport.is_closing():
+            return
+        # uvicorn's type leaves out that there is none at first.
+        cycle = cast("RequestResponseCycle | None", self.cycle)
+        if cycle is not None and not cycle.response_complete:
+            # A client that was not told sends its next request on this connection, as soon as it has the answer.
+            cycle.keep_alive = cycle.keep_alive and cycle.response_started
+            return
+        patience = _FIRST_WORD if cycle is None else _QUIET
+        left = self._heard + patience - self.loop.time()
+        if left > 0 or _unread(self.transport):
+            # After a stall the loop may know of the time before it knows of what has arrived meanwhile.
+            self.loop.call_later(max(left, 0.02), self.shutdown)
+        else:
+            self.transport.close()
+
+
+def _unread(transport: asyncio.Transport) -> bool:
+    """Tell whether something has arrived that is not read yet; closing would answer it with a reset."""
+    ours = transport.get_extra_info("socket")
+    with contextlib.suppress(OSError), socket.fromfd(ours.fileno(), ours.family, ours.type) as sock:
+        sock.setblocking(False)
+        return bool(sock.recv(1, socket.MSG_PEEK))
+    return False
 
 
 class _Server(uvicorn.Server):
     """A uvicorn server that leaves signals to the process's own supervisor."""
+
+    server_state: _State
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.server_state = _State()
+
+    def accept_no_more(self) -> None:
+        """Leave what connects from now on to whoever comes next; uvicorn looks only now and then whether it should end."""
+        self.server_state.ending = True
+        for each in getattr(self, "servers", ()):
+            each.close()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -38,13 +114,13 @@ async def serve(
 ) -> None:
     """Answer requests on ``listener`` until cancelled.
 
-    Then ``closing`` is set, idle connections close, and what is in flight has ``drain`` seconds; a function is asked
-    at that moment.
+    Then ``closing`` is set, idle connections close, and what is in flight or on its way has ``drain`` seconds; a function
+    is asked at that moment.
     """
     server = _Server(
         uvicorn.Config(
             app,
-            http="httptools",
+            http=_Connection,
             ws="none",
             lifespan="off",
             loop="none",
@@ -66,10 +142,7 @@ async def serve(
     finally:
         closing.set()
         seconds = drain() if callable(drain) else drain
-        # uvicorn looks only now and then whether it should end: what connects meanwhile belongs to whoever comes next.
-        for each in getattr(server, "servers", ()):
-            each.close()
-        await asyncio.sleep(_ON_THEIR_WAY)
+        server.accept_no_more()
         server.config.timeout_graceful_shutdown = max(1, round(seconds))
         server.should_exit = True
         await _finish(serving, seconds + 2.0)

@@ -24,6 +24,7 @@ _PAGED = (
     schemas.GpuDevicePublic,
     schemas.InferenceBackendPublic,
     schemas.ClusterPublic,
+    schemas.InstanceEventPublic,
 )
 _READ = (
     schemas.Login,
@@ -31,9 +32,11 @@ _READ = (
     schemas.PasswordReset,
     schemas.ModelCreate,
     schemas.ModelUpdate,
+    schemas.ModelPatch,
     schemas.ApiKeyCreate,
     schemas.InstanceReport,
     schemas.ModelFileReport,
+    schemas.ModelFileDownload,
     schemas.WorkerRegistration,
     schemas.Heartbeat,
     schemas.UserSelfUpdate,

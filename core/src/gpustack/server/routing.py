@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import NoReturn
 
@@ -33,20 +33,18 @@ _OBSTACLES = {
 }
 
 
-def target_of(
-    instance: ModelInstancePublic, own_addresses: frozenset[str], doors: Mapping[int, Door]
-) -> Target | None:
+def target_of(instance: ModelInstancePublic, built_in: str, doors: Mapping[int, Door]) -> Target | None:
     """Return where an instance answers, or None when it answers nowhere.
 
-    Engines listen on loopback of their worker: on this machine they are asked there, on others by way of the worker's
-    door. The one decision about addresses is made here.
+    Engines listen on loopback of their worker: those of the server's ``built_in`` worker are asked there, others by
+    way of their worker's door. The one decision about addresses is made here.
     """
-    if not instance.port:
-        return None
-    if not instance.worker_ip or instance.worker_ip in own_addresses:
-        return Target(instance_id=instance.id, host=LOOPBACK, port=instance.port)
     door = doors.get(instance.worker_id or 0)
-    if door is None or not door.port:
+    if not instance.port or door is None:
+        return None
+    if door.runs_beside(built_in):
+        return Target(instance_id=instance.id, host=LOOPBACK, port=instance.port)
+    if not door.port:
         return None
     return Target(
         instance_id=instance.id,
@@ -60,7 +58,7 @@ def target_of(
 def route_of(
     model: ModelPublic,
     instances: Iterable[ModelInstancePublic],
-    own_addresses: frozenset[str],
+    built_in: str,
     doors: Mapping[int, Door],
 ) -> Route:
     """Return how ``model`` is reached by way of its ``instances``."""
@@ -69,7 +67,7 @@ def route_of(
     best = len(rank)
     staying = [each for each in instances if each.draining_since is None]
     for instance in sorted(staying, key=lambda each: each.id):
-        target = target_of(instance, own_addresses, doors) if instance.state is _S.RUNNING else None
+        target = target_of(instance, built_in, doors) if instance.state is _S.RUNNING else None
         if target is not None:
             targets.append(target)
         elif instance.state in _OBSTACLES and rank.index(instance.state) < best:
@@ -106,7 +104,10 @@ def principal_of(key: KeyRow) -> Principal:
 
 
 class Routing:
-    """Holds the present table. :meth:`load` fills it, :meth:`run` keeps it up to date."""
+    """Holds the present table. :meth:`load` fills it, :meth:`run` keeps it up to date.
+
+    ``built_in`` returns the uuid of the worker that runs beside the server, empty as long as there is none.
+    """
 
     def __init__(
         self,
@@ -115,11 +116,12 @@ class Routing:
         upstream: Upstream,
         balancer: Balancer,
         *,
-        own_addresses: frozenset[str],
+        built_in: Callable[[], str],
     ) -> None:
         self._store, self._feed = store, feed
         self._upstream, self._balancer = upstream, balancer
-        self._own = own_addresses
+        self._built_in = built_in
+        self._beside = ""
         self._models: dict[int, ModelPublic] = {}
         self._instances: dict[int, dict[int, ModelInstancePublic]] = {}
         self._doors: dict[int, Door] = {}
@@ -141,6 +143,7 @@ class Routing:
         models = (await self._store.models.list(page=-1)).items
         instances = (await self._store.instances.list(page=-1)).items
         self._doors = await self._store.workers.doors()
+        self._beside = await asyncio.to_thread(self._built_in)
         self._models = {model.id: model for model in models}
         self._instances = {}
         for instance in instances:
@@ -209,6 +212,8 @@ class Routing:
             door = None  # removed meanwhile
         if door == self._doors.get(event.id):
             return
+        # The built-in worker wrote down who it is before it registered.
+        self._beside = await asyncio.to_thread(self._built_in)
         if door is None:
             del self._doors[event.id]
         else:
@@ -238,7 +243,7 @@ class Routing:
             self._publish({**self.table.routes, model.name: self._route(model)})
 
     def _route(self, model: ModelPublic) -> Route:
-        return route_of(model, self._instances.get(model.id, {}).values(), self._own, self._doors)
+        return route_of(model, self._instances.get(model.id, {}).values(), self._beside, self._doors)
 
     def _publish(self, routes: dict[str, Route]) -> None:
         self.table = replace(self.table, version=self.table.version + 1, routes=routes)

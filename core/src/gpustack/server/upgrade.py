@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from gpustack.db import Store
-from gpustack.db.backup import automatic
+from gpustack.db.backup import automatic, discard_staged
 from gpustack.kit.errors import GPUStackError, NewerData, SettingsError
 from gpustack.kit.logs import TELL
 
@@ -19,6 +19,7 @@ async def migrate(store: Store, data_dir: Path) -> None:
     Raises NewerData when a newer version wrote it, and GPUStackError, with the place of the backup, when it cannot
     be brought up. It is left as it was then.
     """
+    discard_staged(data_dir)
     missing = await store.missing_steps()
     if not missing.names:
         return

@@ -85,6 +85,8 @@ class Faults:
     cut_after: int = 0
     #: Bodies of large files of which one byte is wrong.
     corrupted: int = 0
+    #: Requests for large files that are answered with something else, without an end.
+    endless: int = 0
     #: Bytes per second of each large body; None is as fast as it goes.
     rate: float | None = None
 

@@ -188,6 +188,8 @@ class ContentHandler(_Handler):
         """Send a large file, or a span of it, as badly as the faults say."""
         if (file := self.hub.large(path.removeprefix("/"))) is None:
             self._error(403, "", "the signature is wrong")
+        elif self.hub.spoils("endless"):
+            self._endless()
         elif (span := self._file_head(file, {})) and self.command != "HEAD":
             try:
                 self._body(file, *span)
@@ -206,6 +208,14 @@ class ContentHandler(_Handler):
             self.hub.ending.wait()
         if cut:
             raise _CutOff
+
+    def _endless(self) -> None:
+        """Send a page that was not asked for, as a portal in between may."""
+        self.close_connection = True
+        self._head(200, {"Content-Type": "text/html"})
+        while not self.hub.ending.is_set():
+            self.wfile.write(b"<p>" * (_PIECE // 3))
+            self.hub.sent += _PIECE
 
     def _pieces(self, file: HubFile, start: int, stop: int) -> Iterator[bytes]:
         position = start

@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gpustack.kit.errors import GPUStackError, InvalidInput, NotFound
+from gpustack.kit.errors import GPUStackError, InvalidInput
 from gpustack.kit.process import moment
-from gpustack.kit.tasks import Tasks
+from gpustack.kit.tasks import Tasks, persist
 from gpustack.lifecycle import engine as life
 from gpustack.plugin import Refused
 from gpustack.schemas import InstanceReport, InstanceState, ModelInstancePublic, ModelPublic, Source
@@ -20,13 +20,14 @@ from gpustack.worker.artifacts.hub import DownloadError, Progress
 from gpustack.worker.artifacts.hub.cache import HubSource
 from gpustack.worker.desk import Installed
 from gpustack.worker.draining import until_idle
+from gpustack.worker.leftovers import clear, end_all, make_way
 from gpustack.worker.memory import Notebook, first_event
 from gpustack.worker.ports import Lease
 from gpustack.worker.probe import answers
-from gpustack.worker.runners.ending import end_engines
+from gpustack.worker.runners.ending import own_record
 from gpustack.worker.runners.logfile import log_path
 from gpustack.worker.runners.process import EngineProcess, Launch
-from gpustack.worker.runners.records import EngineRecord, read_record, record_path
+from gpustack.worker.runners.records import EngineRecord
 from gpustack.worker.workshop import Workshop
 
 log = logging.getLogger(__name__)
@@ -54,6 +55,8 @@ class InstanceDriver:
         self._lease: Lease | None = None
         self._last_message = ""
         self._notebook = Notebook(shop.config.run_dir)
+        #: By the server's count, which only this driver raises.
+        self._restarts = instance.restart_count
         #: How things stand was found out.
         self._begun = False
         self._answering_since: float | None = None
@@ -97,7 +100,9 @@ class InstanceDriver:
     async def run(self) -> None:
         """Drive the instance until it is withdrawn. When cancelled, the engine goes on running."""
         try:
-            self._start("begin", self._begin())
+            self._start(
+                "begin", persist(self._begin, f"instance {self.instance.name}: finding out how it stands")
+            )
             while not self.life.withdrawn:
                 generation, event = await self._events.get()
                 if generation in (None, self._generation):
@@ -179,11 +184,11 @@ class InstanceDriver:
 
     async def _begin(self) -> None:
         """Find out how things stand: adopt what runs, go on waiting for a restart, start, or rest."""
-        generation, number, run_dir = self._generation, self.instance.id, self._shop.config.run_dir
-        record = await asyncio.to_thread(read_record, record_path(run_dir, number))
+        generation, config, one = self._generation, self._shop.config, self.instance
+        record = await asyncio.to_thread(own_record, config.run_dir, one.id, one.name, grace=config.grace)
         memory = await self._notebook.read(self.instance)
         engine = await self._adopt(record) if record is not None else None
-        model = self._model = await self._model_if_any()
+        model = self._model = await self._shop.model_if_any(self.instance, self._model)
         restarts = model is not None and model.restart_on_error
         self.life = replace(self.life, restarts=restarts, failures=memory.failures)
         if engine is not None:
@@ -198,22 +203,12 @@ class InstanceDriver:
         if self.instance.draining_since is not None:
             self._post(None, life.Draining(self._time_to_drain()))
 
-    async def _model_if_any(self) -> ModelPublic | None:
-        """Return the model; None when it is gone: then the instance drains, or is gone too, and the watch says so."""
-        if self.instance.draining_since is not None:
-            return None
-        try:
-            return await self._shop.model(self.instance, self._model)
-        except NotFound:
-            log.warning("instance %s: its model is gone", self.instance.name)
-            return None
-
     async def _adopt(self, record: EngineRecord) -> EngineProcess | None:
         config = self._shop.config
         engine = await EngineProcess.adopt(config.run_dir, record)
         if engine is None:
             # The engine itself is gone, but what it had started may be left.
-            await asyncio.to_thread(end_engines, config.run_dir, [record], grace=config.grace)
+            await clear(config.run_dir, self.instance.id, grace=config.grace)
             return None
         log.info("instance %s: found its engine running as process %d", self.instance.name, engine.who.pid)
         self._lease = self._shop.ports.adopt(record.port, self.instance.name)
@@ -255,6 +250,9 @@ class InstanceDriver:
         config, instance = self._shop.config, self.instance
         assert self._installed is not None
         assert self._model is not None
+        await make_way(config.run_dir, instance.id, grace=config.grace)
+        if self._lease is not None:
+            self._lease.free()
         lease = self._shop.ports.take(instance.name)
         try:
             plan, exposure = await self._shop.desk.plan(
@@ -324,17 +322,18 @@ class InstanceDriver:
 
     async def _kill(self) -> None:
         await self._new_generation()
-        config = self._shop.config
+        config, number = self._shop.config, self.instance.id
         engine, self._engine, self._answering_since = self._engine, None, None
-        if engine is not None:
-            await engine.end(grace=config.grace)
-        else:
-            path = record_path(config.run_dir, self.instance.id)
-            if (record := await asyncio.to_thread(read_record, path)) is not None:
-                await asyncio.to_thread(end_engines, config.run_dir, [record], grace=config.grace)
-        if self._lease is not None:
+        insist = self._not_ended if self.life.withdrawn else None
+        gone = await end_all(config.run_dir, number, engine, grace=config.grace, insist=insist)
+        if gone and self._lease is not None:
             self._lease.free()
-            self._lease = None
+
+    def _not_ended(self, line: str) -> None:
+        """Say why the instance is not gone yet; the server counts its memory until it is."""
+        log.error("instance %s: %s", self.instance.name, line)
+        if self.life.draining:
+            self._report(life.Report(self.life.state, line))
 
     def _report(self, report: life.Report, **more: Any) -> None:
         self._last_message = report.message
@@ -344,7 +343,8 @@ class InstanceDriver:
         if self._engine is not None:
             fields |= {"pid": self._engine.who.pid, "port": self._engine.record.port}
         if report.restarted:
-            fields["restarted"] = True
+            self._restarts += 1
+            fields |= {"restarted": True, "restart_count": self._restarts}
         if report.ended:
             fields["ended"] = True
         self._shop.report(self.instance.id, InstanceReport(**fields))

@@ -32,8 +32,12 @@ _SETTLE = 0.5
 
 def newest(old: InstanceReport, new: InstanceReport) -> InstanceReport:
     """Join a report that was not sent yet with a newer one: a restart stays told, and the error before it."""
-    joined: dict[str, object] = {"restarted": True} if old.restarted else {}
-    error = old.state_message if old.state is InstanceState.ERROR and new.restarted else old.missed_error
+    joined: dict[str, object] = {}
+    if old.restarted and not new.restarted:
+        joined = {"restarted": True, "restart_count": old.restart_count}
+    error = new.missed_error
+    if error is None:
+        error = old.state_message if old.state is InstanceState.ERROR and new.restarted else old.missed_error
     if error is not None and (new.restarted or old.restarted):
         joined["missed_error"] = error
     return new.model_copy(update=joined)
@@ -70,8 +74,7 @@ class Instances:
                 named.discard(event.id)
                 self.withdraw(event.id)
             else:
-                named.add(event.id)
-                self._placed(event, worker_id)
+                (named.add if self._placed(event, worker_id) else named.discard)(event.id)
 
     def withdraw(self, instance_id: int) -> None:
         """End the engine of an instance that is no longer this worker's."""
@@ -102,19 +105,24 @@ class Instances:
         """Stop driving; engines go on running."""
         await self._tasks.stop()
 
-    def _placed(self, event: Event, worker_id: int) -> None:
+    def _placed(self, event: Event, worker_id: int) -> bool:
+        """Make it so; return whether the instance is, or may be, this worker's."""
         try:
             instance = ModelInstancePublic.model_validate(event.data)
         except ValidationError as error:
             log.warning(
                 "instance %d: the server describes it in a way that is not understood: %s", event.id, error
             )
-            return
+            return True  # a newer server's, perhaps: its engine serves on as it is
         if instance.worker_id != worker_id or instance.state in _NOT_PLACED:
             self.withdraw(instance.id)
-            return
-        self._latest[instance.id] = instance
+            return False
         driver = self._drivers.get(instance.id)
+        if driver is not None and driver.instance.name != instance.name:
+            # Restored data of the server may give a number to another instance.
+            self.withdraw(instance.id)
+            driver = None
+        self._latest[instance.id] = instance
         if driver is not None and driver.life.state is instance.state:
             self._refused.pop(instance.id, None)
         if driver is None:
@@ -128,6 +136,7 @@ class Instances:
             driver.report_again()
         elif instance.state is InstanceState.SCHEDULED and driver.resting:
             self._tasks.start(f"{instance.name} again", self._assign_again(driver, instance))
+        return True
 
     def refused(self, instance_id: int) -> None:
         """Say again how an instance is, after a while and if it is still here: the server refused to hear it.
@@ -185,7 +194,8 @@ class Instances:
         run_dir = self._shop.config.run_dir
         await asyncio.to_thread(forget_all_but, run_dir, named | self._ending.keys())
         records = await asyncio.to_thread(read_records, run_dir)
-        orphans = [record for record in records if record.instance_id not in self._ending]
+        kept = named | self._ending.keys()
+        orphans = [record for record in records if record.instance_id not in kept]
         for record in orphans:
             log.info("instance %s is not wanted any more: ending its engine", record.instance_name)
         await asyncio.to_thread(end_engines, run_dir, orphans, grace=self._shop.config.grace)

@@ -42,6 +42,9 @@ class Joining:
     def __init__(self, config: WorkerConfig, identity: Identity) -> None:
         self._config = config
         self._identity = identity
+        #: The server has taken this worker in before, or even this process. Its engines serve, whatever the server
+        #: says now: it may be restored, upgraded, or behind a proxy that refuses for a moment.
+        self._joined, self._served = bool(identity.credential), False
         #: The own credential is tried until the server does not know it.
         self._try_own = True
         self._told = 0.0
@@ -51,8 +54,8 @@ class Joining:
     async def join(self, describe: Callable[[], Awaitable[WorkerRegistration]]) -> WorkerRegistered:
         """Register, however long that takes; ``describe`` says anew what is registered, at each attempt.
 
-        The credential is kept. Raises Refused, if the configuration says so, when the server will not take this
-        worker until a person changes something.
+        The credential is kept. Raises Refused, if the configuration says so, when the server has never taken this
+        worker and will not until a person changes something.
         """
         self._obstacle_since = self._conflict_since = None
         self._try_own = True
@@ -67,6 +70,7 @@ class Joining:
                         continue
                 else:
                     await asyncio.to_thread(self._identity.keep, worker.token)
+                    self._joined = self._served = True
                     return worker
                 await asyncio.sleep(wait.next())
 
@@ -95,6 +99,7 @@ class Joining:
                         f"the server at {url} does not know this worker any more ({error}), and there is no token to "
                         f"join again: {_WAYS}"
                     )
+                    return False
                 return True
             case Unauthenticated() | Forbidden():
                 self._refuse(
@@ -121,16 +126,20 @@ class Joining:
             return False
         self._conflict_since = None
         if not self._config.registration_token:
-            self._refuse(f"{error} Here it can only join as a new worker, with the token: {_WAYS}")
+            self._refuse(f"{error} Here it can only join as a new worker, with the token: {_WAYS}", copy=True)
             return False
         log.warning("%s Joining as a new worker instead", error, extra=TELL)
         await asyncio.to_thread(self._identity.become_another)
         return True
 
-    def _refuse(self, line: str) -> None:
-        """End this worker with ``line``; a built-in one stays, since its server goes on without it."""
-        if self._config.remote:
+    def _refuse(self, line: str, *, copy: bool = False) -> None:
+        """End this worker with ``line``; one that has served stays, and one whose server is its own.
+
+        What a ``copy`` of another worker's data directory says of earlier days is the other's.
+        """
+        if self._config.remote and not (self._served or (self._joined and not copy)):
             raise Refused(line)
+        self._try_own = True
         self._note(line)
 
     def _note(self, line: str) -> None:

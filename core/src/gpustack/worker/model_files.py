@@ -55,7 +55,10 @@ class ModelFiles:
         self._hub = hub
         self._read = read
         self._slots = asyncio.Semaphore(_AT_ONCE)
+        self._hub_slots = asyncio.Semaphore(_AT_ONCE)
         self._asked: dict[int, int] = {}
+        self._answers: dict[int, asyncio.Task[None]] = {}
+        outbox.on_gone = self._withdraw
         #: Everything that existed when this worker started was told: what comes later is our own doing.
         self._told = False
         self._tasks = Tasks("model files")
@@ -67,7 +70,7 @@ class ModelFiles:
                 self._told = True
                 on_open()
             elif event.type is EventType.DELETED:
-                self._asked.pop(event.id, None)
+                self._withdraw(event.id)
                 self._outbox.forget(event.id)
             else:
                 self._look(event)
@@ -87,8 +90,15 @@ class ModelFiles:
         if file.state is not ModelFileState.ANALYZING or self._asked.get(file.id) == file.request:
             self._correct(file)
             return
+        self._withdraw(file.id)
         self._asked[file.id] = file.request
-        self._tasks.start(f"{file.id}", self._answer(file))
+        self._answers[file.id] = self._tasks.start(f"{file.id}", self._answer(file))
+
+    def _withdraw(self, file_id: int) -> None:
+        """Ask nobody any more for what is not wanted, or wanted anew."""
+        self._asked.pop(file_id, None)
+        if (answer := self._answers.pop(file_id, None)) is not None:
+            answer.cancel()
 
     def _correct(self, file: ModelFilePublic) -> None:
         """Take back what a worker before this one said of a download that ended with it."""
@@ -107,6 +117,7 @@ class ModelFiles:
             report = await self._reading(file)
         if self._asked.get(file.id) == file.request:
             self._asked.pop(file.id)
+            self._answers.pop(file.id)
             self._outbox.put(file.id, report)
 
     async def _reading(self, file: ModelFilePublic) -> ModelFileReport:
@@ -131,7 +142,7 @@ class ModelFiles:
         source, wait = HubSource.of(file), Backoff(first=2.0, limit=_RETRY)
         while True:
             try:
-                async with self._slots:
+                async with self._hub_slots:
                     return _found(file, await self._hub.facts(source, file.resolved_revision))
             except PASSING as error:
                 seconds = max(wait.next(), min(_RETRY, error.retry_after))

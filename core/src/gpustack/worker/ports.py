@@ -32,7 +32,8 @@ class Lease:
     def free(self) -> None:
         """Give the port back; again is harmless."""
         self.let_go()
-        self._pool._leases.pop(self.port, None)
+        if self._pool._leases.get(self.port) is self:
+            del self._pool._leases[self.port]
 
 
 class PortPool:

@@ -31,6 +31,18 @@ class Workshop:
     report: Callable[[int, InstanceReport], None]
     hub: HubFiles
 
+    async def model_if_any(
+        self, instance: ModelInstancePublic, known: ModelPublic | None
+    ) -> ModelPublic | None:
+        """Return the model; None when it is gone: then the instance drains, or is gone too, and the watch says so."""
+        if instance.draining_since is not None:
+            return None
+        try:
+            return await self.model(instance, known)
+        except NotFound:
+            log.warning("instance %s: its model is gone", instance.name)
+            return None
+
     async def model(self, instance: ModelInstancePublic, known: ModelPublic | None) -> ModelPublic:
         """Return the instance's model as the server has it, or as ``known`` while the server is away.
 

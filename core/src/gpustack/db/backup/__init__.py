@@ -11,7 +11,7 @@ The format belongs to no database: :mod:`gpustack.db.backup.archive` describes i
 from __future__ import annotations
 
 from gpustack.db.backup.archive import Manifest, verify
-from gpustack.db.backup.load import load
+from gpustack.db.backup.load import discard_staged, load
 from gpustack.db.backup.write import Written, automatic, write
 
-__all__ = ["Manifest", "Written", "automatic", "load", "verify", "write"]
+__all__ = ["Manifest", "Written", "automatic", "discard_staged", "load", "verify", "write"]

@@ -8,7 +8,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,12 @@ from gpustack.db.errors import translated
 from gpustack.kit.errors import Conflict, GPUStackError, InvalidInput, SettingsError
 from gpustack.kit.paths import make_dir, sync_dir, write_atomic
 
-#: Events of after the backup had numbers that will be given again. What any watcher has seen lies below the first
-#: number after this leap, so all are told to read the lists again.
+#: Events of after the backup had numbers, and they may have been in a database that is gone. What any watcher has
+#: seen lies below the first number after this leap, so all are told to read the lists again.
 _LEAP = 1_000_000_000
+#: The same for ids: engines and logs of instances that the backup does not know may still go by theirs.
+_LEAP_OF_IDS = 100_000
+_STAGING = ".restore-"
 _ROWS = 500
 _LONG = 3600.0
 _TYPES = (
@@ -42,24 +46,46 @@ async def load(connection: Any, where: str, data_dir: Path, path: Path, *, repla
 
     The database must be empty, or ``replace`` given; an older backup is brought up to this version. Raises one line:
     NewerData, Conflict for what is there already or in use, InvalidInput for a file that is no complete backup. Then
-    everything is as it was.
+    everything is as it was; only when the files cannot be put in place at the very end, the database is restored
+    already, and the line says so.
     """
     manifest = await asyncio.to_thread(archive.verify, path)
     migrations.refuse_newer(manifest.steps, str(path))
     with _staged(path, data_dir, replace=replace) as put_in_place:
         with translated(where):
             async with connection.transaction():
-                await _clear(connection, where, replace=replace)
+                given = await _clear(connection, where, replace=replace)
                 await migrations.apply(connection, manifest.steps, where)
                 await _fill(connection, manifest, path)
                 every = {name for name, _ in migrations.STEPS}
                 await migrations.apply(connection, every - set(manifest.steps), where)
-        await asyncio.to_thread(put_in_place)
+                await _count_on(connection, manifest, given)
+        try:
+            await asyncio.to_thread(put_in_place)
+        except GPUStackError as error:
+            raise GPUStackError(
+                f"the database is restored, the files in {data_dir} are not all ({error.message}); "
+                "run it again with --replace"
+            ) from error
     return manifest
 
 
-async def _clear(connection: Any, where: str, *, replace: bool) -> None:
-    """Leave no table of ours; Conflict unless that was asked for."""
+def discard_staged(data_dir: Path) -> None:
+    """Remove what restores that were killed have left in ``data_dir``, which no other restore may work on."""
+    for left in data_dir.glob(f"{_STAGING}*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """The last numbers that a database has given: to its events, and to the rows of each table."""
+
+    event: int
+    ids: dict[str, int]
+
+
+async def _clear(connection: Any, where: str, *, replace: bool) -> _Given:
+    """Leave no table of ours, and return how far those that were there had counted; Conflict unless asked for."""
     await connection.execute("SET LOCAL lock_timeout = '5s'")
     if await connection.fetchval(_OTHERS, APPLICATION):
         raise Conflict(f"a GPUStack works on {where}; stop it first")
@@ -72,8 +98,19 @@ async def _clear(connection: Any, where: str, *, replace: bool) -> None:
         )
     if steps and not replace:
         raise Conflict(f"{where} holds data already; --replace takes it away, and keeps a backup of it")
+    given = await _given(connection, migrations.tables_after(steps))
     for table in [*reversed(migrations.tables_after(steps)), migrations.LEDGER]:
         await connection.execute(f'DROP TABLE IF EXISTS "{table}"')
+    return given
+
+
+async def _given(connection: Any, tables: Sequence[str]) -> _Given:
+    ids = {}
+    for table in tables:
+        if (sequence := await _sequence(connection, table)) is not None:
+            ids[table] = int(await connection.fetchval(f"SELECT last_value FROM {sequence}"))  # noqa: S608
+    event = await connection.fetchval("SELECT MAX(value) FROM event_counter") if tables else 0
+    return _Given(event or 0, ids)
 
 
 async def _fill(connection: Any, manifest: Manifest, path: Path) -> None:
@@ -87,9 +124,6 @@ async def _fill(connection: Any, manifest: Manifest, path: Path) -> None:
         if name not in known:
             raise InvalidInput(f"{path} has a table {name}, which is none of GPUStack's")
         await _insert(connection, path, name, iter(lines))
-    for table in manifest.tables:
-        await _count_on(connection, table.name, table.last_id)
-    await connection.execute("UPDATE event_counter SET value = value + $1", _LEAP)
 
 
 async def _insert(connection: Any, path: Path, table: str, lines: Iterator[bytes]) -> None:
@@ -125,17 +159,26 @@ async def _store(connection: Any, table: str, rows: list[dict[str, Any]]) -> Non
     await connection.executemany(statement, [[row[name] for name in names] for row in rows], timeout=_LONG)
 
 
-async def _count_on(connection: Any, table: str, last_id: int) -> None:
-    """Have new rows get numbers that none had before: engines and logs may still go by those."""
-    types = {row["column_name"] for row in await connection.fetch(_TYPES, table)}
-    sequence = None
-    if "id" in types:
-        sequence = await connection.fetchval("SELECT pg_get_serial_sequence($1, 'id')", table)
-    if sequence is None:
-        return
-    highest = await connection.fetchval(f'SELECT COALESCE(MAX(id), 0) FROM "{table}"')  # noqa: S608
-    if last := max(last_id, highest):
+async def _count_on(connection: Any, manifest: Manifest, given: _Given) -> None:
+    """Have new rows and events get numbers that none had before, in the backup, here, or in between."""
+    kept = {table.name: table.last_id for table in manifest.tables}
+    for table in migrations.tables_after({name for name, _ in migrations.STEPS}):
+        if (sequence := await _sequence(connection, table)) is None:
+            continue
+        highest = await connection.fetchval(f'SELECT COALESCE(MAX(id), 0) FROM "{table}"')  # noqa: S608
+        last = max(kept.get(table, 0), given.ids.get(table, 0), highest) + _LEAP_OF_IDS
         await connection.execute("SELECT setval($1::text::regclass, $2)", sequence, last)
+    await connection.execute(
+        "UPDATE event_counter SET value = GREATEST(value, $1::bigint) + $2::bigint", given.event, _LEAP
+    )
+
+
+async def _sequence(connection: Any, table: str) -> str | None:
+    """Return the name of what counts the ids of ``table``, None when they are not counted."""
+    if "id" not in {row["column_name"] for row in await connection.fetch(_TYPES, table)}:
+        return None
+    name: str | None = await connection.fetchval("SELECT pg_get_serial_sequence($1, 'id')", table)
+    return name
 
 
 # Files ------------------------------------------------------------------------------------------------
@@ -144,7 +187,7 @@ async def _count_on(connection: Any, table: str, last_id: int) -> None:
 @contextlib.contextmanager
 def _staged(path: Path, data_dir: Path, *, replace: bool) -> Iterator[Callable[[], None]]:
     """Write the small files beside their places and yield what puts them there; nothing is left behind."""
-    staging = Path(tempfile.mkdtemp(dir=make_dir(data_dir, what="data directory"), prefix=".restore-"))
+    staging = Path(tempfile.mkdtemp(dir=make_dir(data_dir, what="data directory"), prefix=_STAGING))
     try:
         with archive.writing(staging):
             names = [

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpustack.db import migrations
-from gpustack.db.backup.archive import TableEntry, Writer, discard_partial
+from gpustack.db.backup.archive import TableEntry, Writer, discard_partial, verify
 from gpustack.db.errors import translated
 from gpustack.kit.errors import GPUStackError, NotFound
 from gpustack.kit.paths import make_dir
@@ -125,7 +126,8 @@ async def _last_id(connection: Any, table: str, columns: list[str]) -> int:
 def _files(writer: Writer, data_dir: Path) -> dict[str, str]:
     sums = {}
     for name in small_files(data_dir):
-        content = _content(data_dir / name)
+        with _reading(data_dir / name):
+            content = (data_dir / name).read_bytes()
         writer.file(name, content)
         sums[name] = hashlib.sha256(content).hexdigest()
     return sums
@@ -136,8 +138,9 @@ def small_files(data_dir: Path) -> list[str]:
     found = []
     for name in KEPT_FILES:
         place = data_dir / name
-        inside = sorted(place.iterdir()) if place.is_dir() else [place]
-        found += [str(each.relative_to(data_dir)) for each in inside if _is_ours(each)]
+        with _reading(place):
+            inside = sorted(place.iterdir()) if place.is_dir() else [place]
+            found += [str(each.relative_to(data_dir)) for each in inside if _is_ours(each)]
     return found
 
 
@@ -146,22 +149,44 @@ def _is_ours(path: Path) -> bool:
     return usual and path.stat().st_size <= _LARGEST_FILE
 
 
-def _content(path: Path) -> bytes:
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Name the file in what the system refuses: nobody may take it for an error of the database."""
     try:
-        return path.read_bytes()
+        yield
     except OSError as error:
-        raise GPUStackError(f"{path} cannot be read: {error.strerror}; change its owner") from error
+        place = error.filename or path
+        raise GPUStackError(f"{place} cannot be read: {error.strerror or error}; change its owner") from error
 
 
 async def automatic(store: Store, data_dir: Path, why: str) -> Path:
-    """Write a backup into ``<data_dir>/backups``, named after ``why`` and the time; the last five such are kept."""
+    """Write a backup into ``<data_dir>/backups``, named after ``why`` and the time; the last five such are kept.
+
+    When the newest of them holds just the same, that one is returned, and none is added: a start that fails again and
+    again must not push the others out.
+    """
     folder = make_dir(data_dir / FOLDER, what="directory of backups", mode=0o700)
     discard_partial(folder)
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
-    done = await write(store, data_dir, folder / f"{why}-{stamp}.tar.gz")
     # Their names end with the time.
-    for old in sorted(folder.glob(f"{why}-*.tar.gz"))[:-_KEEP]:
+    before = sorted(folder.glob(f"{why}-*.tar.gz"))
+    done = await write(store, data_dir, folder / f"{why}-{stamp}.tar.gz")
+    if bool(before) and await asyncio.to_thread(_are_alike, before[-1], done.path):
+        done.path.unlink()
+        log.info("%s: nothing has changed since", before[-1])
+        return before[-1]
+    for old in [*before, done.path][:-_KEEP]:
         old.unlink(missing_ok=True)
         log.info("%s: removed, the last %d are kept", old, _KEEP)
     log.info("%s: %d rows in %s", done.path, done.rows, human_bytes(done.size))
     return done.path
+
+
+def _are_alike(one: Path, other: Path) -> bool:
+    """Tell whether two backups are whole and hold the same."""
+    try:
+        first, second = verify(one), verify(other)
+    except GPUStackError as error:
+        log.warning("%s", error)
+        return False
+    return (first.steps, first.tables, first.files) == (second.steps, second.tables, second.files)

@@ -6,13 +6,14 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gpustack.db.connection import Writing
 from gpustack.db.errors import conflicts
 from gpustack.db.repositories.base import Repository, json
 from gpustack.db.repositories.instances import Instances
 from gpustack.db.tables import Model
 from gpustack.kit.errors import InvalidInput, NotFound
 from gpustack.schemas.common import Page
-from gpustack.schemas.models import ModelCreate, ModelPublic, ModelUpdate, Source
+from gpustack.schemas.models import ModelCreate, ModelPatch, ModelPublic, ModelUpdate, Source
 
 #: What an engine is started with.
 _SPEC = ("source", "local_path", "backend", "backend_version", "backend_parameters", "env")
@@ -79,18 +80,31 @@ class Models(Repository[ModelPublic]):
 
     async def update(self, model_id: int, wanted: ModelUpdate) -> ModelPublic:
         """Replace the description; a ``cluster_id`` of None keeps the cluster. InvalidInput for another name."""
-        values = _columns(wanted)
-        name = values.pop("name")
-        if values["cluster_id"] is None:
-            del values["cluster_id"]
         with conflicts({}, _no_cluster(wanted.cluster_id)):
             async with self._session.writing() as tx:
+                return await self._describe(tx, await self._get(tx, model_id, lock=True), wanted)
+
+    async def patch(self, model_id: int, changes: ModelPatch) -> ModelPublic:
+        """Change what is named and nothing else, whoever else changes the model at the same time.
+
+        Raises ValidationError when the whole would be none, InvalidInput for another name.
+        """
+        with conflicts({}, _no_cluster(changes.cluster_id)):
+            async with self._session.writing() as tx:
                 old = await self._get(tx, model_id, lock=True)
-                if name not in (None, old.name):
-                    raise InvalidInput(
-                        f"a model's name stays: this one is {old.name!r}; deploy {name!r} as a new model"
-                    )
-                return await self._change(tx, old, values)
+                return await self._describe(tx, old, changes.applied_to(old))
+
+    async def _describe(self, tx: Writing, old: ModelPublic, wanted: ModelUpdate) -> ModelPublic:
+        """Give the model of ``old``, whose row is locked, another description."""
+        values = _columns(wanted)
+        name = values.pop("name")
+        if name not in (None, old.name):
+            raise InvalidInput(
+                f"a model's name stays: this one is {old.name!r}; deploy {name!r} as a new model"
+            )
+        if values["cluster_id"] is None:
+            del values["cluster_id"]
+        return await self._change(tx, old, values)
 
     async def set_facts(self, model_id: int, *, categories: Sequence[str]) -> ModelPublic:
         """Store what was read from the files."""

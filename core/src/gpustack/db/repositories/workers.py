@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from piccolo.querystring import QueryString
@@ -20,8 +21,8 @@ from gpustack.kit.errors import Conflict, Forbidden, NotFound, Unauthenticated
 from gpustack.schemas.common import Page
 from gpustack.schemas.workers import Heartbeat, WorkerPublic, WorkerRegistration, WorkerState
 
-#: Workers in one statement; six values each stay far below the protocol's 32767.
-_BATCH = 4000
+#: Workers in one statement; nine values each stay below the protocol's 32767.
+_BATCH = 3000
 #: A worker heard from so recently is alive: two heartbeats, and what writing them takes.
 _ALIVE = timedelta(seconds=25)
 
@@ -33,6 +34,23 @@ class Door:
     ip: str
     port: int
     token: str = field(repr=False)
+    worker_uuid: str = ""
+    #: Where its data directory is; empty for a worker that says it runs beside its server.
+    home: str = ""
+
+    def runs_beside(self, built_in: str) -> bool:
+        """Tell whether it is the worker ``built_in``, whose engines the server reaches at its own loopback.
+
+        An address tells nothing: another worker on the machine may be in a network of its own.
+        """
+        return not self.home and self.worker_uuid == built_in != ""
+
+
+_DOOR = (Worker.ip, Worker.port, Worker.door_token, Worker.worker_uuid, Worker.home)
+
+
+def _door(row: Mapping[str, Any]) -> Door:
+    return Door(row["ip"], row["port"], row["door_token"], row["worker_uuid"], row["home"])
 
 
 class Workers(Repository[WorkerPublic]):
@@ -98,16 +116,15 @@ class Workers(Repository[WorkerPublic]):
 
     async def door(self, worker_id: int) -> Door:
         """Return how to call the worker's own port; NotFound when it does not exist."""
-        query = Worker.select(Worker.ip, Worker.port, Worker.door_token).where(Worker.id == worker_id)
-        rows = await self._session.fetch(query)
+        rows = await self._session.fetch(Worker.select(*_DOOR).where(Worker.id == worker_id))
         if not rows:
             raise self._missing(worker_id)
-        return Door(rows[0]["ip"], rows[0]["port"], rows[0]["door_token"])
+        return _door(rows[0])
 
     async def doors(self) -> dict[int, Door]:
         """Return how to call each worker's own port, by the worker's number."""
-        rows = await self._session.fetch(Worker.select(Worker.id, Worker.ip, Worker.port, Worker.door_token))
-        return {row["id"]: Door(row["ip"], row["port"], row["door_token"]) for row in rows}
+        rows = await self._session.fetch(Worker.select(Worker.id, *_DOOR))
+        return {row["id"]: _door(row) for row in rows}
 
     async def register(
         self, wanted: WorkerRegistration, token_digest: str, cluster_id: int, *, renews: int | None = None
@@ -116,7 +133,8 @@ class Workers(Repository[WorkerPublic]):
 
         A name that another worker has gets ``-1``, ``-2``… appended; a worker that comes back keeps its own. When it
         comes back with another name or address, its instances follow. ``renews`` is the worker whose own credential
-        was shown: that counts for its own row and at its own home.
+        was shown: that counts for its own row and at its own home. Without one, a worker that is alive is only renewed
+        from its home: everybody who may join has the registration token, and a ``worker_uuid`` is no secret.
 
         Raises Conflict while the worker of that row is alive at another home (the data directory was copied),
         Unauthenticated when a credential came from another home, Forbidden when it is another worker's.
@@ -152,8 +170,9 @@ class Workers(Repository[WorkerPublic]):
         self, tx: Writing, known: WorkerPublic, wanted: WorkerRegistration, *, by_credential: bool
     ) -> None:
         """Let a worker move from one machine to another, but never be at both."""
-        home = (await tx.fetch(Worker.select(Worker.home).where(Worker.id == known.id)))[0]["home"]
-        if not home or not wanted.home or home == wanted.home:
+        columns = Worker.select(Worker.home, Worker.door_token).where(Worker.id == known.id)
+        kept = (await tx.fetch(columns))[0]
+        if _at_home(kept, wanted, by_credential=by_credential):
             return
         if known.heartbeat_time is not None and now() - known.heartbeat_time < _ALIVE:
             raise Conflict(
@@ -183,9 +202,12 @@ class Workers(Repository[WorkerPublic]):
             name = f"{wanted}-{number}"
         return name
 
-    async def heartbeat_many(self, beats: Mapping[int, Heartbeat]) -> set[int]:
+    async def heartbeat_many(
+        self, beats: Mapping[int, Heartbeat], arrivals: Mapping[int, datetime] | None = None
+    ) -> set[int]:
         """Store the signs of life of many workers in one statement and return the ids that do not exist.
 
+        ``arrivals`` says when they came; without it that is now.
         No events, except that UNREACHABLE workers become READY again. NOT_READY stays: somebody wanted it.
         """
         gone: set[int] = set()
@@ -193,7 +215,7 @@ class Workers(Repository[WorkerPublic]):
         ids = sorted(beats)
         for start in range(0, len(ids), _BATCH):
             part = {one: beats[one] for one in ids[start : start + _BATCH]}
-            rows = await self._session.fetch(_heartbeat(part))
+            rows = await self._session.fetch(_heartbeat(part, arrivals or {}))
             gone |= part.keys() - {row["id"] for row in rows}
             silent += [row["id"] for row in rows if row["state"] == WorkerState.UNREACHABLE.value]
         for worker_id in silent:
@@ -228,10 +250,23 @@ class Workers(Repository[WorkerPublic]):
             return await self._change(tx, await self._get(tx, worker_id, lock=True), values)
 
 
-def _heartbeat(beats: Mapping[int, Heartbeat]) -> QueryString:
+def _at_home(kept: Mapping[str, Any], wanted: WorkerRegistration, *, by_credential: bool) -> bool:
+    """Tell whether a registration comes from where the worker is that has its row."""
+    if kept["home"] and wanted.home:
+        return bool(kept["home"] == wanted.home)
+    if by_credential:
+        return True
+    # The server's own worker has no home, nor had those of versions before; what proves them is their other secret.
+    same = hmac.compare_digest(kept["door_token"].encode(), wanted.door_token.encode())
+    return not kept["home"] and same
+
+
+def _heartbeat(beats: Mapping[int, Heartbeat], arrivals: Mapping[int, datetime]) -> QueryString:
     """Return one UPDATE for all; CASE is understood by every database, unlike a join with VALUES."""
-    parts = ["UPDATE workers SET heartbeat_time = {}"]
-    arguments: list[Any] = [now()]
+    moment = now()
+    times = " ".join("WHEN {} THEN {}" for _ in beats)
+    parts = ["UPDATE workers SET heartbeat_time = CASE id ", times, " ELSE heartbeat_time END"]
+    arguments: list[Any] = [value for one in beats for value in (one, arrivals.get(one, moment))]
     columns: dict[str, list[tuple[int, Any]]] = {"status": [], "gpu_count": [], "installed_versions": []}
     for worker_id, beat in beats.items():
         if beat.status is not None:

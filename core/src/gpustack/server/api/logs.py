@@ -31,7 +31,8 @@ async def log_stream(
     if instance.worker_id is None:
         raise Conflict(f"instance {instance.name} is {instance.state} and has no log yet")
     door = await parts.store.workers.door(instance.worker_id)
-    host = LOOPBACK if door.ip in parts.config.own_addresses else door.ip
+    beside = door.runs_beside(await asyncio.to_thread(parts.config.built_in_worker))
+    host = LOOPBACK if beside else door.ip
     path = f"/serveLogs/{instance_id}?tail={tail}&follow={'true' if follow else 'false'}"
     if previous:
         path += "&previous=true"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from litestar import Response, get, post
 from litestar.params import FromPath, FromQuery, JSONBody
 
-from gpustack.kit.errors import Conflict, Forbidden
+from gpustack.kit.errors import Conflict, Forbidden, NotFound
 from gpustack.schemas import ModelFileDownload, ModelFilePublic, ModelFileReport, Page
 from gpustack.server.api.listing import Select, listed
 from gpustack.server.auth.caller import Access, Req, Via
@@ -29,14 +29,17 @@ async def list_files(
         services(request).store.model_files,
         selection,
         topic="model-files",
-        filters={"worker_id": worker_id, "source_key": source_key},
+        filters={"worker_id": request.user.only_own(worker_id), "source_key": source_key},
     )
 
 
 @get("/model-files/{file_id:int}", opt=_WORKER, tags=_TAGS)
 async def get_file(request: Req, file_id: FromPath[int]) -> Response[ModelFilePublic]:
     """Return one model file."""
-    return one(await services(request).store.model_files.get(file_id))
+    file = await services(request).store.model_files.get(file_id)
+    if not request.user.may_see(file.worker_id):
+        raise NotFound(f"there is no model file {file_id} on this worker")
+    return one(file)
 
 
 @post(

@@ -8,17 +8,16 @@ from litestar.params import FromPath, FromQuery
 from gpustack.kit.errors import InvalidInput
 from gpustack.schemas import InstanceEventPublic, Page
 from gpustack.server.api.listing import Select, listed, watched
-from gpustack.server.auth.caller import Access, Req
+from gpustack.server.auth.caller import Req
 from gpustack.server.body import one
 from gpustack.server.services import services
 
-_WORKER = {"access": Access.WORKER}
 _TAGS = ["Model instances"]
 #: What a watch begins with: history has no end, and who follows it wants the newest.
 _REPLAYED = 1000
 
 
-@get("/model-instance-events", opt=_WORKER, tags=_TAGS)
+@get("/model-instance-events", tags=_TAGS)
 async def list_instance_events(
     request: Req,
     selection: Select,
@@ -39,6 +38,10 @@ async def list_instance_events(
         "instance_name": instance_name,
     }
     if not selection.watch:
+        if selection.page == -1:
+            raise InvalidInput(
+                "query parameter page: history is too long for one page; pages are counted from 1"
+            )
         return await listed(request, history, selection, topic=history.topic, filters=filters)
     if selection.search:
         raise InvalidInput("query parameter search: a watch shows everything; search in what it sends")
@@ -48,7 +51,7 @@ async def list_instance_events(
     )
 
 
-@get("/model-instance-events/{event_id:int}", opt=_WORKER, tags=_TAGS)
+@get("/model-instance-events/{event_id:int}", tags=_TAGS)
 async def get_instance_event(request: Req, event_id: FromPath[int]) -> Response[InstanceEventPublic]:
     """Return one event."""
     return one(await services(request).store.history.get(event_id))

@@ -8,7 +8,7 @@ from typing import Annotated
 from litestar import Response, delete, get, post
 from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
-from gpustack.kit.errors import Conflict, Forbidden
+from gpustack.kit.errors import Conflict, Forbidden, NotFound
 from gpustack.lifecycle.instance import ON_WORKER, may_follow
 from gpustack.schemas import InstanceReport, InstanceState, ModelInstancePublic, Page
 from gpustack.server.api.listing import Select, listed
@@ -37,14 +37,17 @@ async def list_instances(
         services(request).store.instances,
         selection,
         topic="model-instances",
-        filters={"model_id": model_id, "worker_id": worker_id, "state": in_state},
+        filters={"model_id": model_id, "worker_id": request.user.only_own(worker_id), "state": in_state},
     )
 
 
 @get("/model-instances/{instance_id:int}", opt=_WORKER, tags=_TAGS)
 async def get_instance(request: Req, instance_id: FromPath[int]) -> Response[ModelInstancePublic]:
     """Return one instance."""
-    return one(await services(request).store.instances.get(instance_id))
+    instance = await services(request).store.instances.get(instance_id)
+    if not request.user.may_see(instance.worker_id):
+        raise NotFound(f"there is no model instance {instance_id} on this worker")
+    return one(instance)
 
 
 @delete("/model-instances/{instance_id:int}", tags=_TAGS)
@@ -77,7 +80,9 @@ async def report_instance(
     """Take what a worker says of an instance it runs; 409 when it is not its own, or the step is not allowed."""
     if data.ended:
         return one(await _ended(request, instance_id))
-    columns = data.model_dump(exclude_unset=True, exclude={"restarted", "missed_error", "ended"})
+    columns = data.model_dump(
+        exclude_unset=True, exclude={"restarted", "restart_count", "missed_error", "ended"}
+    )
     columns.setdefault("state_message", "")
     if data.state is InstanceState.INITIALIZING:
         # Those of the process before say nothing about the next one.
@@ -86,15 +91,27 @@ async def report_instance(
     async with services(request).store.transaction() as tx:
         instance = await tx.instances.locked(instance_id)
         check_report(request, instance, data.state)
-        if data.missed_error is not None and may_follow(instance.state, InstanceState.ERROR):
+        restarts = _restarts(data, instance)
+        # What came before a restart that is counted was told along with it.
+        told = data.restarted and restarts == instance.restart_count
+        if data.missed_error is not None and not told and may_follow(instance.state, InstanceState.ERROR):
             instance = await tx.instances.update(
                 instance_id, state=InstanceState.ERROR, state_message=data.missed_error
             )
-        if data.restarted:
-            columns["restart_count"] = instance.restart_count + 1
+        if restarts > instance.restart_count:
+            columns["restart_count"] = restarts
             columns["last_restart_time"] = datetime.now(UTC)
         changed = await tx.instances.update(instance_id, **columns)
     return one(changed)
+
+
+def _restarts(report: InstanceReport, instance: ModelInstancePublic) -> int:
+    """Return how often the engine was started again, with what ``report`` says; its worker may send it twice."""
+    if not report.restarted:
+        return instance.restart_count
+    if report.restart_count is None:
+        return instance.restart_count + 1
+    return max(instance.restart_count, report.restart_count)
 
 
 async def _ended(request: Req, instance_id: int) -> ModelInstancePublic:

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from litestar import Response, delete, get, post, put
+from litestar import Response, delete, get, patch, post, put
 from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
+from pydantic import ValidationError
 
-from gpustack.kit.errors import InvalidInput
-from gpustack.schemas import ModelCreate, ModelInstancePublic, ModelPublic, ModelUpdate, Page
+from gpustack.kit.errors import InvalidInput, NotFound
+from gpustack.schemas import ModelCreate, ModelInstancePublic, ModelPatch, ModelPublic, ModelUpdate, Page
 from gpustack.server.api.listing import PageNumber, PerPage, Select, listed
-from gpustack.server.auth.caller import Access, Req
+from gpustack.server.auth.caller import Access, Req, Via
 from gpustack.server.body import Body, one
 from gpustack.server.body import page as page_answer
+from gpustack.server.errors import invalid
 from gpustack.server.services import services
 
-_WORKER = {"access": Access.WORKER}
 
-
-@get("/models", opt=_WORKER, tags=["Models"])
+@get("/models", tags=["Models"])
 async def list_models(
     request: Req,
     selection: Select,
@@ -34,10 +34,16 @@ async def list_models(
     )
 
 
-@get("/models/{model_id:int}", opt=_WORKER, tags=["Models"])
+@get("/models/{model_id:int}", opt={"access": Access.WORKER}, tags=["Models"])
 async def get_model(request: Req, model_id: FromPath[int]) -> Response[ModelPublic]:
-    """Return one model."""
-    return one(await services(request).store.models.get(model_id))
+    """Return one model; a worker sees those that it has an instance of."""
+    store, caller = services(request).store, request.user
+    if caller.via is Via.WORKER:
+        # Environment variables of models hold secrets, which are no other worker's business.
+        here = await store.instances.list(per_page=1, model_id=model_id, worker_id=caller.worker_id)
+        if not here.items:
+            raise NotFound(f"there is no model {model_id} with an instance on this worker")
+    return one(await store.models.get(model_id))
 
 
 @get("/models/{model_id:int}/instances", tags=["Models"])
@@ -68,6 +74,22 @@ async def update_model(
     return one(await services(request).store.models.update(model_id, data))
 
 
+@patch("/models/{model_id:int}", dto=Body[ModelPatch], tags=["Models"])
+async def patch_model(
+    request: Req, model_id: FromPath[int], data: JSONBody[ModelPatch]
+) -> Response[ModelPublic]:
+    """Change the named fields of a model and nothing else, as a JSON merge patch.
+
+    Null stands for the default; objects such as `env` are merged name by name, lists are replaced. Instances whose
+    engines have to start anew for it are replaced one by one.
+    """
+    _check_backend(request, data.backend or "")
+    try:
+        return one(await services(request).store.models.patch(model_id, data))
+    except ValidationError as error:
+        raise invalid(error) from None
+
+
 @delete("/models/{model_id:int}", tags=["Models"])
 async def delete_model(
     request: Req,
@@ -86,4 +108,12 @@ def _check_backend(request: Req, name: str) -> None:
         )
 
 
-HANDLERS = [list_models, get_model, list_instances_of_model, create_model, update_model, delete_model]
+HANDLERS = [
+    list_models,
+    get_model,
+    list_instances_of_model,
+    create_model,
+    update_model,
+    patch_model,
+    delete_model,
+]

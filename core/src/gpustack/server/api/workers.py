@@ -23,7 +23,6 @@ from gpustack.server.services import services
 
 log = logging.getLogger(__name__)
 
-_WORKER = {"access": Access.WORKER}
 _TAGS = ["Workers"]
 
 
@@ -62,7 +61,7 @@ def _check_address(request: Req, data: WorkerRegistration) -> None:
         )
 
 
-@get("/workers", opt=_WORKER, tags=_TAGS)
+@get("/workers", tags=_TAGS)
 async def list_workers(
     request: Req,
     selection: Select,
@@ -79,7 +78,7 @@ async def list_workers(
     )
 
 
-@get("/workers/{worker_id:int}", opt=_WORKER, tags=_TAGS)
+@get("/workers/{worker_id:int}", tags=_TAGS)
 async def get_worker(request: Req, worker_id: FromPath[int]) -> Response[WorkerPublic]:
     """Return one worker."""
     return one(await services(request).store.workers.get(worker_id))
@@ -101,7 +100,7 @@ async def delete_worker(request: Req, worker_id: FromPath[int]) -> None:
 
 @post(
     "/worker-heartbeat",
-    opt={**_WORKER, "worker_may_be_gone": True},
+    opt={"access": Access.WORKER, "worker_may_be_gone": True},
     dto=Body[Heartbeat],
     status_code=204,
     tags=_TAGS,

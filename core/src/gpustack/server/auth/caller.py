@@ -64,6 +64,21 @@ class Caller:
             return
         raise Forbidden(self._refusal())
 
+    def only_own(self, worker_id: int | None) -> int | None:
+        """Return the worker whose things a list shows: of a worker that asks only its own; None: everybody's.
+
+        Raises Forbidden when a worker asks for another one's.
+        """
+        if self.via is not Via.WORKER:
+            return worker_id
+        if worker_id not in (None, self.worker_id):
+            raise Forbidden("a worker's token shows what is on that worker and nothing else")
+        return self.worker_id
+
+    def may_see(self, worker_id: int | None) -> bool:
+        """Tell whether this caller may see what is on a worker, or, None, on none."""
+        return self.via is not Via.WORKER or worker_id == self.worker_id
+
     def _refusal(self) -> str:
         if self.inference_only:
             return "this API key is limited to certain models and serves the paths below /v1 only"

@@ -42,13 +42,14 @@ class Analyze:
     """Let the instance wait in ANALYZING for ``workers`` to read the model's files.
 
     ``request`` are those to be told to; the others read them already. ``revision`` is the commit of a hub's repository
-    that other instances are held to; empty is the newest.
+    that other instances are held to; empty is the newest. ``message`` says why others than before are asked.
     """
 
     instance_id: int
     workers: tuple[int, ...]
     request: tuple[int, ...]
     revision: str = ""
+    message: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,12 +149,12 @@ class Execute:
         model = _row(self._state.models, instance.model_id)
         async with self._store.transaction() as tx:
             changed = instance
-            if self._expected[instance.id] is not _S.ANALYZING:
+            if self._expected[instance.id] is not _S.ANALYZING or action.message:
                 changed = await tx.instances.update(
                     instance.id,
                     expect_state=self._expected[instance.id],
                     state=_S.ANALYZING,
-                    state_message="reading the model's files",
+                    state_message=action.message or "reading the model's files",
                 )
             files = [
                 await tx.model_files.request(worker_id, model, action.revision)

@@ -1,4 +1,7 @@
-"""What is known of a model whose files lie on a hub: the same for all workers, so one of them is asked for all."""
+"""What is known of a model whose files lie on a hub: the same for all workers, so one of them is asked for all.
+
+When that one cannot read them, others are asked in turn: each has its own token, and its own way to the hub.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,9 @@ from gpustack.server.reconcile.state import State
 
 #: The facts of a file in one of these states hold; an error then is one of the download.
 _KNOWN = (ModelFileState.READY, ModelFileState.ANALYZED, ModelFileState.DOWNLOADING, ModelFileState.ERROR)
+
+#: So many are asked for one instance at most: a hub that refuses three would refuse five hundred.
+_MOST_ASKED = 3
 
 
 class Hub:
@@ -64,35 +70,70 @@ class Hub:
 
     _facts: ModelFacts | None = None
 
-    def error(self, asked: Collection[int]) -> str | None:
-        """Return why the files could not be read, when that is so."""
-        for each in self._mine():
-            if (
-                each.state is ModelFileState.ERROR
-                and each.facts is None
-                and (each.worker_id in asked or not asked)
-            ):
-                return each.state_message or "the model's files could not be read"
-        return None
+    def whom(self, asked: Collection[int]) -> int | None:
+        """Return the worker to ask next: one that has the files, or knows of them, before others.
 
-    def whom(self) -> int:
-        """Return the worker to ask: one that has the files, or knows of them, before others."""
+        Those that could not read them may do so at another time, so they come last; not those of ``asked``. None when
+        all of these, or as many as are asked for one instance, could not.
+        """
+        failed = {each.worker_id for each in self._failed(asked)}
+        left = self._workers - failed
+        if not left or len(failed) >= _MOST_ASKED:
+            return None
         known = {each.worker_id: each for each in self._mine()}
 
         def rank(worker_id: int) -> tuple[int, int]:
             file = known.get(worker_id)
             if file is None:
                 return 3, worker_id
+            if _unread(file):
+                return 4, worker_id
             best = {ModelFileState.ANALYZING: 0, ModelFileState.READY: 1}
             return best.get(file.state, 2), worker_id
 
-        return min(self._workers, key=rank)
+        return min(left, key=rank)
+
+    def refusals(self, asked: Collection[int]) -> list[str]:
+        """Return a line for each reason why some of ``asked`` could not read the files, and then who was asked."""
+        if not (failed := self._failed(asked)):
+            return []
+        named: dict[str, list[str]] = {}
+        for each in failed:
+            reason = each.state_message or "the model's files could not be read"
+            named.setdefault(reason, []).append(self._name(each.worker_id))
+        others = len(self._workers - {each.worker_id for each in failed})
+        more = f"; {others} more could be, and a new deployment asks others first" if others else ""
+        if len(named) > 1:
+            lines = [f"{', '.join(names)}: {reason}" for reason, names in named.items()]
+            return [*lines, f"{len(failed)} workers were asked{more}"] if more else lines
+        lines = [*named]
+        if len(failed) > 1 or more:
+            lines.append(f"asked: {', '.join(*named.values())}{more}")
+        return lines
+
+    def exhausted(self) -> bool:
+        """Tell whether nobody is left to ask: all, or as many as are asked for one instance, could not read the files."""
+        failed = {each.worker_id for each in self._files if _unread(each)}
+        enough = self._workers <= failed or len(failed) >= _MOST_ASKED
+        return bool(failed) and enough and self.answer(frozenset()) is None
+
+    def _failed(self, asked: Collection[int]) -> list[ModelFilePublic]:
+        """Return the answers of those that could not read the files, also of workers that are away by now."""
+        return [each for each in self._files if each.worker_id in asked and _unread(each)]
+
+    def _name(self, worker_id: int) -> str:
+        worker = self._state.workers.get(worker_id)
+        return f"worker {worker_id}" if worker is None else worker.name
 
     def _mine(self) -> list[ModelFilePublic]:
         return [each for each in self._files if each.worker_id in self._workers]
 
     def _is_alike(self, model: ModelPublic | None) -> bool:
         return model is not None and _source(model) == _source(self._model)
+
+
+def _unread(file: ModelFilePublic) -> bool:
+    return file.state is ModelFileState.ERROR and file.facts is None
 
 
 def _source(model: ModelPublic) -> tuple[object, ...]:

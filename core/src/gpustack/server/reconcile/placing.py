@@ -152,7 +152,7 @@ class _Look:
             return None
         if self._hub is not None and self._workers:
             ready = self._hub.answer(notes.asked) if notes.asked or self._hub.pinned else None
-            return self._place() if ready is not None else self._analyze_hub(self._hub)
+            return self._place() if ready is not None else self._ask_hub(self._hub, frozenset())
         new = [w for w in self._workers if w.id not in notes.asked or self._file(w) is None]
         if new:
             return self._analyze(new)
@@ -184,23 +184,25 @@ class _Look:
             if said and said != self._instance.state_message:
                 return Move(self._instance.id, _S.ANALYZING, said)
             return None
-        if (error := files.error(self._notes.asked)) is not None:
-            tried = frozenset(worker_print(w) for w in self._workers)
-            lines = f"{error}\n{self._what_to_do()}"
-            return Fail(self._instance.id, lines, tried, self._model.spec_digest)
         known = files.answer(self._notes.asked) is not None
-        return self._place() if known else self._analyze_hub(files)
+        return self._place() if known else self._ask_hub(files, self._notes.asked)
 
-    def _analyze_hub(self, files: hub.Hub) -> Analyze:
-        worker = files.whom()
+    def _ask_hub(self, files: hub.Hub, asked: Collection[int]) -> Analyze | Fail:
+        """Have the files read by one more worker than ``asked``, who could not, or give up."""
+        refusals = files.refusals(asked)
+        if (worker := files.whom(asked)) is None:
+            tried = frozenset(worker_print(w) for w in self._workers)
+            lines = "\n".join([*refusals, self._what_to_do()])
+            return Fail(self._instance.id, lines, tried, self._model.spec_digest)
         request = () if files.reading() is not None else (worker,)
-        return Analyze(self._instance.id, (worker,), request, files.pinned)
+        message = f"asking another worker: {refusals[0]}" if refusals else ""
+        return Analyze(self._instance.id, (worker,), request, files.pinned, message)
 
     def _failed(self) -> Action | None:
         if self._notes.retry or self._instance.spec_digest != self._model.spec_digest:
             return Restart(self._instance.id, "the model was changed; trying again")
-        if self._hub is not None and self._hub.error(frozenset()) is not None:
-            return None  # another worker would hear the same from the hub
+        if self._hub is not None and self._hub.exhausted():
+            return None  # yet another worker would hear the same from the hub
         if not {worker_print(each) for each in self._workers} <= self._notes.tried:
             return Restart(self._instance.id, "another worker is ready; trying again")
         return None

@@ -13,12 +13,14 @@ from pathlib import Path
 
 import psutil
 
+from gpustack.kit.errors import system_line
 from gpustack.kit.process import identify, is_running, pid_space, started_at, still_running
 from gpustack.worker.runners.environment import RECORD_MARKER
 from gpustack.worker.runners.records import (
     EngineRecord,
     is_stranger,
     memories_dir,
+    read_record,
     read_records,
     record_path,
     records_dir,
@@ -30,14 +32,14 @@ log = logging.getLogger(__name__)
 _FOR_GOOD = 2.0
 
 
-def end_engines(run_dir: Path, records: Sequence[EngineRecord], *, grace: float) -> None:
+def end_engines(run_dir: Path, records: Sequence[EngineRecord], *, grace: float) -> list[int]:
     """End the engines of ``records`` with everything they started, all at once; blocks until they are gone.
 
-    Politely first, after ``grace`` seconds for good. Removes each record whose engine is gone, and keeps the
-    others, so that the next attempt finds them.
+    Politely first, after ``grace`` seconds for good. Returns the processes that are left all the same, as one that
+    waits for a device may be: then the records stay, so that the next attempt finds them.
     """
     if not records:
-        return
+        return []
     wanted = {str(record_path(run_dir, record.instance_id)): record for record in records}
     members = _members(wanted)
     _signal(members, kill=False)
@@ -48,10 +50,24 @@ def end_engines(run_dir: Path, records: Sequence[EngineRecord], *, grace: float)
         _signal(alive, kill=True)
         alive = still_running(alive, wait=0.5)
     if alive:
-        log.error("processes of engines could not be ended: %s", ", ".join(str(each.pid) for each in alive))
-        return
+        left = sorted(each.pid for each in alive)
+        log.error("%s", stuck(left))
+        return left
     for path in wanted:
-        Path(path).unlink(missing_ok=True)
+        try:
+            Path(path).unlink(missing_ok=True)
+        except OSError as error:  # it tells of no running process any more
+            log.warning("%s", system_line(error))
+    return []
+
+
+def stuck(left: Sequence[int]) -> str:
+    """Return what is said of processes of an engine that are left after it was ended for good."""
+    which = "process" if len(left) == 1 else "processes"
+    return (
+        f"{which} {', '.join(map(str, left))} of the engine cannot be ended: a device or a disk that does not "
+        "answer holds it, or it is another user's"
+    )
 
 
 def end_recorded(run_dir: Path, *, grace: float = 4.0) -> int:
@@ -70,6 +86,19 @@ def end_recorded(run_dir: Path, *, grace: float = 4.0) -> int:
     # Whoever starts everything anew waits for no start that failed before.
     shutil.rmtree(memories_dir(run_dir), ignore_errors=True)
     return len(records) + len(unreadable)
+
+
+def own_record(run_dir: Path, instance_id: int, name: str, *, grace: float) -> EngineRecord | None:
+    """Return the record of an instance. Blocks.
+
+    After the server's data were restored, the number may have been another instance's before, whose engine is ended.
+    """
+    record = read_record(record_path(run_dir, instance_id))
+    if record is None or record.instance_name == name:
+        return record
+    log.warning("instance %s: ends the engine of %s, which had its number", name, record.instance_name)
+    end_engines(run_dir, [record], grace=grace)
+    return None
 
 
 def _members(wanted: dict[str, EngineRecord]) -> list[psutil.Process]:

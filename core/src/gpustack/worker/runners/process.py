@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gpustack.kit.errors import GPUStackError
+from gpustack.kit.errors import GPUStackError, system_line
 from gpustack.kit.process import OWN_SESSION, ProcessId, age, identify, moment, pid_space, wait_gone
 from gpustack.kit.tasks import to_the_end
 from gpustack.plugin import LaunchPlan
@@ -26,6 +27,8 @@ from gpustack.worker.runners.records import (
     remove_record,
     write_record,
 )
+
+log = logging.getLogger(__name__)
 
 # A handle that is forgotten while its process runs complains; engines may outlive us on purpose.
 _handles: set[subprocess.Popen[bytes]] = set()
@@ -104,7 +107,10 @@ class EngineProcess:
             return None
         if record.process != who:
             record = replace(record, pid=who.pid, started=who.started, pid_space=pid_space())
-            await asyncio.to_thread(write_record, run_dir, record)
+            try:
+                await asyncio.to_thread(write_record, run_dir, record)
+            except OSError as error:  # whoever comes next finds it as we did
+                log.warning("%s", system_line(error))
         return cls(run_dir, record, who, None)
 
     @property
@@ -126,10 +132,11 @@ class EngineProcess:
         """Return the last lines of its log."""
         return last_lines(self.log_path, count=count)
 
-    async def end(self, *, grace: float) -> None:
-        """End it with everything it started; its record goes once all are gone."""
-        await asyncio.to_thread(end_engines, self._run_dir, [self.record], grace=grace)
+    async def end(self, *, grace: float) -> list[int]:
+        """End it with everything it started, and return what is left; its record goes once all are gone."""
+        left = await asyncio.to_thread(end_engines, self._run_dir, [self.record], grace=grace)
         await asyncio.to_thread(self._reap)
+        return left
 
     def _reap(self) -> int | None:
         """Return the exit status of a child that has ended; None when it is no child of ours."""

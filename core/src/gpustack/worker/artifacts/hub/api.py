@@ -19,16 +19,18 @@ import httpx
 
 from gpustack import __version__
 from gpustack.kit.errors import InvalidInput, Unavailable
+from gpustack.kit.paths import stays_below
 from gpustack.worker.artifacts.hub.config import HubConfig
 from gpustack.worker.artifacts.hub.errors import refusal, unreachable
 
 MAIN = "main"
 _CONNECT = 15.0
-_COMMIT = re.compile(r"^[0-9a-f]{40}$")
-_SHA256 = re.compile(r"^[0-9a-f]{64}$")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 #: A listing of a repository with 100,000 files has some 30 MB.
 _LONGEST_LISTING = 64 << 20
 _MOST_FILES = 100_000
+_LARGEST_FILE = 1 << 50
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +53,7 @@ class Listing:
 
 def is_commit(revision: str) -> bool:
     """Tell whether ``revision`` names one commit for good, unlike a branch or a tag."""
-    return bool(_COMMIT.match(revision))
+    return bool(_COMMIT.fullmatch(revision))
 
 
 class HubApi:
@@ -158,26 +160,20 @@ def _listing(repo: str, endpoint: str, content: bytes) -> Listing:
         value = httpx.Response(200, content=content).json()
         commit = value["sha"]
         files = tuple(_file(each) for each in value["siblings"][:_MOST_FILES])
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise strange from None
     if not isinstance(commit, str) or not is_commit(commit):
         raise strange
-    return Listing(repo=repo, commit=commit, files=tuple(each for each in files if _is_inside(each.path)))
+    return Listing(repo=repo, commit=commit, files=tuple(each for each in files if stays_below(each.path)))
 
 
 def _file(value: Any) -> RepoFile:
     lfs = value.get("lfs") or {}
     digest = lfs.get("sha256") or ""
     size = lfs.get("size") or value.get("size") or 0
-    if not isinstance(size, int) or size < 0 or not isinstance(value["rfilename"], str):
+    if not isinstance(size, int) or not 0 <= size <= _LARGEST_FILE or not isinstance(value["rfilename"], str):
         raise TypeError
-    return RepoFile(path=value["rfilename"], size=size, sha256=digest if _SHA256.match(digest) else "")
-
-
-def _is_inside(path: str) -> bool:
-    """Tell whether a name from outside stays below the folder it is put in."""
-    parts = path.split("/")
-    return not any(part in ("", ".", "..") or "\\" in part or not part.isprintable() for part in parts)
+    return RepoFile(path=value["rfilename"], size=size, sha256=digest if _SHA256.fullmatch(digest) else "")
 
 
 def _is_loopback(host: str) -> bool:

@@ -1,6 +1,7 @@
 """The hub's cache on disk: where ``huggingface_hub`` has things, and what we add to know that a model is whole.
 
-models--ORG--NAME/blobs/SHA256                        a large file; ours in the making end with .gpustack.incomplete
+models--ORG--NAME/blobs/SHA256                        a large file; ours in the making end with .gpustack.incomplete,
+                                                      and go on where they are when they are wanted again
 models--ORG--NAME/snapshots/COMMIT/PATH               links to them
 models--ORG--NAME/refs/BRANCH                         the commit it stood for
 models--ORG--NAME/.gpustack/DIGEST-COMMIT.json        the files that a pattern means at a commit
@@ -11,13 +12,23 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpustack.kit.paths import write_atomic
+from gpustack.kit.errors import GPUStackError, InvalidInput
+from gpustack.kit.locks import FileLock
+from gpustack.kit.paths import stays_below, write_atomic
 from gpustack.schemas.models import SourceFields
-from gpustack.worker.artifacts.hub.api import MAIN, RepoFile, is_commit
-from gpustack.worker.artifacts.hub.choice import Choice
+from gpustack.worker.artifacts.hub.api import MAIN, Listing, RepoFile, is_commit
+from gpustack.worker.artifacts.hub.choice import Choice, choose
+
+_OURS, _UNFINISHED = ".gpustack.incomplete", ".incomplete"
+#: The library gives each attempt a name of its own, so that none is gone on with.
+_ATTEMPT = re.compile(r"[^.]+\.[0-9a-f]{8}\.incomplete")
+#: Seconds without a byte after which nobody goes on with what was begun, and after which an attempt has ended.
+_FORGOTTEN, _ENDED = 7 * 86400.0, 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +80,7 @@ class HubCache:
     def partial(self, repo: str, file: RepoFile) -> Path:
         """Return where a large file grows."""
         # Not the library's own name: its older versions go on with what they find there, under another lock.
-        return self.repo(repo) / "blobs" / f"{file.sha256}.gpustack.incomplete"
+        return self.repo(repo) / "blobs" / f"{file.sha256}{_OURS}"
 
     def lock(self, repo: str, file: RepoFile) -> Path:
         """Return the lock of whoever lets a large file grow."""
@@ -98,11 +109,30 @@ class HubCache:
 
     def point(self, source: HubSource, commit: str) -> None:
         """Let the source's branch stand for a commit, as the library does."""
-        revision = source.revision or MAIN
-        if not is_commit(revision):
-            path = self.repo(source.repo) / "refs" / revision
+        if not is_commit(source.revision):
+            path = self._ref(source)
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(path, commit)
+
+    def sweep(self) -> None:
+        """Remove what was begun, and nobody fetches now nor goes on with."""
+        for path in self.root.glob(f"models--*/blobs/*{_UNFINISHED}"):
+            with contextlib.suppress(OSError, GPUStackError):
+                patience = _ENDED if _ATTEMPT.fullmatch(path.name) else _FORGOTTEN
+                if time.time() - path.stat().st_mtime > patience:
+                    self._remove(path)
+
+    def _remove(self, path: Path) -> None:
+        """Remove a file in the making, unless somebody holds its lock: ours, or the library's."""
+        digest, ours = path.name.split(".")[0], path.name.endswith(_OURS)
+        folder = self.root / ".locks" / path.parent.parent.name
+        lock = FileLock(folder / (f"{digest}.gpustack.lock" if ours else f"{digest}.lock"))
+        folder.mkdir(parents=True, exist_ok=True)
+        if lock.acquire():
+            try:
+                path.unlink()
+            finally:
+                lock.release()
 
     def chosen(self, source: HubSource, commit: str) -> Choice | None:
         """Return what was remembered; None when nothing was."""
@@ -125,13 +155,38 @@ class HubCache:
         path = self.snapshot(source.repo, commit) / choice.main
         return Whole(commit=commit, path=path, size=choice.size)
 
+    def lying(self, source: HubSource, commit: str = "") -> Whole | None:
+        """Do :meth:`whole`, also for what other tools have put here: then what lies in the snapshot is all there is."""
+        if (whole := self.whole(source, commit)) is not None:
+            return whole
+        commit = commit or self._last(source)
+        folder = self.snapshot(source.repo, commit)
+        if not is_commit(commit) or self._note(source, commit).exists():
+            return None
+        here = [
+            (each.relative_to(folder).as_posix(), size)
+            for each in sorted(folder.rglob("*"))
+            if each.is_file() and (size := _size(each)) is not None
+        ]
+        files = tuple(RepoFile(path=path, size=size) for path, size in here)
+        try:
+            choice = choose(Listing(repo=source.repo, commit=commit, files=files), source.pattern)
+        except InvalidInput:
+            return None
+        return Whole(commit=commit, path=folder / choice.main, size=choice.size)
+
     def _last(self, source: HubSource) -> str:
         if is_commit(source.revision):
             return source.revision
-        with contextlib.suppress(OSError, UnicodeDecodeError):
-            path = self.repo(source.repo) / "refs" / (source.revision or MAIN)
-            return path.read_text(encoding="ascii").strip()
+        with contextlib.suppress(OSError, UnicodeDecodeError, InvalidInput):
+            return self._ref(source).read_text(encoding="ascii").strip()
         return ""
+
+    def _ref(self, source: HubSource) -> Path:
+        revision = source.revision or MAIN
+        if not stays_below(revision):
+            raise InvalidInput(f"revision {revision!r} of {source.repo} is no branch, tag or commit")
+        return self.repo(source.repo) / "refs" / revision
 
     def _note(self, source: HubSource, commit: str) -> Path:
         digest = hashlib.sha256(source.pattern.encode()).hexdigest()[:16]

@@ -20,6 +20,8 @@ class HubConfig:
     xet: bool = False
     #: Take more connections and memory.
     fast: bool = False
+    #: Ask nobody: what is here is all there is.
+    offline: bool = False
     #: Seconds without a byte after which a connection is given up.
     stall: float = 60.0
     #: Seconds between attempts after passing trouble: the first wait, and the longest.

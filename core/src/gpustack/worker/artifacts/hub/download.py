@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from gpustack.kit.errors import GPUStackError, Unavailable
+from gpustack.kit.paths import sync_file
 from gpustack.kit.process import end_with_parent
 from gpustack.kit.text import human_bytes
 from gpustack.worker.artifacts.hub.api import HubApi, Listing, RepoFile
@@ -99,6 +100,7 @@ class Download:
                 return whole.path
             listing, choice = self._plan(api)
             cache.root.mkdir(parents=True, exist_ok=True)
+            cache.sweep()
             self._look_for_room(listing, choice)
             self._fetch(api, listing, choice)
         cache.remember(order.source, listing.commit, choice)
@@ -174,6 +176,7 @@ class Download:
         if file.sha256 and not library.has_xet(file):
             patiently(lambda: fetch_blob(api, self._cache, place, file, self._meter), done, first=first)
         patiently(lambda: library.lay_out(file), done, first=first)
+        sync_file(self._cache.snapshot(listing.repo, listing.commit) / file.path)
         self._meter.put(file.path, file.size)
 
 

@@ -10,10 +10,10 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from gpustack.kit.backoff import Backoff
-from gpustack.kit.errors import Unavailable
+from gpustack.kit.errors import GPUStackError, Unavailable
 from gpustack.kit.paths import make_dir
 from gpustack.kit.process import OWN_SESSION, describe_exit, end_tree_async
 from gpustack.kit.threads import StillHangingError, call_aside
@@ -32,6 +32,8 @@ from gpustack.worker.facts import read_facts
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 Listener = Callable[[Progress], None]
 #: Takes what there is to tell of a source; never waits.
 Tell = Callable[[ModelFileDownload], None]
@@ -40,6 +42,8 @@ Tell = Callable[[ModelFileDownload], None]
 _FACTS_WITHIN = 180.0
 #: Seconds without a word from the downloading process, beyond those it waits for the hub itself.
 _SILENCE = 60.0
+#: Seconds that the disk of the cache has for a small thing, and a killed process to be gone.
+_DISK, _GONE = 60.0, 5.0
 _NOT_WANTED = "nobody needs the files now; what was fetched stays in the cache"
 
 
@@ -86,7 +90,10 @@ class HubFiles:
         """
         try:
             return await call_aside(
-                "facts on the hub", lambda: self._facts(source, commit), timeout=_FACTS_WITHIN
+                # By repository: what is not wanted any more ends in its own time, and takes no place of others.
+                f"facts of {source.repo}",
+                lambda: self._facts(source, commit),
+                timeout=_FACTS_WITHIN,
             )
         except (TimeoutError, StillHangingError):
             raise Unavailable(
@@ -98,6 +105,8 @@ class HubFiles:
         pinned = commit or (source.revision if is_commit(source.revision) else "")
         if pinned and (whole := self._cache.whole(source, pinned)):
             return _local(whole)
+        if self._config.offline:
+            return _local(self._here(source, pinned))
         try:
             with HubApi(self._config) as api:
                 listing = api.listing(source.repo, pinned or source.revision)
@@ -111,6 +120,17 @@ class HubFiles:
             log.warning("%s; taking %s as it is in the cache, at commit %s", error, source.repo, whole.commit)
             return _local(whole)
         return HubFacts(facts=facts, commit=listing.commit, size=choice.size, note=choice.note)
+
+    def _here(self, source: HubSource, commit: str) -> Whole:
+        """Return what is here, while nobody may be asked. Blocks."""
+        if whole := self._cache.lying(source, commit):
+            return whole
+        revision = commit or source.revision
+        raise DownloadError(
+            f"{source.repo}{revision and '@' + revision} is not in {self._config.cache_dir}, and HF_HUB_OFFLINE is set "
+            "for this worker: start it without, or put the files there",
+            again=False,
+        )
 
     # Files ----------------------------------------------------------------------------------------------
 
@@ -128,7 +148,9 @@ class HubFiles:
         ``listener`` hears of the progress. Passing trouble is waited for, however long it takes; raises
         DownloadError with one line for what people must mend. The download ends when all its callers are cancelled.
         """
-        if whole := await asyncio.to_thread(self._cache.whole, source, commit) if commit else None:
+        if self._config.offline:
+            return (await self._on_disk(lambda: self._here(source, commit))).path
+        if commit and (whole := await self._on_disk(lambda: self._cache.whole(source, commit))):
             return whole.path
         key = (source, commit)
         if (running := self._running.get(key)) is None:
@@ -153,17 +175,26 @@ class HubFiles:
 
     async def _run(self, key: tuple[HubSource, str]) -> Path:
         source, commit = key
-        make_dir(self._config.cache_dir, what="--cache-dir")
         try:
+            await self._on_disk(lambda: make_dir(self._config.cache_dir, what="--cache-dir"))
             path = await self._until_here(source, commit)
         except asyncio.CancelledError:
             self.not_wanted(source, commit)
             raise
-        except DownloadError as error:
+        except GPUStackError as error:
             self._report(key, ModelFileState.ERROR, self._latest(key), error.message)
             raise
         self._report(key, ModelFileState.READY, self._latest(key), "", str(path))
         return path
+
+    async def _on_disk(self, work: Callable[[], T]) -> T:
+        """Return ``work()`` at the cache, which may lie on a file system that has stalled."""
+        try:
+            return await call_aside("hub cache", work, timeout=_DISK)
+        except (TimeoutError, StillHangingError):
+            raise DownloadError(
+                f"{self._config.cache_dir} does not answer; is it on a file system that has stalled?"
+            ) from None
 
     async def _until_here(self, source: HubSource, commit: str) -> Path:
         """Let processes try until one has succeeded; each goes on where the one before ended."""
@@ -208,12 +239,13 @@ class HubFiles:
             try:
                 async with asyncio.timeout(order.config.stall + _SILENCE):
                     line = await process.stdout.readline()
+                    code = None if line else await process.wait()
             except TimeoutError:
                 return _passing(
                     "the downloading process hangs; is the cache on a file system that has stalled?"
                 )
-            if not line:
-                return _passing(f"the downloading process {describe_exit(await process.wait())}")
+            if code is not None:
+                return _passing(f"the downloading process {describe_exit(code)}")
             try:
                 said = json.loads(line)
             except ValueError:
@@ -277,4 +309,10 @@ async def _end(process: asyncio.subprocess.Process) -> None:
     process.stdin.close()
     if process.returncode is None:
         await end_tree_async(process.pid, grace=1.0)
-    await process.wait()
+    try:
+        await asyncio.wait_for(process.wait(), _GONE)
+    except TimeoutError:
+        # The system keeps it until its disk answers: nobody may have to wait for that.
+        log.warning(
+            "process %d fetched files and cannot be ended; has the cache's disk stalled?", process.pid
+        )

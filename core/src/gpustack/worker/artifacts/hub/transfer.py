@@ -6,6 +6,7 @@ The library's own downloads begin anew after an interruption; these bytes are to
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,8 +15,9 @@ from pathlib import Path
 from typing import IO, TypeVar
 
 from gpustack.kit.backoff import Backoff
-from gpustack.kit.errors import Unavailable
+from gpustack.kit.errors import GPUStackError, Unavailable
 from gpustack.kit.locks import FileLock
+from gpustack.kit.paths import sync_dir
 from gpustack.worker.artifacts.hub.api import HubApi, RepoFile
 from gpustack.worker.artifacts.hub.cache import HubCache
 from gpustack.worker.artifacts.hub.errors import DownloadError
@@ -98,6 +100,7 @@ def fetch_blob(api: HubApi, cache: HubCache, place: tuple[str, str], file: RepoF
             digest = _append(api, place, file, partial, meter)
             if digest == file.sha256:
                 partial.replace(blob)
+                sync_dir(blob.parent)
                 meter.put(file.path, file.size)
                 return
             partial.unlink()
@@ -115,7 +118,7 @@ def _is_whole(blob: Path, file: RepoFile) -> bool:
 
 
 def _append(api: HubApi, place: tuple[str, str], file: RepoFile, partial: Path, meter: Meter) -> str:
-    """Fetch what ``partial`` lacks, and return the digest of all of it."""
+    """Fetch what ``partial`` lacks, and return the digest of all of it once it is on disk; "" when more than that comes."""
     digest = hashlib.sha256()
     with partial.open("a+b", buffering=_BUFFER) as target:
         have = target.seek(0, 2)
@@ -127,6 +130,9 @@ def _append(api: HubApi, place: tuple[str, str], file: RepoFile, partial: Path, 
         if have < file.size:
             with api.stream(*place, file.path, have, file.size - have) as pieces:
                 for piece in pieces:
+                    if have + len(piece) > file.size:
+                        # Something else, which may have no end.
+                        return ""
                     target.write(piece)
                     # What this process still held would be lost with it.
                     target.flush()
@@ -135,6 +141,8 @@ def _append(api: HubApi, place: tuple[str, str], file: RepoFile, partial: Path, 
                     meter.put(file.path, have)
         if have < file.size:
             raise Unavailable(f"the hub sent {file.path} incompletely", retry_after=1.0)
+        # Later only the length is looked at, also after a power cut.
+        os.fsync(target.fileno())
     return digest.hexdigest()
 
 
@@ -150,10 +158,17 @@ def _alone(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
     """Hold the lock, which ends with its holder, however that ends; call ``waiting`` while another has it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
-    while not lock.acquire():
+    while not _acquire(lock):
         waiting()
         time.sleep(_LOOK)
     try:
         yield
     finally:
         lock.release()
+
+
+def _acquire(lock: FileLock) -> bool:
+    try:
+        return lock.acquire()
+    except GPUStackError as error:
+        raise DownloadError(f"{error.message}; name another place with --cache-dir", again=False) from error
