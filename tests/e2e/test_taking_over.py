@@ -159,7 +159,8 @@ def test_a_door_that_hangs_is_replaced_by_the_next_supervisor(
     door.suspend()
     with gpustack(data_dir, place, flags, port=int(running.url.rpartition(":")[2])) as again:
         assert pid_of(again, "door") != door.pid
-        assert not door.is_running()
+        # Who has lost its parent is a zombie until the first process of the machine fetches its end.
+        assert not door.is_running() or door.status() == psutil.STATUS_ZOMBIE
 
 
 def test_a_start_that_fails_leaves_the_engines_that_it_found(
@@ -183,8 +184,7 @@ def test_a_start_that_fails_leaves_the_engines_that_it_found(
         failing = spawn(data_dir, place, flags)
         assert failing.end(signal.SIGCONT) == 1
         assert "holds files but no PostgreSQL cluster" in failing.output
-        assert engine.poll() is None
-        assert processes_of(data_dir) == []
+        assert [process.pid for process in processes_of(data_dir)] == [engine.pid]
         # Whoever wants them to end says so.
         failing.cli("stop", check=False)
         assert engine.wait(20) == -signal.SIGTERM

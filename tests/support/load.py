@@ -56,6 +56,10 @@ class Failure:
     why: str
 
 
+#: Seconds in which the children of a dead supervisor learn of it, and the server stops taking requests.
+_TOLD = 0.1
+
+
 @dataclass(frozen=True, kw_only=True)
 class Kill:
     """The death of one process: ``began`` when the signal was sent, ``gone`` when the process was seen dead.
@@ -69,7 +73,8 @@ class Kill:
 
     def explains(self, failure: Failure) -> bool:
         """Tell whether the request was under way, through what was killed, when that died."""
-        in_flight = failure.sent <= self.gone and failure.ended >= self.began
+        until = self.gone + (_TOLD if self.what == "supervisor" else 0.0)
+        in_flight = failure.sent <= until and failure.ended >= self.began
         return in_flight and failure.kind in PASSES_THROUGH[self.what]
 
 

@@ -35,9 +35,9 @@ class Ordeal:
         engines = self.house.engines()
         kills = self.house.kill_all(victims)
         self.kills += kills
+        print(f"{' and '.join(victims)}: ready after {self.house.answering_after(kills[0].began):.2f} s")
         if {"door", "supervisor"} <= set(victims):
             self.unheld.append(Unheld(kills[0].began, time.monotonic()))
-        print(f"{' and '.join(victims)}: ready after {self.house.answering_after(kills[0].began):.2f} s")
         self.house.wait_whole(2)
         lost = set(engines) - set(self.house.engines())
         assert len(lost) == victims.count("engine"), f"with {victims} engines died: {lost}"

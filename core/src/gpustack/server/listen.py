@@ -16,10 +16,10 @@ from uvicorn.server import ServerState
 log = logging.getLogger(__name__)
 
 _KEEP_ALIVE = 75
-#: Seconds that a connection which has said nothing yet stays open at the end: its client waits for nobody else.
-_FIRST_WORD = 1.0
-#: Seconds that a kept connection must have been quiet: its client may just be sending the next request.
-_QUIET = 0.2
+#: Seconds that a connection stays open at the end whose client has begun, and not yet sent a whole request's head.
+_ON_THEIR_WAY = 1.0
+#: Seconds that one stays open after an answer that could not say any more that it is the last one.
+_UNTOLD = 0.2
 
 
 class _State(ServerState):
@@ -30,17 +30,21 @@ class _State(ServerState):
 
 
 class _Connection(HttpToolsProtocol):
-    """One connection. At the end of the server it answers what still comes, and closes after it or when nothing does."""
+    """One connection. At the end of the server it answers what has arrived or is on its way, and closes after that.
+
+    An idle one closes at once: its client is better served by whoever comes next, who may have more to answer with.
+    """
 
     server_state: _State
-    _heard = 0.0
+    #: Until when, on the loop's clock, a request is likely to arrive.
+    _expecting = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self._heard = self.loop.time()
+        self._expecting = self.loop.time() + _ON_THEIR_WAY
         super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
-        self._heard = self.loop.time()
+        self._expecting = self.loop.time() + _ON_THEIR_WAY
         super().data_received(data)
 
     def on_headers_complete(self) -> None:
@@ -49,10 +53,12 @@ class _Connection(HttpToolsProtocol):
             self.cycle.keep_alive = False
 
     def on_response_complete(self) -> None:
-        self._heard = self.loop.time()
         super().on_response_complete()
         if self.server_state.ending:
+            self._expecting = self.loop.time() + _UNTOLD
             self.shutdown()
+        else:
+            self._expecting = 0.0
 
     def shutdown(self) -> None:
         """Close as soon as nothing is under way, or on its way, on this connection; uvicorn waits for that."""
@@ -64,8 +70,7 @@ class _Connection(HttpToolsProtocol):
             # A client that was not told sends its next request on this connection, as soon as it has the answer.
             cycle.keep_alive = cycle.keep_alive and cycle.response_started
             return
-        patience = _FIRST_WORD if cycle is None else _QUIET
-        left = self._heard + patience - self.loop.time()
+        left = self._expecting - self.loop.time()
         if left > 0 or _unread(self.transport):
             # After a stall the loop may know of the time before it knows of what has arrived meanwhile.
             self.loop.call_later(max(left, 0.02), self.shutdown)
