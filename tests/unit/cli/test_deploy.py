@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 
 from gpustack.cli.rollout import Rollout
 from gpustack.cli.sources import default_name
+from gpustack.kit.process import identify
 from gpustack.schemas import Event, EventType
 from support.fake_api import Asked, FakeApi, Reply, a_model, after, an_instance, event, fake_api, page
 
@@ -129,6 +131,86 @@ def test_an_error_that_is_final_ends_with_the_engines_last_lines(
     assert "bad flag" in ended.err
     assert "gpustack logs tiny-abcde" in ended.err
     assert "goes on trying" not in ended.err
+
+
+def test_the_error_is_said_once(cli: Cli, api: FakeApi, model_file: Path) -> None:
+    script(api, step("initializing", kind=CREATED), step("error", "there is no version 9 of llama-cpp"))
+
+    ended = cli("deploy", str(model_file))
+
+    assert (ended.out + ended.err).count("no version 9") == 1
+    assert "no version 9" in ended.err
+    assert "gpustack logs" not in ended.err  # no engine has run yet, and there is no log
+
+
+def test_a_copy_that_drains_is_shown_as_one() -> None:
+    rollout = Rollout(replicas=1)
+    for state, since, shown in (
+        ("running", None, "running"),
+        ("running", "2026-01-02T03:04:05Z", "draining"),
+    ):
+        data = an_instance(state=state, draining_since=since)
+        told = rollout.take(Event(type=EventType.UPDATED, id=11, data=data, number=1), 0.0)
+        assert told is not None
+        assert told.state == shown
+
+
+@pytest.mark.parametrize("source", ["", " ", "hf:", "hf:a/b/c/d"])
+def test_what_is_no_source_is_a_wrong_usage(cli: Cli, api: FakeApi, source: str) -> None:
+    ended = cli("deploy", source)
+    assert (ended.status, ended.out, ended.err.count("\n")) == (2, "", 1)
+    assert api.asked == []
+
+
+def test_what_is_too_long_is_quoted_in_part(cli: Cli, api: FakeApi, model_file: Path) -> None:
+    for args in (
+        [str(model_file), "--name", "a" * 5000],
+        ["/" + "b" * 60_000],
+        [str(model_file), "--env", "c" * 5000],
+    ):
+        ended = cli("deploy", *args)
+        assert ended.status in (1, 2)
+        assert len(ended.err) < 600
+    assert len(cli("logs", "d" * 5000, "--tail", "e" * 5000).err) < 1000
+
+
+def test_the_waiting_goes_on_when_gpustack_is_started_again(
+    cli: Cli, model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPUStack of this machine has another credential for the command line after each start."""
+    us = identify(os.getpid())
+    assert us is not None
+    run = tmp_path / "data" / "run"
+    run.mkdir(parents=True)
+    (run / "cli_token").write_text("before")
+    with fake_api() as api:
+        state = {
+            "pid": us.pid,
+            "started": us.started,
+            "url": api.url,
+            "data_dir": str(tmp_path),
+            "log_dir": "/x",
+        }
+        (run / "supervisor.json").write_text(json.dumps(state))
+        script(api, step("running"))
+        served = api._routes["GET", "/v2/model-instances"][0]
+        cut = Reply(pieces=[_END, step("starting", kind=CREATED)])
+
+        def instances(asked: Asked) -> Reply:
+            if asked.headers["authorization"] == "Bearer after":
+                return served(asked) if callable(served) else served
+            if len(api.requests("GET", "/v2/model-instances")) > 1:
+                (run / "cli_token").write_text("after")
+                return Reply(
+                    401, {"message": "this API key is not known here; it was deleted, or has expired"}
+                )
+            return cut
+
+        api.on("GET", "/v2/model-instances", instances)
+        ended = cli("deploy", str(model_file))
+
+    assert (ended.status, ended.err) == (0, "")
+    assert "tiny is running" in ended.out
 
 
 def test_an_engine_that_is_started_again_is_waited_for(cli: Cli, api: FakeApi, model_file: Path) -> None:
@@ -270,7 +352,7 @@ def test_a_missing_path_is_found_before_the_server_is_asked(cli: Cli, api: FakeA
 
 def test_a_relative_path_for_another_machine_is_refused(cli: Cli, api: FakeApi, model_file: Path) -> None:
     ended = cli("deploy", "tiny.gguf", "--server", "http://192.0.2.1:9080")
-    assert ended.status == 1
+    assert ended.status == 2
     assert "whole path" in ended.err
 
 
@@ -283,6 +365,9 @@ def test_a_relative_path_for_another_machine_is_refused(cli: Cli, api: FakeApi, 
             ["--name", "bad name!"],
             "Error: --name 'bad name!': a name is made of letters, digits and . _ : / - with",
         ),
+        (["--name", ""], "--name is empty"),
+        (["--name", "../../etc"], "--name '../../etc'"),
+        (["--timeout", "nan"], "not a finite number"),
         (["--name", "-"], "a letter or digit at both ends"),
         (["--name", "a" * 129], "128 characters at most"),
         (["--backend-version", "; rm"], "backend-version"),
@@ -292,7 +377,7 @@ def test_bad_values_are_told_without_asking_the_server(
     cli: Cli, api: FakeApi, model_file: Path, args: list[str], said: str
 ) -> None:
     ended = cli("deploy", str(model_file), *args)
-    assert ended.status == 1
+    assert ended.status == 2
     assert said in ended.err
     assert ended.err.count("\n") == 1
     assert api.asked == []

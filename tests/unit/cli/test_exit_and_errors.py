@@ -45,6 +45,14 @@ def test_status_as_json_says_that_nothing_runs(cli: Cli, tmp_path: Path) -> None
         (["rm"], "NAME"),
         (["keys", "create", "x", "--expires", "soon"], "30d"),
         (["deploy", "x", "--replicas", "-1"], "--replicas"),
+        (["ls", "--server", "notaurl"], "'notaurl' is not a server's URL"),
+        (["login", "notaurl"], "'notaurl' is not a server's URL"),
+        (["login", "http://127.0.0.1:1"], "there is no terminal"),
+        (["backup", ""], "FILE is empty"),
+        (["chat", "tiny", "--once", "x", "--temperature", "nan"], "--temperature"),
+        (["chat", "tiny", "--once", "x", "--temperature", "inf"], "--temperature"),
+        (["start", "--token", ""], "--token is empty"),
+        (["start", "--port", "9080", "--worker-port", "9080"], "--port and --worker-port are both 9080"),
     ],
 )
 def test_wrong_usage_is_one_line_and_status_2(cli: Cli, args: list[str], said: str) -> None:

@@ -281,6 +281,17 @@ def test_several_logs_name_their_instance(cli: Cli, api: FakeApi) -> None:
     assert "tiny-zz: has no log yet" in ended.err
 
 
+def test_a_key_for_a_model_that_is_not_there_yet_is_made_with_a_warning(cli: Cli, api: FakeApi) -> None:
+    api.on("POST", "/v2/api-keys", Reply(201, a_key(value="gpustack_0011_secret")))
+    api.on("GET", "/v2/models", Reply(body=page(a_model())))
+
+    ended = cli("keys", "create", "k", "--model", "tiny", "--model", "nope")
+
+    assert (ended.status, ended.out) == (0, "gpustack_0011_secret\n")
+    assert "there is no model 'nope' yet" in ended.err
+    assert "'tiny'" not in ended.err
+
+
 def test_a_key_alone_goes_to_standard_output(cli: Cli, api: FakeApi) -> None:
     api.on("POST", "/v2/api-keys", Reply(201, a_key(value="gpustack_0011_secret")))
 
@@ -419,5 +430,5 @@ def test_a_wrong_password_is_told_with_the_server(
 def test_login_without_a_terminal_says_how(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     ended = cli("login", "http://192.0.2.1:9080")
-    assert ended.status == 1
+    assert ended.status == 2
     assert "--password-stdin" in ended.err

@@ -200,11 +200,11 @@ def test_only_what_is_named_changes(cli: Cli, api: FakeApi) -> None:
     [
         ([], 2, "nothing is to change"),
         (["--replicas", "-1"], 2, "--replicas"),
-        (["--env", "novalue"], 1, "KEY=VALUE"),
-        (["--env", "1A=x"], 1, "'1A' is not an environment variable"),
+        (["--env", "novalue"], 2, "KEY=VALUE"),
+        (["--env", "1A=x"], 2, "'1A' is not an environment variable"),
         (["--unset-env", "NOPE"], 1, "has no such variable"),
-        (["--backend-version", "../x"], 1, "backend-version"),
-        (["--max-surge", "0", "--max-unavailable", "0"], 1, "nothing could ever be exchanged"),
+        (["--backend-version", "../x"], 2, "backend-version"),
+        (["--max-surge", "0", "--max-unavailable", "0"], 2, "nothing could ever be exchanged"),
     ],
 )
 def test_what_cannot_be_is_one_line(cli: Cli, api: FakeApi, args: list[str], status: int, said: str) -> None:
@@ -484,12 +484,12 @@ def test_the_workers_engines_are_listed_too(cli: Cli, api: FakeApi) -> None:
     ("words", "status", "said"),
     [
         (["install", "lama-cpp"], 1, "did you mean llama-cpp?"),
-        (["install", "llama-cpp@"], 1, "BACKEND@VERSION"),
-        (["install", "llama-cpp@../../x"], 1, "is no version"),
+        (["install", "llama-cpp@"], 2, "BACKEND@VERSION"),
+        (["install", "llama-cpp@../../x"], 2, "is no version"),
         (["install", "llama-cpp", "--pipx-path", "/nope"], 2, "--pipx-path"),
         (["install"], 2, "BACKEND"),
-        (["remove", "llama-cpp"], 1, "which version?"),
-        (["remove", "llama-cpp@1.2.3"], 1, "is not there"),
+        (["remove", "llama-cpp"], 2, "which version?"),
+        (["remove", "llama-cpp@1.2.3"], 1, "1.2.3 is not installed here"),
         (["remove", "nope@1"], 1, "there is no backend 'nope'"),
     ],
 )
@@ -497,3 +497,17 @@ def test_engines_that_cannot_be_had_are_one_line(cli: Cli, words: list[str], sta
     ended = cli("backends", *words)
     assert (ended.status, ended.out, ended.err.count("\n")) == (status, "", 1)
     assert said in ended.err
+
+
+def test_an_engine_that_is_not_installed_runs_as_nothing(cli: Cli, tmp_path: Path) -> None:
+    """The data directory itself is no environment, whatever runs from below it."""
+    from gpustack.cli.processes import _runs
+
+    program = tmp_path / "bin" / "gpustack-llama-server_9.9.9"
+    inside = tmp_path / "sleeper"
+    inside.symlink_to("/bin/sleep")
+    with subprocess.Popen([str(inside), "60"]) as process:
+        try:
+            assert not _runs(process.pid, program)
+        finally:
+            process.kill()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from gpustack.kit.process import identify
-from support.fake_api import FakeApi, Reply, page
+from support.fake_api import FakeApi, Reply, an_instance, page
 
 Cli = Any
 TOKEN = "0123456789abcdef"
@@ -133,3 +133,18 @@ def test_a_token_that_is_not_there_is_one_line(cli: Cli, here: Path) -> None:
 
 def test_nothing_runs(cli: Cli) -> None:
     assert cli("workers", "join-command").status == 3
+
+
+def test_a_worker_with_copies_is_not_removed_by_a_slip(cli: Cli, api: FakeApi) -> None:
+    api.on("GET", "/v2/workers", Reply(body=page(a_worker(), a_worker(id=2, name="spare"))))
+    api.on("GET", "/v2/model-instances", Reply(body=page(an_instance(worker_id=1, state="running"))))
+    for number in (1, 2):
+        api.on("DELETE", f"/v2/workers/{number}", Reply(204))
+
+    ended = cli("workers", "remove", "box")
+    assert (ended.status, ended.err.count("\n")) == (1, 1)
+    assert "runs tiny-abcde; --force" in ended.err
+    assert not api.requests("DELETE", "/v2/workers/1")
+
+    assert cli("workers", "remove", "box", "--force").status == 0
+    assert cli("workers", "remove", "spare").status == 0

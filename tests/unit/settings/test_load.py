@@ -77,6 +77,11 @@ def test_switches_are_read_as_people_write_them(text: str, value: bool) -> None:
         ("system_reserved", '{"disk": 1}'),
         ("database_url", "mysql://x"),
         ("data_dir", " "),
+        ("advertise_address", "not an ip"),
+        ("advertise_address", "http://10.0.0.1"),
+        ("advertise_address", "10.0.0.1:80"),
+        ("advertise_address", "10.0.0.999"),
+        ("token", ""),
     ],
 )
 def test_a_wrong_value_is_named_with_its_flag(name: str, value: str) -> None:
@@ -98,12 +103,49 @@ def test_an_unknown_key_gets_a_suggestion(file: Path) -> None:
         load({"config_file": str(file)})
 
 
-@pytest.mark.parametrize("content", ["port: [", "- 1\n- 2", "\x00", "port: 80\n\tdebug: true"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "port: [",
+        "- 1\n- 2",
+        "\x00",
+        "port: 80\n\tdebug: true",
+        "[" * 3000,
+        "a: " + "{a: " * 3000,
+        "port: 2020-13-45",
+    ],
+)
 def test_a_file_that_is_no_yaml_mapping_is_one_line(file: Path, content: str) -> None:
     file.write_text(content)
     with pytest.raises(SettingsError, match="--config-file") as caught:
         load({"config_file": str(file)})
     assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("content", "lines"),
+    [("port: 1\nport: 1\n", "1 and 2"), ("system_reserved:\n  ram: 1\n  vram: 1\n  ram: 2\n", "2 and 4")],
+)
+def test_a_key_that_is_there_twice_is_named_with_its_lines(file: Path, content: str, lines: str) -> None:
+    file.write_text(content)
+    with pytest.raises(SettingsError, match=f"{file} has '(port|ram)' twice, at lines {lines}") as caught:
+        load({"config_file": str(file)})
+    assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "address", ["", "10.0.0.1", "fd00::1", "gpu-box", "gpustack.example.com", "my_service"]
+)
+def test_an_address_is_an_ip_address_or_a_host_name(address: str) -> None:
+    assert load({"advertise_address": address}).advertise_address == address
+
+
+def test_one_port_is_not_for_two(file: Path) -> None:
+    file.write_text("worker_port: 9080\n")
+    with pytest.raises(SettingsError, match=r"--port and worker_port in .* are both 9080"):
+        load({"port": "9080", "config_file": str(file)})
+    assert load({"port": "9080", "worker_port": "9080", "disable_worker": "true"}).port == 9080
+    assert load({"port": "0", "worker_port": "0"}).port == 0
 
 
 def test_values_are_text_and_never_run(file: Path) -> None:

@@ -147,8 +147,13 @@ class DoorUnit:
 
     async def stop(self, grace: float) -> None:
         """End the door, and those that still let their streams end, within ``grace`` seconds or for good."""
-        await asyncio.to_thread(doors.end_doors, self._run_dir, grace=grace)
-        for door in [*self._retired, *([self._door] if self._door is not None else [])]:
+        ours = [*self._retired, *([self._door] if self._door is not None else [])]
+        # From memory too: somebody may have removed what is written down.
+        await asyncio.gather(
+            asyncio.to_thread(doors.end_doors, self._run_dir, grace=grace),
+            asyncio.to_thread(doors.end_processes, [door.who for door in ours], grace=grace),
+        )
+        for door in ours:
             door.ended()
         self._set("stopped")
 

@@ -10,11 +10,12 @@ import json
 import os
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from gpustack import __version__
-from gpustack.kit.paths import write_atomic
+from gpustack.kit.paths import place, write_atomic
 from gpustack.kit.process import ProcessId, identify, is_running, pid_space
 
 _LOOK = 0.02
@@ -33,6 +34,8 @@ class DoorRecord:
     version: str
     #: It takes no new connections and ends when its streams have.
     retired: bool = False
+    #: The data directory that it serves, as :func:`gpustack.kit.paths.place` names it: a copy tells of nothing here.
+    place: str = ""
 
     @property
     def process(self) -> ProcessId:
@@ -55,7 +58,12 @@ def write_own(run_dir: Path, *, retired: bool = False) -> None:
     me = identify(os.getpid())
     assert me is not None
     record = DoorRecord(
-        pid=me.pid, started=me.started, pid_space=pid_space(), version=__version__, retired=retired
+        pid=me.pid,
+        started=me.started,
+        pid_space=pid_space(),
+        version=__version__,
+        retired=retired,
+        place=place(run_dir.parent),
     )
     write_atomic(_path(run_dir, me.pid), json.dumps(asdict(record)), mode=0o600)
 
@@ -67,11 +75,11 @@ def remove(run_dir: Path, pid: int) -> None:
 
 
 def running_doors(run_dir: Path) -> list[DoorRecord]:
-    """Return the doors that run, newest first; what others left behind is removed."""
+    """Return the doors that run, newest first; what others left behind, or was copied with the data, is removed."""
     found: list[DoorRecord] = []
     for path in (run_dir / "doors").glob("*.json"):
         record = _read(path)
-        if record is not None and record.running:
+        if record is not None and record.running and record.place in ("", place(run_dir.parent)):
             found.append(record)
         else:
             _unlink(path)
@@ -82,17 +90,22 @@ def running_doors(run_dir: Path) -> list[DoorRecord]:
 def end_doors(run_dir: Path, *, grace: float = 2.0) -> int:
     """End every door of this data directory and return how many there were. Blocks until they are gone."""
     doors = running_doors(run_dir)
-    for number, seconds in ((signal.SIGTERM, grace), (getattr(signal, "SIGKILL", signal.SIGTERM), _FOR_GOOD)):
-        for record in (alive := [each for each in doors if is_running(each.process)]):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(record.pid, number)
-        deadline = time.monotonic() + seconds
-        while any(is_running(each.process) for each in alive) and time.monotonic() < deadline:
-            time.sleep(_LOOK)
+    end_processes([record.process for record in doors], grace=grace)
     for record in doors:
         if not is_running(record.process):
             remove(run_dir, record.pid)
     return len(doors)
+
+
+def end_processes(found: Sequence[ProcessId], *, grace: float) -> None:
+    """End processes: politely, and after ``grace`` seconds for good. Blocks until they are gone."""
+    for number, seconds in ((signal.SIGTERM, grace), (getattr(signal, "SIGKILL", signal.SIGTERM), _FOR_GOOD)):
+        for who in (alive := [each for each in found if is_running(each)]):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(who.pid, number)
+        deadline = time.monotonic() + seconds
+        while any(is_running(each) for each in alive) and time.monotonic() < deadline:
+            time.sleep(_LOOK)
 
 
 def _unlink(path: Path) -> None:
@@ -114,6 +127,7 @@ def _read(path: Path) -> DoorRecord | None:
             pid_space=str(values["pid_space"]),
             version=str(values["version"]),
             retired=bool(values.get("retired")),
+            place=str(values.get("place", "")),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -102,9 +102,10 @@ def answer(channel: Channel, **content: Any) -> None:
         channel.send(content)
 
 
-async def settings_now(flags: Mapping[str, str], data_dir: Path) -> dict[str, Any]:
+async def settings_now(flags: Mapping[str, str], data_dir: Path, database_url: str = "") -> dict[str, Any]:
     """Return the settings as the installed program reads them now, for these flags and our environment.
 
+    ``database_url`` is the external database in use, if any; directories and another database are tried out as well.
     Raises SettingsError with a line for each thing that is wrong, or GPUStackError when the program does not run.
     """
     try:
@@ -114,9 +115,10 @@ async def settings_now(flags: Mapping[str, str], data_dir: Path) -> dict[str, An
         )  # fmt: skip
     except (OSError, RuntimeError) as error:
         raise GPUStackError(f"the settings cannot be read: {error}") from error
+    question = json.dumps({"flags": dict(flags), "database_url": database_url})
     try:
         async with asyncio.timeout(_CHECK):
-            said, trouble = await process.communicate(json.dumps(dict(flags)).encode())
+            said, trouble = await process.communicate(question.encode())
     except TimeoutError:
         process.kill()
         await process.wait()

@@ -13,7 +13,7 @@ from gpustack import __version__
 from gpustack.app.banner import say
 from gpustack.kit.errors import Conflict, GPUStackError, NewerData
 from gpustack.kit.locks import FileLock
-from gpustack.kit.paths import make_dir, sweep, write_atomic
+from gpustack.kit.paths import make_dir, place, sweep, write_atomic
 
 #: The folders below the data directory in which files are replaced as a whole.
 _WRITTEN = (".", "run", "run/instances", "run/memories", "run/doors", "worker", "postgresql")
@@ -29,6 +29,8 @@ class RunDir:
         self._state = self.path / "supervisor.json"
         self._token = self.path / "cli_token"
         self._lock = FileLock(data_dir / "gpustack.lock")
+        #: The command line's credential, to be written anew when somebody removes the folder.
+        self._secret = ""
         self._unwritten = False
 
     def claim(self, lock: int | None = None) -> None:
@@ -39,6 +41,8 @@ class RunDir:
         if lock is not None:
             self._lock.take_up(lock)
             self._note_version()
+            with contextlib.suppress(OSError):
+                self._secret = self._token.read_text(encoding="ascii")
             return
         make_dir(self.data_dir, what="data directory")
         try:
@@ -63,7 +67,19 @@ class RunDir:
         make_dir(self.path, what="directory", mode=0o700)
         for folder in _WRITTEN:
             sweep(self.data_dir / folder)
-        write_atomic(self._token, secrets.token_hex(32), mode=0o600)
+        self._forget_copies()
+        self._secret = secrets.token_hex(32)
+        write_atomic(self._token, self._secret, mode=0o600)
+
+    def _forget_copies(self) -> None:
+        """Remove records that were copied with the data of another GPUStack, whose processes they tell of."""
+        found = [*self.path.glob("instances/*.json"), *self.path.glob("doors/*.json")]
+        copies = [path for path in found if _place_in(path) not in ("", place(self.data_dir))]
+        for path in copies:
+            with contextlib.suppress(OSError):
+                path.unlink()
+        if copies:
+            say(f"{self.path} was copied from another place: engines and doors that run there are left alone")
 
     def hand_down(self) -> int:
         """Return the descriptor that holds the directory, for a program that replaces this one."""
@@ -81,11 +97,14 @@ class RunDir:
         What runs is worth more than its description: where that cannot be written, an older one stays.
         """
         try:
-            write_atomic(self._state, json.dumps(state), mode=0o600)
-        except OSError as error:
+            if not self.path.exists():
+                make_dir(self.path, what="directory", mode=0o700)
+                write_atomic(self._token, self._secret, mode=0o600)
+            write_atomic(self._state, json.dumps(state | {"place": place(self.data_dir)}), mode=0o600)
+        except (OSError, GPUStackError) as error:
             if not self._unwritten:
                 say(
-                    f"{self._state} cannot be written ({error.strerror}); `gpustack status` shows older facts"
+                    f"{self._state} cannot be written ({_reason(error)}); `gpustack status` shows older facts"
                 )
             self._unwritten = True
         else:
@@ -97,6 +116,18 @@ class RunDir:
             with contextlib.suppress(OSError):
                 path.unlink()
         self._lock.release()
+
+
+def _reason(error: OSError | GPUStackError) -> str:
+    return error.message if isinstance(error, GPUStackError) else str(error.strerror)
+
+
+def _place_in(path: Path) -> str:
+    """Return the place that a record names, "" when it names none that can be read."""
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8")).get("place", ""))
+    except (OSError, ValueError, AttributeError):
+        return ""
 
 
 def refuse_newer(data_dir: Path) -> None:

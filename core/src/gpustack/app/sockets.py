@@ -46,6 +46,16 @@ def wanted(settings: Mapping[str, Any]) -> dict[str, Wanted]:
     return sockets
 
 
+def together(
+    inherited: Mapping[str, socket.socket], kept: Mapping[str, socket.socket]
+) -> dict[str, socket.socket]:
+    """Return the sockets that are open already: those of the program before us, and those that a door has kept."""
+    for name, sock in kept.items():
+        if name in inherited:
+            sock.close()
+    return {**kept, **inherited}
+
+
 def open_new(
     asked: Mapping[str, Wanted], present: Mapping[str, socket.socket]
 ) -> tuple[dict[str, socket.socket], set[str]]:

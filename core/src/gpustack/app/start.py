@@ -5,6 +5,7 @@ Run as ``python -m gpustack.app.start`` it only checks: flags come in as JSON, s
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import sys
@@ -18,8 +19,12 @@ from gpustack.app.rundir import refuse_newer
 from gpustack.kit.errors import GPUStackError, SettingsError
 from gpustack.kit.init import serve_as_init
 from gpustack.kit.net import spare_proxies
+from gpustack.kit.paths import make_dir
 from gpustack.settings.load import load
 from gpustack.settings.model import Settings
+
+#: Seconds for a database that the settings name anew to take a connection.
+_REACH = 5.0
 
 
 def start(flags: Mapping[str, str]) -> NoReturn:
@@ -35,16 +40,44 @@ def start(flags: Mapping[str, str]) -> NoReturn:
     replace(settings.model_dump(mode="json"), flags, None)
 
 
-def check(flags: Mapping[str, str]) -> dict[str, Any]:
-    """Return ``settings`` for these flags, or ``error`` and whether the settings are to blame."""
+def check(flags: Mapping[str, str], database_url: str = "") -> dict[str, Any]:
+    """Return ``settings`` for these flags, or ``error`` and whether the settings are to blame.
+
+    ``database_url`` is the one in use: only another one is tried, since the present one may be away for a moment.
+    """
     try:
         settings = load(flags)
         refuse_newer(settings.data_dir)
+        _check_places(settings)
+        if not settings.server_url and settings.database_url not in ("", database_url):
+            asyncio.run(_reach(settings.database_url))
     except GPUStackError as error:
         return {"error": error.message, "settings_are_wrong": isinstance(error, SettingsError)}
     for role in _roles(settings):
         import_module(f"gpustack.app.{role}_role")
     return {"settings": settings.model_dump(mode="json")}
+
+
+def _check_places(settings: Settings) -> None:
+    """Make the directories as those who use them would; raises one line for one that cannot be used."""
+    make_dir(settings.log_dir, what="--log-dir")
+    if not settings.disable_worker:
+        make_dir(settings.bin_dir, what="--bin-dir")
+        make_dir(settings.cache_dir, what="--cache-dir")
+
+
+async def _reach(url: str) -> None:
+    """Open a connection to an external database, within seconds; raises one line when that cannot be done."""
+    from gpustack.db.connection import connect
+    from gpustack.db.url import parse
+
+    database = parse(url)
+    try:
+        async with asyncio.timeout(_REACH):
+            connection = await connect(database)
+    except TimeoutError:
+        raise GPUStackError(f"{database.where} does not answer within {_REACH:.0f} s") from None
+    connection.terminate()
 
 
 def _roles(settings: Settings) -> Iterator[str]:
@@ -57,4 +90,5 @@ def _roles(settings: Settings) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(check(json.load(sys.stdin))))
+    given = json.load(sys.stdin)
+    sys.stdout.write(json.dumps(check(given["flags"], given["database_url"])))

@@ -112,7 +112,7 @@ class Supervisor:
         if found is not None and not found.suits(asked.get("door")):
             await asyncio.to_thread(door_orders.retire, self._run_dir.path, found.door)
             found = None
-        present = self._taken_over(kept)
+        present = sockets.together(self._inherited.sockets, kept)
         for name in list(present):
             if name not in asked or not asked[name].fits(present[name]):
                 present.pop(name).close()
@@ -122,16 +122,6 @@ class Supervisor:
             name: present[name] if name in present else want.open() for name, want in asked.items()
         }
         self._describe_units(found, forked)
-
-    def _taken_over(self, kept: dict[str, socket.socket]) -> dict[str, socket.socket]:
-        """Return the sockets that are open already: those of the program before us, and those that a door has kept."""
-        present = dict(self._inherited.sockets)
-        for name, sock in kept.items():
-            if name in present:
-                sock.close()
-            else:
-                present[name] = sock
-        return present
 
     def _describe_units(self, found: Found | None, forked: list[Door]) -> None:
         server = urlsplit(self.settings["server_url"]).hostname or ""
@@ -284,8 +274,13 @@ class Supervisor:
     async def _take_orders(self) -> None:
         while not self._restarting.is_set():
             order, channel = await self._control.order()
-            if order.get("do") != "restart":
-                answer(channel, error=f"{order.get('do')!r} is no order that this GPUStack knows")
+            what = order.get("do")
+            if what not in ("restart", "await"):
+                answer(channel, error=f"{what!r} is no order that this GPUStack knows")
+            elif self._restarted and not self._ready:
+                self._waiting.append(channel)  # the restart that is under way is theirs too
+            elif what == "await":
+                answer(channel, ok=True, version=__version__)
             elif not self._ready:
                 answer(channel, error="GPUStack is just starting; try again when it is ready")
             else:
@@ -294,7 +289,7 @@ class Supervisor:
     async def _check_and_restart(self, channel: Channel) -> None:
         """Make sure that the new program can run before anything of the present one is touched."""
         try:
-            settings = await settings_now(self._flags, self.data_dir)
+            settings = await settings_now(self._flags, self.data_dir, self.settings["database_url"])
             opened, _ = sockets.open_new(sockets.wanted(settings), self._sockets)
         except (GPUStackError, OSError, RuntimeError, LookupError) as error:
             answer(channel, error=str(error), settings_are_wrong=isinstance(error, SettingsError))

@@ -10,6 +10,7 @@ import click
 from gpustack.cli.output import emit_json
 from gpustack.cli.storage import storage_options
 from gpustack.cli.target import json_option
+from gpustack.cli.usage import not_empty
 
 
 @click.command("backup")
@@ -22,6 +23,7 @@ def command(file: str, data_dir: Path, database_url: str, as_json: bool) -> None
     FILE is a .tar.gz for `gpustack restore`, readable by you alone, since it holds secrets; a directory gets one named
     after the time. Engines and model files are not in it. GPUStack may run meanwhile.
     """
+    not_empty("FILE", file)
     from gpustack.app import backup
     from gpustack.kit.text import human_bytes, plural
 

@@ -10,6 +10,7 @@ import click
 
 from gpustack.cli.output import note
 from gpustack.cli.target import Target
+from gpustack.cli.usage import Finite
 from gpustack.kit.errors import GPUStackError, InvalidInput
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def wait_options(command: Command) -> Command:
     """Add ``--wait/--no-wait`` and ``--timeout``, as ``deploy`` has them."""
     timeout = click.option(
         "--timeout",
-        type=click.FloatRange(min=0),
+        type=Finite(min=0),
         default=3600,
         show_default=True,
         help="Seconds to wait; 0 has no end.",

@@ -16,6 +16,7 @@ import click
 from gpustack.cli import complete
 from gpustack.cli.output import clean, coloured, emit_json, note
 from gpustack.cli.target import Target, json_option, server_options
+from gpustack.cli.usage import Finite, WrongUsage
 from gpustack.kit.errors import Forbidden, GPUStackError, InvalidInput
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ _HELP = "/reset forgets the conversation, /exit ends it. Ctrl-C stops an answer,
 @click.option("--system", default="", metavar="TEXT", help="What the model is told before the conversation.")
 @click.option("--once", metavar="PROMPT", help="Answer this one prompt and end.")
 @click.option("--max-tokens", type=click.IntRange(1), metavar="N", help="Longest answer.")
-@click.option("--temperature", type=click.FloatRange(0), metavar="T", help="0 gives the likeliest answer.")
+@click.option("--temperature", type=Finite(0), metavar="T", help="0 gives the likeliest answer.")
 @click.option("--verbose", "-v", is_flag=True, help="Show the speed after each answer.")
 @server_options
 @json_option
@@ -45,9 +46,9 @@ def command(
     """
     prompt = once if once is not None else _piped()
     if prompt is not None and not prompt.strip():
-        raise InvalidInput("the prompt is empty")
+        raise WrongUsage("the prompt is empty")
     if as_json and prompt is None:
-        raise InvalidInput("--json needs --once PROMPT or a prompt on standard input")
+        raise WrongUsage("--json needs --once PROMPT or a prompt on standard input")
     options = {name: value for name, value in options.items() if value is not None}
     with _session(target, model) as session:
         chat = Conversation(session.client, model, system=system, options=options, quiet=as_json)
@@ -172,11 +173,9 @@ class _Session:
 
 @contextlib.contextmanager
 def _session(target: Target, model: str) -> Iterator[_Session]:
-    from gpustack.client import Client
-
     connection = target.connection()
     with asyncio.Runner() as runner:
-        client = Client(connection.url, connection.credential)
+        client = connection.client()
         session = _Session(runner, client)
         try:
             session.run(_check(client, model))

@@ -10,7 +10,9 @@ from gpustack.cli.names import variables
 from gpustack.cli.output import clean, note
 from gpustack.cli.sources import HubOptions, default_name, read_source
 from gpustack.cli.target import Target, json_option, run_async, server_options
-from gpustack.kit.errors import GPUStackError, InvalidInput
+from gpustack.cli.usage import Finite, WrongUsage, not_empty
+from gpustack.kit.errors import GPUStackError
+from gpustack.kit.text import shorten
 
 if TYPE_CHECKING:
     from gpustack.client import Client
@@ -51,7 +53,7 @@ if TYPE_CHECKING:
 @click.option("--wait/--no-wait", default=True, help="Wait until it runs, or return at once.")
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0),
+    type=Finite(min=0),
     default=3600,
     show_default=True,
     help="Seconds to wait; 0 has no end.",
@@ -69,10 +71,12 @@ def command(
 
     Waits until all copies answer, and shows each phase. Ctrl-C ends the waiting, not the deployment.
     """
+    if name is not None:
+        not_empty("--name", name)
     connection = target.connection(changes=True)
     options = HubOptions(repo=huggingface_repo, filename=huggingface_filename, revision=huggingface_revision)
     fields, named = read_source(source, options, connection)
-    wanted = _model(fields, name or default_name(named), env, **spec)
+    wanted = _model(fields, default_name(named) if name is None else name, env, **spec)
     created: list[ModelPublic] = []
     try:
         return run_async(
@@ -102,12 +106,12 @@ def _model(
     except ValidationError as error:
         problem = error.errors()[0]
         if problem["loc"] == ("name",):
-            raise InvalidInput(
-                f"--name {name!r}: a name is made of letters, digits and . _ : / - with a letter or digit at both "
+            raise WrongUsage(
+                f"--name {shorten(name, 160)!r}: a name is made of letters, digits and . _ : / - with a letter or digit at both "
                 "ends, 128 characters at most"
             ) from error
         field = f"{str(problem['loc'][0]).replace('_', '-')}: " if problem["loc"] else ""
-        raise InvalidInput(f"{field}{problem['msg'].removeprefix('Value error, ')}") from error
+        raise WrongUsage(f"{field}{problem['msg'].removeprefix('Value error, ')}") from error
 
 
 async def _deploy(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -9,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpustack.cli.names import meant
-from gpustack.kit.errors import Conflict, InvalidInput, NotFound
+from gpustack.cli.usage import WrongUsage
+from gpustack.kit.errors import Conflict, NotFound
+from gpustack.kit.text import shorten
 
 if TYPE_CHECKING:
     from gpustack.extensions import Catalogue
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     from gpustack.worker.artifacts import ArtifactInstaller
 
 Say = Callable[[str], None]
+_VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+_-]{0,63}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +82,9 @@ def named(text: str) -> tuple[str, str]:
     """Return backend and version of ``BACKEND[@VERSION]``; an empty version is not said. Raises InvalidInput."""
     name, at, version = text.strip().partition("@")
     if not name or (at and not version.strip()):
-        raise InvalidInput(f"{text!r} is not BACKEND or BACKEND@VERSION, such as llama-cpp@1.2.3")
+        raise WrongUsage(f"{shorten(text, 160)!r} is not BACKEND or BACKEND@VERSION, such as llama-cpp@1.2.3")
+    if version and not _VERSION.fullmatch(version.strip()):
+        raise WrongUsage(f"{shorten(version, 160)!r} is no version; name one such as {name}@1.2.3")
     return name, version.strip()
 
 
@@ -97,7 +103,7 @@ async def remove(where: Places, text: str, say: Say) -> tuple[str, str]:
     name, version = named(text)
     installed = where.installer().installed().get(name, [])
     if not version:
-        raise InvalidInput(f"which version? {_have(where, name, installed)}; name one as {name}@VERSION")
+        raise WrongUsage(f"which version? {_have(where, name, installed)}; name one as {name}@VERSION")
     async with _package(where, name, version) as package:
         installer = where.installer()
         if users := using(where.data_dir, installer.link(package)):
@@ -105,7 +111,7 @@ async def remove(where: Places, text: str, say: Say) -> tuple[str, str]:
                 f"{name} {version} runs as {', '.join(users)}; remove those models or change their version first"
             )
         if not await installer.remove(name, package, say):
-            raise NotFound(f"{name} {version} is not there: {_have(where, name, installed)}")
+            raise NotFound(f"{name} {version} is not installed here: {_have(where, name, installed)}")
         return name, version
 
 

@@ -9,11 +9,15 @@ from collections.abc import Sequence
 import click
 
 from gpustack.cli.commands import ReaderLeft, group
+from gpustack.cli.usage import WrongUsage
 from gpustack.kit.errors import GPUStackError, SettingsError
+from gpustack.kit.text import shorten
 
 OK, FAILED, USAGE, NOTHING_RUNS, INTERRUPTED = 0, 1, 2, 3, 130
 #: As a shell counts a program that died of SIGPIPE.
 BROKEN_PIPE = 141
+#: Characters of a line about what went wrong; a name or path of any length may be quoted in it.
+_LONGEST = 800
 
 
 def debugging() -> bool:
@@ -76,7 +80,7 @@ def _lines(error: GPUStackError) -> list[str]:
 
 
 def _status_of(error: GPUStackError) -> int:
-    if isinstance(error, SettingsError):
+    if isinstance(error, SettingsError | WrongUsage):
         return USAGE
     # Imported only now: an error of that kind means that its module has been loaded.
     local = sys.modules.get("gpustack.client.local")
@@ -100,8 +104,9 @@ def _trace() -> None:
 
 
 def _say(*lines: str) -> None:
-    for line in lines:
-        click.echo(line, err=True)
+    for text in lines:
+        short = "\n".join(shorten(line, _LONGEST) for line in text.split("\n"))
+        click.echo(short, err=True)
 
 
 def _drop_output() -> None:

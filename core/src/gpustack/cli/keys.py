@@ -9,11 +9,13 @@ import click
 
 from gpustack.cli.output import age, emit_documents, emit_json, emit_table, note
 from gpustack.cli.target import Target, json_option, server_options
-from gpustack.kit.errors import InvalidInput, NotFound
+from gpustack.cli.usage import WrongUsage
+from gpustack.kit.errors import GPUStackError, InvalidInput, NotFound
+from gpustack.kit.text import shorten
 
 if TYPE_CHECKING:
     from gpustack.client import Client
-    from gpustack.schemas import ApiKeyPublic
+    from gpustack.schemas import ApiKeyCreate, ApiKeyCreated, ApiKeyPublic
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
@@ -90,13 +92,28 @@ def create_key(
         )
     except ValidationError as error:
         problem = error.errors()[0]
-        raise InvalidInput(f"{problem['loc'][0]}: {problem['msg']}") from error
-    key = target.ask(lambda client: client.keys.create(wanted), changes=True)
+        raise WrongUsage(f"{problem['loc'][0]}: {problem['msg']}") from error
+    key, unknown = target.ask(lambda client: _create(client, wanted), changes=True)
+    for model in unknown:
+        note(f"Warning: there is no model {shorten(model, 160)!r} yet; the key allows it once there is.")
     if as_json:
         emit_json(key.model_dump(mode="json"))
         return
     note(f"Created {key.name}. Keep the key: it is shown this once.")
     click.echo(key.value)
+
+
+async def _create(client: Client, wanted: ApiKeyCreate) -> tuple[ApiKeyCreated, list[str]]:
+    """Return the key, and those of its models that there are none of."""
+    key = await client.keys.create(wanted)
+    if not wanted.allowed_model_names:
+        return key, []
+    try:
+        known = {model.name for model in await client.models.list_all()}
+    except GPUStackError:
+        # The key is made and must be shown; who may not see models cannot be warned.
+        return key, []
+    return key, [name for name in wanted.allowed_model_names if name not in known]
 
 
 @command.command("revoke")

@@ -16,11 +16,9 @@ import click
 
 from gpustack.cli.output import clean, coloured, table_lines
 from gpustack.cli.target import Connection, Target
-from gpustack.kit.errors import Unauthenticated
 from gpustack.kit.terminal import Screen, can_draw
 
 if TYPE_CHECKING:
-    from gpustack.client import Client
     from gpustack.schemas import Event
     from gpustack.schemas.common import Record
 
@@ -93,57 +91,34 @@ def watch(target: Target, listing: Listing[R], *, as_json: bool) -> int:
     """Show ``listing`` until it is ended: by q or Ctrl-C, or where there is no terminal by an error."""
     connection = target.connection()
     if as_json or not can_draw(sys.stdout):
-        asyncio.run(_print(target, connection, listing, as_json=as_json))
+        asyncio.run(_print(connection, listing, as_json=as_json))
     else:
-        asyncio.run(_draw(target, connection, listing))
+        asyncio.run(_draw(connection, listing))
     return 0
 
 
 async def _events(
-    target: Target,
     connection: Connection,
     listing: Listing[R],
     *,
     patience: float | None,
     on_state: Callable[[str], None] | None = None,
-    on_begin: Callable[[], None] = lambda: None,
 ) -> AsyncGenerator[Event, None]:
-    """Yield the watch's events for ever; a GPUStack of this machine that was started anew has another credential."""
-    from gpustack.client import Client
-
-    async with Client(connection.url, connection.credential) as client:
-        while True:
-            on_begin()
-            try:
-                events = client.watch(listing.path, patience=patience, on_state=on_state)
-                async with aclosing(events) as told:
-                    async for event in told:
-                        yield event
-            except Unauthenticated:
-                if not _renew(client, target, connection):
-                    raise
+    """Yield the watch's events for ever, through a GPUStack of this machine that is started again."""
+    async with connection.client() as client:
+        events = client.watch(listing.path, patience=patience, on_state=on_state)
+        async with aclosing(events) as told:
+            async for event in told:
+                yield event
 
 
-def _renew(client: Client, target: Target, connection: Connection) -> bool:
-    """Take the credential that is valid now; False when it is the one that was refused."""
-    if connection.data_dir is None:
-        return False
-    from gpustack.client.local import cli_token
-
-    fresh = target.api_key or cli_token(connection.data_dir)
-    if fresh == client.credential:
-        return False
-    client.credential = fresh
-    return True
-
-
-async def _print(target: Target, connection: Connection, listing: Listing[R], *, as_json: bool) -> None:
+async def _print(connection: Connection, listing: Listing[R], *, as_json: bool) -> None:
     """Print a line for each change; with ``as_json`` the event as one JSON document."""
     from gpustack.schemas import EventType
 
     said: dict[int, str] = {}
     seen: _Seen[R] = _Seen(listing)
-    async with aclosing(_events(target, connection, listing, patience=_PATIENCE)) as events:
+    async with aclosing(_events(connection, listing, patience=_PATIENCE)) as events:
         async for event in events:
             if event.type is EventType.HEARTBEAT:
                 continue
@@ -172,7 +147,7 @@ def _document(event: Event) -> str:
     return json.dumps(document, ensure_ascii=False)
 
 
-async def _draw(target: Target, connection: Connection, listing: Listing[R]) -> None:
+async def _draw(connection: Connection, listing: Listing[R]) -> None:
     seen: _Seen[R] = _Seen(listing)
     changed, ended = asyncio.Event(), asyncio.Event()
 
@@ -181,9 +156,7 @@ async def _draw(target: Target, connection: Connection, listing: Listing[R]) -> 
         changed.set()
 
     async def read() -> None:
-        events = _events(
-            target, connection, listing, patience=None, on_state=state, on_begin=seen.items.clear
-        )
+        events = _events(connection, listing, patience=None, on_state=state)
         async with aclosing(events) as told:
             async for event in told:
                 seen.take(event)

@@ -8,8 +8,9 @@ import sys
 import click
 
 from gpustack.cli.output import emit_json, note
-from gpustack.cli.target import json_option
-from gpustack.kit.errors import GPUStackError, InvalidInput, Unauthenticated
+from gpustack.cli.target import json_option, server_url
+from gpustack.cli.usage import WrongUsage
+from gpustack.kit.errors import GPUStackError, Unauthenticated
 from gpustack.kit.text import random_suffix
 
 
@@ -26,9 +27,7 @@ def command(url: str, username: str | None, password_stdin: bool, as_json: bool)
     """
     import asyncio
 
-    from gpustack.client.transport import checked_url
-
-    server = str(checked_url(url))
+    server = str(server_url(url))
     username, password = _asked(username, from_stdin=password_stdin)
     reminder = asyncio.run(_login(server, username, password))
     if as_json:
@@ -43,15 +42,15 @@ def _asked(username: str | None, *, from_stdin: bool) -> tuple[str, str]:
     """Return user name and password. Nothing is echoed while the password is typed."""
     if from_stdin:
         if not username:
-            raise InvalidInput("--password-stdin needs --username NAME")
+            raise WrongUsage("--password-stdin needs --username NAME")
         password = sys.stdin.readline().rstrip("\r\n")
     elif not sys.stdin.isatty():
-        raise InvalidInput("there is no terminal to ask on; use --username NAME --password-stdin")
+        raise WrongUsage("there is no terminal to ask on; use --username NAME --password-stdin")
     else:
         username = username or click.prompt("User name", default="admin", err=True)
         password = click.prompt("Password", hide_input=True, err=True)
     if not password:
-        raise InvalidInput("the password is empty")
+        raise WrongUsage("the password is empty")
     return str(username), password
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import difflib
 from typing import TYPE_CHECKING
 
+from gpustack.cli.usage import WrongUsage
 from gpustack.kit.errors import InvalidInput, NotFound
+from gpustack.kit.text import shorten
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
     from gpustack.client import Client
-    from gpustack.schemas import ModelPublic
+    from gpustack.schemas import ModelInstancePublic, ModelPublic
 
 
 async def model_named(client: Client, name: str) -> ModelPublic:
@@ -21,7 +23,12 @@ async def model_named(client: Client, name: str) -> ModelPublic:
         if model.name == name:
             return model
     known = [model.name for model in await client.models.list_all()]
-    raise NotFound(f"there is no model {name!r}{meant(name, known)}; see `gpustack ls`")
+    raise NotFound(f"there is no model {shorten(name, 160)!r}{meant(name, known)}; see `gpustack ls`")
+
+
+def state_of(instance: ModelInstancePublic) -> str:
+    """Return where an instance is; one that drains runs, but takes nothing new."""
+    return "draining" if instance.draining_since is not None else str(instance.state)
 
 
 def meant(name: str, known: list[str]) -> str:
@@ -37,7 +44,7 @@ def variables(pairs: tuple[str, ...]) -> dict[str, str]:
     for text in pairs:
         key, equals, value = text.partition("=")
         if not equals or not key:
-            raise InvalidInput(f"--env {text!r} is not KEY=VALUE")
+            raise WrongUsage(f"--env {shorten(text, 80)!r} is not KEY=VALUE")
         found[key] = value
     return found
 
@@ -46,4 +53,4 @@ def invalid(error: ValidationError) -> InvalidInput:
     """Return what is wrong with a description in one line, by the name of its option."""
     problem = error.errors()[0]
     field = str(problem["loc"][-1]).replace("_", "-") if problem["loc"] else "the model"
-    return InvalidInput(f"{field}: {problem['msg'].removeprefix('Value error, ')}")
+    return WrongUsage(f"{field}: {problem['msg'].removeprefix('Value error, ')}")

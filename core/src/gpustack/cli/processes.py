@@ -47,12 +47,19 @@ def children(state: RunState) -> Iterator[Seen]:
 
 
 def engines(data_dir: Path) -> Iterator[Seen]:
-    """Yield the engines that the worker wrote down and that run."""
-    from gpustack.worker.runners.records import find_process, read_records
+    """Yield the engines that run here, by what the worker wrote down or by their environment."""
+    from gpustack.worker.runners.records import find_process, read_records, unrecorded
 
-    for record in read_records(run_dir(data_dir)):
+    for record in [*read_records(run_dir(data_dir)), *unrecorded(run_dir(data_dir))]:
         if (who := find_process(run_dir(data_dir), record)) is not None:
             yield Seen(name=record.instance_name, pid=who.pid, state="running", **_measured(who.pid))
+
+
+def doors(data_dir: Path) -> int:
+    """Return how many doors run here."""
+    from gpustack.app.doors import running_doors
+
+    return len(running_doors(run_dir(data_dir)))
 
 
 def end_doors(data_dir: Path) -> int:
@@ -77,7 +84,8 @@ def using(data_dir: Path, program: Path) -> list[str]:
 
 def _runs(pid: int, program: Path) -> bool:
     """Tell whether a process, or one below it, was started as ``program`` or from the environment it lies in."""
-    inside = str(program.resolve().parent.parent) + "/"
+    # What is no link leads into no environment: it is not installed, or was put there by hand.
+    inside = (f"{program.resolve().parent.parent}/",) if program.is_symlink() else ()
     with contextlib.suppress(psutil.Error):
         engine = psutil.Process(pid)
         for process in [engine, *engine.children(recursive=True)]:
@@ -90,6 +98,14 @@ def identities(state: RunState) -> list[ProcessId]:
     """Return who the supervisor and its children are now, to look for them later."""
     pids = [child.pid for child in state.children.values() if child.pid is not None]
     return [state.process, *(who for pid in pids if (who := identify(pid)) is not None)]
+
+
+def descendants(head: ProcessId) -> list[ProcessId]:
+    """Return the children of a supervisor that nothing is written down of."""
+    with contextlib.suppress(psutil.Error):
+        pids = [child.pid for child in psutil.Process(head.pid).children()]
+        return [who for pid in pids if (who := identify(pid)) is not None]
+    return []
 
 
 def still_running(processes: list[ProcessId]) -> list[ProcessId]:

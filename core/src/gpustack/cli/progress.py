@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from gpustack.cli.rollout import Step
-    from gpustack.schemas import InstanceState
 
 
 class Progress(AbstractContextManager["Progress"], Protocol):
@@ -47,7 +46,7 @@ class Lines:
     def __enter__(self) -> Self:
         self._began = time.monotonic()
         #: State, percent and time of the last line, by instance.
-        self._shown: dict[str, tuple[InstanceState, float, float]] = {}
+        self._shown: dict[str, tuple[str, float, float]] = {}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -68,7 +67,7 @@ class Lines:
     def _is_soon(self, step: Step, now: float) -> bool:
         """Tell whether a download has hardly gone on since it was shown."""
         state, percent, when = self._shown.get(step.instance, (None, 0.0, 0.0))
-        if step.percent is None or state is not step.state or will_retry(step.message):
+        if step.percent is None or state != step.state or will_retry(step.message):
             return False
         return step.percent - percent < _STEP and now - when < _PAUSE
 
@@ -77,7 +76,7 @@ class LiveView:
     """Each instance's phases with their times, redrawn in place."""
 
     def __init__(self) -> None:
-        self._phases: dict[str, list[tuple[InstanceState, float, str]]] = {}
+        self._phases: dict[str, list[tuple[str, float, str]]] = {}
         self._live: Live
         self._spinner: Spinner
 
@@ -102,7 +101,7 @@ class LiveView:
         """Add the step to its instance's phases."""
         said = step.message if step.percent is None else f"{bar(step.percent)} {step.message}"
         phases = self._phases.setdefault(step.instance, [])
-        if phases and phases[-1][0] is step.state:
+        if phases and phases[-1][0] == step.state:
             phases[-1] = (step.state, phases[-1][1], said)
         else:
             phases.append((step.state, time.monotonic(), said))
@@ -135,7 +134,7 @@ def bar(percent: float, *, width: int = 20) -> str:
 _STEP, _PAUSE = 10.0, 10.0
 #: Mark and style of a phase that was passed, and of those an instance may stay in.
 _PASSED = ("✓", "green")
-_RESTING = {"running": ("✓", "green"), "error": ("✗", "red")}
+_RESTING = {"running": ("✓", "green"), "error": ("✗", "red"), "draining": ("·", "dim")}
 
 
 def progress(*, quiet: bool) -> Progress:

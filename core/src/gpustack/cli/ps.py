@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from gpustack.cli.names import state_of
 from gpustack.cli.output import age, emit_documents, emit_table, first_line
 from gpustack.cli.target import Target, json_option, server_options
 from gpustack.kit.text import plural
@@ -44,7 +45,7 @@ def command(live: bool, target: Target, as_json: bool) -> int:
             (
                 each.name,
                 each.model_name,
-                _state(each),
+                state_of(each),
                 each.worker_name or "-",
                 each.pid or "-",
                 each.port or "-",
@@ -69,7 +70,7 @@ def _watch(target: Target, *, as_json: bool) -> int:
         headers=["NAME", "STATE", "FOR", "WORKER", "PORT", "RESTARTS", "MESSAGE"],
         row=_row,
         line=lambda each: (
-            f"{each.name}  {_state(each)}  {each.worker_name or '-'}  {_progress(each)}".rstrip()
+            f"{each.name}  {state_of(each)}  {each.worker_name or '-'}  {_progress(each)}".rstrip()
         ),
         summary=_summary,
         empty=_EMPTY,
@@ -80,18 +81,13 @@ def _watch(target: Target, *, as_json: bool) -> int:
 def _row(each: ModelInstancePublic) -> tuple[object, ...]:
     return (
         each.name,
-        _state(each),
+        state_of(each),
         age(each.draining_since or each.state_since),
         each.worker_name or "-",
         each.port or "-",
         each.restart_count,
         _progress(each),
     )
-
-
-def _state(each: ModelInstancePublic) -> str:
-    """Return where it is; one that drains runs, but takes nothing new."""
-    return "draining" if each.draining_since is not None else str(each.state)
 
 
 def _progress(each: ModelInstancePublic) -> str:
@@ -102,6 +98,6 @@ def _progress(each: ModelInstancePublic) -> str:
 
 
 def _summary(instances: list[ModelInstancePublic]) -> str:
-    counts = Counter(_state(each) for each in instances)
+    counts = Counter(state_of(each) for each in instances)
     states = ", ".join(f"{count} {state}" for state, count in counts.most_common())
     return f"{plural(len({each.model_id for each in instances}), 'model')}: {states or 'nothing runs'}"

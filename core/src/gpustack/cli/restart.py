@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from gpustack.cli.output import emit_json
+from gpustack.cli.output import emit_json, note
 from gpustack.cli.target import Target, data_dir_option, json_option
 
 
@@ -23,7 +23,7 @@ def command(data_dir: str, as_json: bool) -> None:
     from gpustack.client.local import restart
 
     began = time.monotonic()
-    version = restart(Target(data_dir=data_dir).directory)
+    version = restart(Target(data_dir=data_dir).directory, say=note)
     seconds = time.monotonic() - began
     if as_json:
         emit_json({"restarted": True, "version": version, "seconds": round(seconds, 2)})

@@ -10,6 +10,7 @@ import click
 from gpustack.cli.output import emit_json, note
 from gpustack.cli.storage import storage_options
 from gpustack.cli.target import json_option
+from gpustack.cli.usage import not_empty
 
 
 @click.command("restore")
@@ -22,6 +23,7 @@ def command(file: str, replace: bool, data_dir: Path, database_url: str, as_json
 
     GPUStack must be stopped. A backup of an older version is brought up to this one; that of a newer one is refused.
     """
+    not_empty("FILE", file)
     from gpustack.app import backup
     from gpustack.kit.text import plural
 

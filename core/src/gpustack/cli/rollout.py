@@ -9,10 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
+from gpustack.cli.names import state_of
 from gpustack.lifecycle.engine import failed_start, will_retry
 from gpustack.schemas import Event, EventType, InstanceState, ModelInstancePublic
 
 _S = InstanceState
+_HAS_PROCESS = (_S.STARTING, _S.RUNNING)
 
 #: Seconds that an instance may be pending with a reason before that counts as "fits nowhere": what is placed again
 #: after a mishap is pending for a moment only.
@@ -38,7 +40,8 @@ class Step:
     """One change to show."""
 
     instance: str
-    state: InstanceState
+    #: As :func:`gpustack.cli.names.state_of` tells it.
+    state: str
     message: str
     #: Percent of the files that are here, while they are fetched.
     percent: float | None = None
@@ -75,6 +78,7 @@ class Rollout:
     _pending_since: dict[int, float] = field(default_factory=dict)
     _errors: dict[int, _Errors] = field(default_factory=dict)
     _seen_any: bool = False
+    _had_process: set[int] = field(default_factory=set)
 
     def take(self, event: Event, now: float) -> Step | None:
         """Take one event of the watch at time ``now`` in seconds; return what to show of it."""
@@ -89,14 +93,16 @@ class Rollout:
         self.instances[event.id] = instance
         self._seen_any = True
         self._count(before, instance, now)
-        if before is not None and (before.state, before.state_message) == (
-            instance.state,
-            instance.state_message,
-        ):
+        if instance.pid is not None or instance.state in _HAS_PROCESS:
+            self._had_process.add(event.id)
+        if before is not None and _shown(before) == _shown(instance):
             return None
         percent = instance.download_progress if instance.state is _S.DOWNLOADING else None
         return Step(
-            instance=instance.name, state=instance.state, message=instance.state_message, percent=percent
+            instance=instance.name,
+            state=state_of(instance),
+            message=instance.state_message,
+            percent=percent,
         )
 
     def _forget(self, number: int) -> None:
@@ -113,6 +119,11 @@ class Rollout:
         old = (before.state, before.state_message) if before is not None else None
         if now_is.state is _S.ERROR and old != (now_is.state, now_is.state_message):
             self._errors.setdefault(now_is.id, _Errors()).add(now_is.state_message, now)
+
+    def has_log(self, instance: ModelInstancePublic) -> bool:
+        """Tell whether its engine was ever started, and so has written something."""
+        message = instance.state_message
+        return instance.id in self._had_process or bool(failed_start(message)) or "of its log:" in message
 
     def expect_new(self) -> None:
         """That there are no instances is not the end: new ones will come."""
@@ -160,3 +171,7 @@ class Rollout:
         """As many as wanted run, and no other takes requests; those that drain may go on answering theirs."""
         serving = sum(each.draining_since is None for each in self.instances.values())
         return self.running >= self.replicas >= serving
+
+
+def _shown(instance: ModelInstancePublic) -> tuple[str, str]:
+    return state_of(instance), instance.state_message

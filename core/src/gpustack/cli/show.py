@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gpustack.cli import complete
+from gpustack.cli.names import state_of
 from gpustack.cli.output import age, clean, coloured, emit_json, emit_table
 from gpustack.cli.target import Target, json_option, server_options
 from gpustack.kit.errors import NotFound
@@ -132,16 +133,18 @@ def _print_instances(shown: Shown) -> None:
         empty="No copy of it runs, and none is wanted." if model.replicas == 0 else "It has no copies yet.",
     )
     for each in shown.instances:
-        if each.state_message and each.state != "running":
+        if each.state_message and state_of(each) != "running":
             text = clean(each.state_message, keep="\n\t").replace("\n", "\n    ")
-            click.echo(f"\n  {each.name} is {each.state}: {text}")
+            click.echo(f"\n  {each.name} is {state_of(each)}: {text}")
 
 
 def _state(instance: ModelInstancePublic, model: ModelPublic) -> str:
-    if instance.draining_since is not None:
-        return "draining"
-    old = instance.worker_id is not None and instance.spec_digest not in ("", model.spec_digest)
-    return f"{instance.state} (to be exchanged)" if old else str(instance.state)
+    old = (
+        instance.draining_since is None
+        and instance.worker_id is not None
+        and instance.spec_digest not in ("", model.spec_digest)
+    )
+    return f"{instance.state} (to be exchanged)" if old else state_of(instance)
 
 
 def _memory(instance: ModelInstancePublic) -> str:

@@ -9,7 +9,9 @@ from pathlib import Path, PurePath
 import click
 
 from gpustack.cli.target import Connection
-from gpustack.kit.errors import InvalidInput, NotFound
+from gpustack.cli.usage import WrongUsage
+from gpustack.kit.errors import NotFound
+from gpustack.kit.text import shorten
 
 _PREFIX = re.compile(r"^(hf:(//)?|(https://)?(hf\.co|huggingface\.co)/)")
 _REPO = re.compile(r"^(?P<repo>[^:@/]+(/[^:@/]+)?)(?P<rest>.*)$", re.DOTALL)
@@ -54,15 +56,15 @@ def read_repository(text: str) -> tuple[str, str, str]:
     """
     whole = _PREFIX.sub("", text)
     if (match := _REPO.match(whole)) is None:
-        raise InvalidInput(f"{text!r} names no repository; write it as {_FORM}")
+        raise WrongUsage(f"{shorten(text, 160)!r} names no repository; write it as {_FORM}")
     rest = match["rest"]
     if rest.startswith("@"):
         revision, _, pattern = rest[1:].partition(":")
     elif rest.startswith(":"):
         pattern, _, revision = rest[1:].rpartition("@") if "@" in rest else (rest[1:], "", "")
     elif rest.strip("/"):
-        raise InvalidInput(
-            f"{text!r} is not of the form {_FORM}; did you mean hf:{match['repo']}:{rest.strip('/')}?"
+        raise WrongUsage(
+            f"{shorten(text, 160)!r} is not of the form {_FORM}; did you mean hf:{match['repo']}:{shorten(rest.strip('/'), 80)}?"
         )
     else:
         pattern = revision = ""
@@ -75,7 +77,7 @@ def default_name(path: str) -> str:
     stem = pure.stem if pure.suffix.lower() in (".gguf", ".safetensors") else pure.name
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:128].rstrip("-._")
     if not name:
-        raise InvalidInput(f"{path} gives no name; choose one with --name")
+        raise WrongUsage(f"{path} gives no name; choose one with --name")
     return name
 
 
@@ -91,15 +93,15 @@ def _hub(repo: str, filename: str, revision: str) -> tuple[dict[str, str], str]:
 
 def _absolute(path: str, connection: Connection) -> str:
     """Return the path as the worker sees it; a local one is looked at here, where the answer is quickest."""
+    if not path.strip():
+        raise WrongUsage("the path is empty; name a model file or directory")
     if not connection.local:
         if not path.startswith("/") and not re.match(r"^[A-Za-z]:[\\/]", path):
-            raise InvalidInput(
-                f"{path} is relative, and {connection.url} is another machine; give the whole path on its worker"
+            raise WrongUsage(
+                f"{shorten(path, 160)} is relative, and {connection.url} is another machine; give the whole path on its worker"
                 + _repository_hint(path)
             )
         return path
-    if not path.strip():
-        raise InvalidInput("the path is empty; name a model file or directory")
     whole = Path(path).expanduser().absolute()
     try:
         whole.stat()
@@ -107,7 +109,9 @@ def _absolute(path: str, connection: Connection) -> str:
         # The worker may be another user and see it.
         return str(whole)
     except OSError as error:
-        raise NotFound(f"{whole} is not there: {error.strerror}{_repository_hint(path)}") from error
+        raise NotFound(
+            f"{shorten(str(whole), 240)} is not there: {error.strerror}{_repository_hint(path)}"
+        ) from error
     return str(whole)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gpustack.cli.output import clean, duration, emit_json
+from gpustack.cli.output import clean, duration, emit_json, note
 from gpustack.cli.target import Connection, Target, data_dir_option, json_option, run_async
 from gpustack.kit.errors import GPUStackError
 from gpustack.kit.text import human_bytes, plural
@@ -37,11 +37,28 @@ def command(data_dir: str, as_json: bool) -> int:
     try:
         state = running_state(directory)
     except NothingRuns:
+        _show_what_is_left(directory, as_json=as_json)
         if not as_json:
             raise
-        emit_json({"running": False, "ready": False, "data_dir": str(directory)})
         return 3
     return _show(state, directory, as_json=as_json)
+
+
+def _show_what_is_left(directory: Path, *, as_json: bool) -> None:
+    """Show what a crash has left running where no supervisor is."""
+    from gpustack.cli import processes
+
+    doors, engines = processes.doors(directory), len(list(processes.engines(directory)))
+    if as_json:
+        left = {"doors": doors, "engines": engines}
+        emit_json({"running": False, "ready": False, "data_dir": str(directory), "left": left})
+    elif doors or engines:
+        what = [*(["the door"] if doors else []), *([plural(engines, "engine")] if engines else [])]
+        are = "are" if doors + engines > 1 else "is"
+        note(
+            f"{' and '.join(what)} of a crash {are} still here; `gpustack start` goes on with that, "
+            "`gpustack stop` ends it"
+        )
 
 
 def _show(state: RunState, directory: Path, *, as_json: bool) -> int:

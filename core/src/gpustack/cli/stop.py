@@ -41,10 +41,11 @@ def command(data_dir: str, as_json: bool) -> None:
 
     directory = Target(data_dir=data_dir).directory
     state = read_state(directory)
-    running = state is not None and state.running
-    forced = _stop(state, quiet=as_json) if state is not None and running else 0
-    if state is not None and not running:
+    if state is not None and not state.running:
         _await_orphans(state)
+    ours = _running(directory, state)
+    running = bool(ours)
+    forced = _stop(ours, quiet=as_json) if ours else 0
     left, doors = _end_what_is_left(directory)
     if as_json:
         emit_json({"was_running": running, "forced": forced, "engines_left_behind": left})
@@ -61,19 +62,32 @@ def command(data_dir: str, as_json: bool) -> None:
         click.echo("Ended what an earlier crash had left behind.")
 
 
-def _stop(state: RunState, *, quiet: bool) -> int:
-    """Ask the supervisor to end, and see to it; return how many processes had to be killed."""
-    from gpustack.cli.processes import identities
+def _running(directory: Path, state: RunState | None) -> list[ProcessId]:
+    """Return the supervisor, first, and its children; nothing when none runs.
 
-    # Noted before the end begins: afterwards nobody could tell whose they were.
-    ours = identities(state)
+    Noted before the end begins: afterwards nobody could tell whose they were. Where what is written down was removed,
+    the lock tells.
+    """
+    from gpustack.cli.processes import descendants, identities
+    from gpustack.client.local import holder
+
+    if state is not None and state.running:
+        return identities(state)
+    if (head := holder(directory)) is None:
+        return []
+    return [head, *descendants(head)]
+
+
+def _stop(ours: list[ProcessId], *, quiet: bool) -> int:
+    """Ask the supervisor, the first of ``ours``, to end, and see to it; return how many had to be killed."""
+    pid = ours[0].pid
     try:
-        os.kill(state.pid, signal.SIGTERM)
+        os.kill(pid, signal.SIGTERM)
     except ProcessLookupError:
         pass  # it ended by itself meanwhile
     except PermissionError as error:
         raise Forbidden(
-            f"process {state.pid} belongs to another user; stop it as that user or with sudo"
+            f"process {pid} belongs to another user; stop it as that user or with sudo"
         ) from error
     left = _wait(ours, quiet=quiet)
     if left:

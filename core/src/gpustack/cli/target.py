@@ -18,10 +18,13 @@ from click.core import ParameterSource
 
 from gpustack.cli.commands import given_data_dir
 from gpustack.cli.output import note
-from gpustack.kit.errors import Forbidden, Unauthenticated
+from gpustack.cli.usage import WrongUsage
+from gpustack.kit.errors import Forbidden, InvalidInput, Unauthenticated
 from gpustack.kit.paths import default_data_dir
 
 if TYPE_CHECKING:
+    import httpx
+
     from gpustack.client import Client
 
 T = TypeVar("T")
@@ -38,9 +41,20 @@ class Connection:
     local: bool
     #: Its data directory, when it was found by that.
     data_dir: Path | None = None
+    #: The credential is the command line's own of that data directory, and no key that somebody made.
+    own_token: bool = False
 
     def __repr__(self) -> str:
         return f"Connection({self.url!r})"
+
+    def client(self) -> Client:
+        """Return a client, which goes on when a GPUStack of this machine is started again under it."""
+        from gpustack.client import Client
+        from gpustack.client.local import cli_token
+
+        if self.data_dir is None or not self.own_token:
+            return Client(self.url, self.credential)
+        return Client(self.url, self.credential, renew=functools.partial(cli_token, self.data_dir))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +90,10 @@ class Target:
                     f"{state.server_url}`"
                 )
             key = self.api_key or cli_token(self.directory)
-            return Connection(url=state.local_url, credential=key, local=True, data_dir=self.directory)
+            return Connection(
+                url=state.local_url, credential=key, local=True, data_dir=self.directory,
+                own_token=not self.api_key,
+            )  # fmt: skip
         except (NothingRuns, Forbidden):
             saved = None if self.only_there else self._last_login()
             if saved is None:
@@ -87,9 +104,9 @@ class Target:
 
     def _named(self) -> Connection:
         from gpustack.client.logins import Logins
-        from gpustack.client.transport import checked_url, is_loopback
+        from gpustack.client.transport import is_loopback
 
-        url = checked_url(self.server)
+        url = server_url(self.server)
         key = self.api_key
         if not key:
             login = Logins().get(str(url))
@@ -113,12 +130,21 @@ class Target:
         return run_async(self.connection(changes=changes), question)
 
 
+def server_url(text: str) -> httpx.URL:
+    """Return the URL of a server that was typed. Raises WrongUsage."""
+    from gpustack.client.transport import checked_url
+
+    try:
+        return checked_url(text)
+    except InvalidInput as error:
+        raise WrongUsage(error.message) from error
+
+
 def run_async(connection: Connection, question: Callable[[Client], Awaitable[T]]) -> T:
     """Run ``question`` with a client of ``connection`` and return its answer."""
-    from gpustack.client import Client
 
     async def _run() -> T:
-        async with Client(connection.url, connection.credential) as client:
+        async with connection.client() as client:
             return await question(client)
 
     return asyncio.run(_run())

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import aclosing, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from gpustack.cli.names import state_of
 from gpustack.cli.output import clean, emit_json
 from gpustack.kit.errors import GPUStackError, NotFound
 
 if TYPE_CHECKING:
     from gpustack.cli.progress import Progress
-    from gpustack.cli.rollout import Outcome, Rollout
+    from gpustack.cli.rollout import Outcome, Rollout, Step
     from gpustack.client import Client
     from gpustack.schemas import Event, ModelInstancePublic, ModelPublic
 
@@ -45,7 +47,7 @@ async def wait_for(client: Client, model: ModelPublic, view: Progress, timeout: 
             now = time.monotonic()
             if (ended := rollout.outcome(now)) is not None:
                 if ended[0] is not Outcome.DELETED or await _is_gone(client, model):
-                    return _failure(model, *ended)
+                    return _failure(model, rollout, *ended)
                 rollout.expect_new()
             if timeout is not None and now - began >= timeout:
                 return _too_late(model, rollout, timeout)
@@ -56,11 +58,21 @@ async def wait_for(client: Client, model: ModelPublic, view: Progress, timeout: 
             if isinstance(event, GPUStackError):
                 raise event
             if (step := rollout.take(event, time.monotonic())) is not None:
-                view.show(step)
+                view.show(_without_the_end(step, rollout))
     finally:
         reader.cancel()
         with suppress(asyncio.CancelledError):
             await reader
+
+
+def _without_the_end(step: Step, rollout: Rollout) -> Step:
+    """Leave the message out of the step that ends the waiting: it is what the command fails with."""
+    from gpustack.cli.rollout import Outcome
+
+    match rollout.outcome(time.monotonic()):
+        case (Outcome.FAILED, instance) if instance is not None and instance.name == step.instance:
+            return replace(step, message="")
+    return step
 
 
 async def _is_gone(client: Client, model: ModelPublic) -> bool:
@@ -83,7 +95,9 @@ async def _read(client: Client, number: int, queue: asyncio.Queue[Event | GPUSta
         queue.put_nowait(error)
 
 
-def _failure(model: ModelPublic, outcome: Outcome, instance: ModelInstancePublic | None) -> str:
+def _failure(
+    model: ModelPublic, rollout: Rollout, outcome: Outcome, instance: ModelInstancePublic | None
+) -> str:
     from gpustack.cli.rollout import Outcome
     from gpustack.lifecycle.engine import will_retry
 
@@ -97,7 +111,9 @@ def _failure(model: ModelPublic, outcome: Outcome, instance: ModelInstancePublic
             f"{model.name} fits nowhere now: {message}\nIt stays queued and starts when there is room; "
             f"`gpustack rm {model.name}` takes it out."
         )
-    tail = f"`gpustack logs {instance.name}` shows more, `gpustack rm {model.name}` removes it."
+    tail = f"`gpustack rm {model.name}` removes it."
+    if rollout.has_log(instance):
+        tail = f"`gpustack logs {instance.name}` shows more, {tail}"
     if will_retry(instance.state_message):
         tail = f"GPUStack goes on trying; {tail}"
     return f"{instance.name}: {message}\n{tail}"
@@ -105,7 +121,7 @@ def _failure(model: ModelPublic, outcome: Outcome, instance: ModelInstancePublic
 
 def _too_late(model: ModelPublic, rollout: Rollout, timeout: float) -> str:
     states = "; ".join(
-        f"{each.name} is {each.state}"
+        f"{each.name} is {state_of(each)}"
         + (f": {clean(each.state_message, keep=chr(10))}" if each.state_message else "")
         for each in rollout.instances.values()
     )

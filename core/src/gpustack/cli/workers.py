@@ -76,29 +76,48 @@ def _list(target: Target, as_json: bool) -> None:
 
 @command.command("remove")
 @click.argument("name", shell_complete=complete.workers)
+@click.option("--force", is_flag=True, help="Also one that is ready and runs copies of models.")
 @server_options
 @json_option
-def remove_worker(name: str, target: Target, as_json: bool) -> None:
+def remove_worker(name: str, force: bool, target: Target, as_json: bool) -> None:
     """Remove a worker for good, with the copies of models on it.
 
     They are placed on others. A worker that still runs joins again: stop it first with `gpustack stop` there.
     """
-    worker = target.ask(lambda client: _remove(client, name), changes=True)
+    worker = target.ask(lambda client: _remove(client, name, force=force), changes=True)
     if as_json:
         emit_json(worker.model_dump(mode="json"))
     else:
         click.echo(f"Removed worker {worker.name}.")
 
 
-async def _remove(client: Client, name: str) -> WorkerPublic:
+async def _remove(client: Client, name: str, *, force: bool) -> WorkerPublic:
     from gpustack.cli.names import meant
     from gpustack.kit.errors import NotFound
+    from gpustack.kit.text import shorten
 
     workers = {each.name: each for each in await client.workers.list_all()}
     if name not in workers:
-        raise NotFound(f"there is no worker {name!r}{meant(name, list(workers))}; see `gpustack workers`")
-    await client.workers.delete(workers[name].id)
-    return workers[name]
+        raise NotFound(
+            f"there is no worker {shorten(name, 160)!r}{meant(name, list(workers))}; see `gpustack workers`"
+        )
+    worker = workers[name]
+    if worker.state == "ready" and not force:
+        await _spare(client, worker)
+    await client.workers.delete(worker.id)
+    return worker
+
+
+async def _spare(client: Client, worker: WorkerPublic) -> None:
+    """Raise Conflict when the worker runs copies of models: who removes it ends their engines."""
+    from gpustack.kit.errors import Conflict
+
+    copies = sorted(each.name for each in await client.instances.list_all() if each.worker_id == worker.id)
+    if copies:
+        named = ", ".join(copies[:3]) + (f" and {len(copies) - 3} more" if len(copies) > 3 else "")
+        raise Conflict(
+            f"worker {worker.name} is ready and runs {named}; --force removes it all the same and ends them"
+        )
 
 
 @command.command("join-command")

@@ -45,6 +45,8 @@ class Client:
     command line's token. It can be replaced at any time through :attr:`credential`. ``timeout`` is the longest
     silence in seconds within an ordinary answer; streams have their own.
 
+    ``renew`` returns the credential that is valid now. It is asked when one is refused, and the request sent again.
+
     Raises InvalidInput at once when ``base_url`` cannot be one.
     """
 
@@ -55,8 +57,11 @@ class Client:
         *,
         verify: bool | ssl.SSLContext = True,
         timeout: float = READ_TIMEOUT,
+        renew: Callable[[], str] | None = None,
     ) -> None:
-        transport = self._transport = Transport(base_url, credential, verify=verify, timeout=timeout)
+        transport = self._transport = Transport(
+            base_url, credential, verify=verify, timeout=timeout, renew=renew
+        )
         self.models = Models(transport, "/v2/models", ModelPublic)
         self.keys = Keys(transport, "/v2/api-keys", ApiKeyPublic)
         self.instances = Resource(transport, "/v2/model-instances", ModelInstancePublic)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,11 @@ from gpustack.kit.errors import Forbidden, GPUStackError, NotFound, SettingsErro
 from gpustack.kit.local_sockets import Channel, connect_local
 from gpustack.kit.locks import FileLock
 from gpustack.kit.net import LOOPBACK
-from gpustack.kit.process import ProcessId, identify, is_running
+from gpustack.kit.paths import place
+from gpustack.kit.process import ProcessId, command_line, identify, is_running
+
+#: Seconds until a supervisor that is being replaced is asked again.
+_AGAIN = 0.2
 
 
 class NothingRuns(NotFound):
@@ -82,7 +89,10 @@ def read_state(data_dir: Path) -> RunState | None:
     if text is None:
         return None
     try:
-        return _state(json.loads(text))
+        document = json.loads(text)
+        if document.get("place", "") not in ("", place(data_dir)):
+            return None  # copied with the data of another one
+        return _state(document)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if not _in_use(data_dir):
             return None  # half of a file, of one that is gone
@@ -102,17 +112,17 @@ def running_state(data_dir: Path) -> RunState:
     return state
 
 
-def restart(data_dir: Path, *, patience: float = 120.0) -> str:
+def restart(data_dir: Path, *, say: Callable[[str], None], patience: float = 120.0) -> str:
     """Have the GPUStack of ``data_dir`` restarted; return its version once it is ready again.
+
+    One that somebody else has ordered just before serves as well: ``say`` gets a line, and its end is waited for.
 
     Raises NothingRuns, SettingsError when the settings are wrong now (then nothing was touched), or GPUStackError with
     the line that says why it did not come back. ``patience`` is in seconds.
     """
     state = running_state(data_dir)
     try:
-        with Channel(connect_local(run_dir(data_dir) / "control.sock", timeout=patience)) as channel:
-            channel.send({"do": "restart"})
-            answer = channel.receive().content
+        answer = _ordered(data_dir, state, say=say, patience=patience)
     except PermissionError as error:
         raise Forbidden(f"that GPUStack belongs to another user; restart it as that user: {error}") from error
     except TimeoutError as error:
@@ -120,13 +130,52 @@ def restart(data_dir: Path, *, patience: float = 120.0) -> str:
             f"GPUStack is not ready again after {patience:.0f} s; `gpustack status` and the logs in {state.log_dir} "
             "say more"
         ) from error
-    except (ConnectionRefusedError, FileNotFoundError) as error:
-        raise GPUStackError("GPUStack is just starting or restarting; try again when it is ready") from error
     except OSError as error:
         raise GPUStackError(f"GPUStack ended while it restarted; its logs are in {state.log_dir}") from error
     if "error" in answer:
         raise (SettingsError if answer.get("settings_are_wrong") else GPUStackError)(str(answer["error"]))
     return str(answer["version"])
+
+
+def _ordered(
+    data_dir: Path, state: RunState, *, say: Callable[[str], None], patience: float
+) -> dict[str, Any]:
+    """Order a restart and return the answer. Raises OSError when it ends without one, TimeoutError after ``patience``.
+
+    A program that is replaced takes connections that it has not answered with it: their restart is another's.
+    """
+    deadline = time.monotonic() + patience
+    order = "restart"
+    while True:
+        try:
+            left = max(0.1, deadline - time.monotonic())
+            with Channel(connect_local(run_dir(data_dir) / "control.sock", timeout=left)) as channel:
+                channel.send({"do": order})
+                return channel.receive().content
+        except (PermissionError, TimeoutError):
+            raise
+        except OSError:
+            if not state.running or not state.ready:
+                raise
+            if time.monotonic() >= deadline:
+                raise TimeoutError from None
+        if order == "restart":
+            say("another restart is under way; it is waited for")
+            order = "await"
+        time.sleep(_AGAIN)
+
+
+def holder(data_dir: Path) -> ProcessId | None:
+    """Return the supervisor that has ``data_dir``, by its lock, where nothing else tells of it any more."""
+    pid = FileLock(data_dir / "gpustack.lock").holder()
+    who = None if pid is None else identify(pid)
+    if who is None:
+        return None
+    command = command_line(who.pid)
+    with contextlib.suppress(OSError):
+        if "gpustack.app.supervisor" in command and Path(command[-1]).samefile(data_dir):
+            return who
+    return None
 
 
 def cli_token(data_dir: Path) -> str:

@@ -10,7 +10,7 @@ import json
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -101,10 +101,12 @@ class Transport:
         *,
         verify: bool | ssl.SSLContext = True,
         timeout: float = READ_TIMEOUT,
+        renew: Callable[[], str] | None = None,
     ) -> None:
         url = checked_url(base_url)
         self.base_url = str(url)
         self.credential = credential
+        self._renew = renew
         self._read_timeout = timeout
         # Without TLS there is nothing to verify, and loading the authorities costs tens of milliseconds.
         self._http = httpx.AsyncClient(
@@ -164,20 +166,34 @@ class Transport:
         ``read_timeout`` is the longest silence in seconds, None for any; errors raise before the body is given.
         Trouble while the caller reads the body is the caller's: see :meth:`trouble`.
         """
-        request = self._http.build_request(
-            method, path, params=_plain(params), json=body, data=form, headers=self._headers()
-        )
-        request.extensions["timeout"] = {**request.extensions["timeout"], "read": read_timeout}
-        try:
-            response = await self._http.send(request, stream=True)
-        except httpx.HTTPError as error:
-            raise self.trouble(error) from error
+        what = {"params": _plain(params), "json": body, "data": form}
+        response = await self._answer(method, path, what, read_timeout)
+        if response.status_code == httpx.codes.UNAUTHORIZED and self._renewed():
+            # Nothing was done for a request that was refused so: it can be sent again, whatever it asks.
+            await response.aclose()
+            response = await self._answer(method, path, what, read_timeout)
         try:
             if not response.is_success:
                 raise await self._refusal(response)
             yield response
         finally:
             await response.aclose()
+
+    async def _answer(
+        self, method: str, path: str, what: dict[str, Any], read_timeout: float | None
+    ) -> httpx.Response:
+        request = self._http.build_request(method, path, headers=self._headers(), **what)
+        request.extensions["timeout"] = {**request.extensions["timeout"], "read": read_timeout}
+        try:
+            return await self._http.send(request, stream=True)
+        except httpx.HTTPError as error:
+            raise self.trouble(error) from error
+
+    def _renewed(self) -> bool:
+        """Take the credential that is valid now; False when it is the one that was refused."""
+        fresh = self._renew() if self._renew is not None else self.credential
+        changed, self.credential = fresh != self.credential, fresh
+        return changed
 
     def _headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.credential}"} if self.credential else {}

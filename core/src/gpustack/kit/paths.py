@@ -62,6 +62,18 @@ def make_dir(path: Path, *, what: str, mode: int = 0o755) -> Path:
     return path
 
 
+def place(folder: Path) -> str:
+    """Return what tells this folder from a copy of it, also from one that has its path meanwhile; "" without it.
+
+    What was moved on the same disk is the same place still.
+    """
+    try:
+        status = folder.stat()
+    except OSError:
+        return ""
+    return f"{status.st_dev}:{status.st_ino}"
+
+
 def stays_below(name: str) -> bool:
     """Tell whether ``name``, which comes from outside, means a place below the folder that it is put in."""
     parts = name.split("/")

@@ -51,6 +51,14 @@ def identify(pid: int) -> ProcessId | None:
         return None
 
 
+def command_line(pid: int) -> list[str]:
+    """Return the words that a process was started with; none where it is gone or not ours to read."""
+    try:
+        return psutil.Process(pid).cmdline()
+    except (psutil.Error, OSError):
+        return []
+
+
 def is_running(who: ProcessId) -> bool:
     """Tell whether that very process still runs; a zombie does not."""
     now = identify(who.pid)

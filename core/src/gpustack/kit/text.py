@@ -24,6 +24,14 @@ def random_suffix(length: int = 5) -> str:
     return "".join(secrets.choice(_SUFFIX) for _ in range(length))
 
 
+def shorten(text: str, room: int) -> str:
+    """Return ``text``, or its beginning and end with ``…`` between them when it has more than ``room`` characters."""
+    if len(text) <= room:
+        return text
+    half = (room - 1) // 2
+    return f"{text[:half]}…{text[len(text) - half :]}"
+
+
 def plural(count: int, noun: str) -> str:
     """Return ``1 model`` or ``3 models``."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

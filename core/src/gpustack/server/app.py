@@ -75,8 +75,9 @@ def until_ended(app: App) -> App:
             await app(scope, receive, noting_send)
         except asyncio.CancelledError:
             # Only the end of the server cancels a request; without a word of ours it would be a bare 500.
-            if begun or scope["type"] != "http":
-                raise
+            if begun:
+                log.warning("%s: its answer was cut off by the end of the server", scope["path"])
+                return  # uvicorn closes the connection of an unfinished answer
             headers = [(b"content-type", b"application/json"), (b"retry-after", b"1")]
             await answer_now(send, 503, headers, _ended(serves(scope["path"])))
 

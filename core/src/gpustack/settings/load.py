@@ -10,6 +10,7 @@ import difflib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +46,16 @@ def load(flags: Mapping[str, str]) -> Settings:
     problems = _contradictions(given)
     if problems:
         raise SettingsError("\n".join(problems))
-    return _with_token(_checked(given), given)
+    settings = _checked(given)
+    _refuse_one_port_twice(settings, given)
+    return _with_token(settings, given)
 
 
 def _contradictions(given: Mapping[str, _Given]) -> list[str]:
     """Return a line for each two settings of which only one can be meant."""
     problems = []
+    if "token" in given and not _is_set(given, "token"):
+        problems.append(f"{given['token'].origin} is empty; leave it out, or give a token")
     if _is_set(given, "token") and _is_set(given, "token_file"):
         problems.append(
             f"{given['token'].origin} and {given['token_file'].origin} both give the token; leave one out"
@@ -63,6 +68,16 @@ def _contradictions(given: Mapping[str, _Given]) -> list[str]:
             if _is_set(given, name)
         ]
     return problems
+
+
+def _refuse_one_port_twice(settings: Settings, given: Mapping[str, _Given]) -> None:
+    """Raise SettingsError when one machine is to listen twice on a port; 0 is any free one."""
+    alone = settings.server_url or settings.disable_worker
+    if settings.port and settings.port == settings.worker_port and not alone:
+        port, worker_port = (
+            given[name].origin if name in given else BY_NAME[name].flag for name in ("port", "worker_port")
+        )
+        raise SettingsError(f"{port} and {worker_port} are both {settings.port}; give two ports")
 
 
 def _is_set(given: Mapping[str, _Given], name: str) -> bool:
@@ -137,7 +152,6 @@ def _from_file(path: Path) -> dict[str, _Given]:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    from dynaconf import Dynaconf
     from yaml import YAMLError, safe_load
 
     try:
@@ -146,24 +160,70 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         keys = safe_load(content)
     except OSError as error:
         raise SettingsError(f"--config-file {path} cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, YAMLError) as error:
-        where = getattr(error, "problem_mark", None)
-        place = f" at line {where.line + 1}" if where else ""
-        why = " ".join(str(getattr(error, "problem", None) or error).split())
-        raise SettingsError(f"--config-file {path} is not YAML{place}: {why}") from error
+    # An impossible date is a ValueError, and what is nested too deeply a RecursionError.
+    except (ValueError, RecursionError, YAMLError) as error:
+        raise _not_yaml(path, error) from error
     if keys is None:
         return {}
     if not isinstance(keys, dict):
         raise SettingsError(f"--config-file {path} must hold keys with values, such as `port: 80`")
-    raw = Dynaconf(
-        settings_files=[str(path)], loaders=[], core_loaders=["YAML"], auto_cast=False, load_dotenv=False
-    ).as_dict()
+    _refuse_keys_twice(path, content)
+    raw = _through_dynaconf(path)
     return {str(key): raw.get(str(key).upper(), value) for key, value in keys.items()}
+
+
+def _through_dynaconf(path: Path) -> dict[str, Any]:
+    from dynaconf import Dynaconf
+
+    # By name, because its source is none that type checkers can read.
+    trouble: type[Exception] = import_module("dynaconf.vendor.ruamel.yaml.error").YAMLError
+    try:
+        return dict(
+            Dynaconf(
+                settings_files=[str(path)],
+                loaders=[],
+                core_loaders=["YAML"],
+                auto_cast=False,
+                load_dotenv=False,
+            ).as_dict()
+        )
+    # It has a parser of its own, which is of another opinion here and there.
+    except (ValueError, RecursionError, trouble) as error:
+        raise _not_yaml(path, error) from error
+
+
+def _not_yaml(path: Path, error: Exception) -> SettingsError:
+    where = getattr(error, "problem_mark", None)
+    place = f" at line {where.line + 1}" if where else ""
+    why = " ".join(str(getattr(error, "problem", None) or error).split())
+    return SettingsError(f"--config-file {path} is not YAML{place}: {why}")
+
+
+def _refuse_keys_twice(path: Path, content: str) -> None:
+    """Raise SettingsError for a key that a mapping has twice: which one is meant, nobody can tell."""
+    from yaml import MappingNode, Node, SafeLoader, compose
+
+    nodes: list[Node | None] = [compose(content, Loader=SafeLoader)]
+    # An alias may lead into what it stands in.
+    seen: set[int] = set()
+    while nodes:
+        node = nodes.pop()
+        if not isinstance(node, MappingNode) or id(node) in seen:
+            continue
+        seen.add(id(node))
+        lines: dict[str, int] = {}
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if (first := lines.setdefault(str(key.value), line)) != line:
+                raise SettingsError(
+                    f"--config-file {path} has {_shorten(key.value)} twice, at lines {first} and {line}; leave one out"
+                )
+            nodes.append(value)
 
 
 def _unknown(key: str) -> str:
     near = difflib.get_close_matches(key, BY_NAME, n=1)
-    return f"{key!r} is not an option" + (f"; did you mean {near[0]!r}?" if near else "")
+    return f"{_shorten(key)} is not an option" + (f"; did you mean {near[0]!r}?" if near else "")
 
 
 def _checked(given: Mapping[str, _Given]) -> Settings:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -15,6 +17,7 @@ from gpustack.kit.paths import default_data_dir
 from gpustack.kit.text import GIB
 
 _LAST_PORT = 65535
+_HOST_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,62}(\.[A-Za-z0-9_][A-Za-z0-9_-]{0,62})*")
 _YES = {"true", "1", "yes", "on"}
 _NO = {"false", "0", "no", "off"}
 
@@ -63,6 +66,19 @@ def _url(value: object) -> object:
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise ValueError("give a URL such as http://10.0.0.1 or https://gpustack.example.com:8443")
     return value.rstrip("/")
+
+
+def _host(value: object) -> str:
+    text = str(value).strip()
+    try:
+        return str(ip_address(text)) if text else ""
+    except ValueError:
+        # Names whose last part is a number are addresses with a slip of the pen.
+        if len(text) > 253 or not _HOST_NAME.fullmatch(text) or text.rsplit(".", 1)[-1].isdecimal():
+            raise ValueError(
+                "give an IP address or a host name, such as 10.0.0.1 or gpustack.example.com"
+            ) from None
+    return text
 
 
 Boolean = Annotated[bool, BeforeValidator(_boolean)]
@@ -138,7 +154,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    advertise_address: str = ""
+    advertise_address: Annotated[str, BeforeValidator(_host)] = ""
     port: Port = 80
     debug: Boolean = False
     data_dir: AbsolutePath = Field(default_factory=default_data_dir)

@@ -24,6 +24,7 @@ from gpustack.worker.runners.records import (
     read_records,
     record_path,
     records_dir,
+    unrecorded,
 )
 
 log = logging.getLogger(__name__)
@@ -73,9 +74,10 @@ def stuck(left: Sequence[int]) -> str:
 def end_recorded(run_dir: Path, *, grace: float = 4.0) -> int:
     """End every engine that is written down below ``run_dir``; return how many records there were.
 
-    Needs nothing of the worker, which may be dead. Records that cannot be read go by the marker alone.
+    Needs nothing of the worker, which may be dead. Records that cannot be read, or that somebody removed, go by the
+    marker alone.
     """
-    records = read_records(run_dir)
+    records = [*read_records(run_dir), *unrecorded(run_dir)]
     known = {record.instance_id for record in records}
     unreadable = [
         EngineRecord(instance_id=int(path.stem), instance_name="", port=0, log_path="", argv_digest="")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from gpustack.kit.paths import write_atomic
+from gpustack.kit.paths import place, write_atomic
 from gpustack.kit.process import ProcessId, identify, is_running
 from gpustack.worker.runners.environment import INSTANCE_MARKER, RECORD_MARKER
 
@@ -41,6 +41,8 @@ class EngineRecord:
     started: float = 0.0
     #: Where ``pid`` means this process, as :func:`gpustack.kit.process.pid_space` names it.
     pid_space: str = ""
+    #: The data directory that it lies in, as :func:`gpustack.kit.paths.place` names it: a copy tells of nothing here.
+    place: str = ""
 
     @property
     def process(self) -> ProcessId | None:
@@ -71,7 +73,8 @@ def record_path(run_dir: Path, instance_id: int) -> Path:
 def write_record(run_dir: Path, record: EngineRecord) -> None:
     """Write the record; a reader sees the old one or the new one."""
     records_dir(run_dir).mkdir(parents=True, exist_ok=True, mode=0o700)
-    write_atomic(record_path(run_dir, record.instance_id), json.dumps(asdict(record)), mode=0o600)
+    document = asdict(record) | {"place": place(run_dir.parent)}
+    write_atomic(record_path(run_dir, record.instance_id), json.dumps(document), mode=0o600)
 
 
 def remove_record(run_dir: Path, instance_id: int) -> None:
@@ -80,7 +83,10 @@ def remove_record(run_dir: Path, instance_id: int) -> None:
 
 
 def read_record(path: Path) -> EngineRecord | None:
-    """Return the record in ``path``; None when there is none or it cannot be understood."""
+    """Return the record in ``path``; None when there is none, it cannot be understood, or it is a copy of another's.
+
+    A copied record tells of an engine that belongs to the data directory that it was copied from.
+    """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         known = {field.name: field.type for field in fields(EngineRecord)}
@@ -91,13 +97,30 @@ def read_record(path: Path) -> EngineRecord | None:
         log.warning("%s is not a record of an engine: %s", path, error)
         return None
     whole = all(isinstance(each, int) for each in (record.instance_id, record.port, record.pid))
-    return record if whole and isinstance(record.started, int | float) else None
+    if not whole or not isinstance(record.started, int | float):
+        return None
+    return record if record.place in ("", place(path.parent.parent.parent)) else None
 
 
 def read_records(run_dir: Path) -> list[EngineRecord]:
     """Return all records, by instance."""
     found = [record for path in records_dir(run_dir).glob("*.json") if (record := read_record(path))]
     return sorted(found, key=lambda record: record.instance_id)
+
+
+def unrecorded(run_dir: Path) -> list[EngineRecord]:
+    """Return a record for each engine that runs here by its environment while none is written down for it."""
+    folder = records_dir(run_dir)
+    found = set[int]()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            path = Path(process.environ().get(RECORD_MARKER, ""))
+            if path.parent == folder and path.stem.isdecimal() and read_record(path) is None:
+                found.add(int(path.stem))
+    return [
+        EngineRecord(instance_id=each, instance_name=f"instance {each}", port=0, log_path="", argv_digest="")
+        for each in sorted(found)
+    ]
 
 
 def find_process(run_dir: Path, record: EngineRecord) -> ProcessId | None:
