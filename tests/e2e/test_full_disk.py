@@ -117,6 +117,7 @@ def heard(running: Running) -> str:
     return running.output
 
 
+@pytest.mark.slow
 def test_a_full_log_disk(place: Path, engine: InstalledEngine, tiny_gguf: Path) -> None:
     with a_disk("30m") as disk:
         flags = [

@@ -115,6 +115,7 @@ def test_what_is_no_gpustack_ends_it_with_a_line(workers: Any) -> None:
     assert "is it a GPUStack server?" in line
 
 
+@pytest.mark.slow
 def test_the_token_may_be_gone_once_it_has_joined_until_it_is_removed(
     server: Running, workers: Any, place: Path
 ) -> None:

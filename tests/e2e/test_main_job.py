@@ -7,11 +7,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
 
-from support.running import Running
+from support.running import Running, eventually
 
 pytestmark = pytest.mark.xdist_group("e2e-main")
 
@@ -215,9 +216,13 @@ def test_a_second_replica_comes_and_goes(stack: Running, tiny: str) -> None:
 def test_an_engine_killed_from_outside_comes_back(stack: Running, client: openai.OpenAI, tiny: str) -> None:
     import psutil
 
-    (instance,) = [
-        each for each in json.loads(stack.cli("ps", "--json").stdout) if each["model_name"] == tiny
-    ]
+    def copies() -> list[dict[str, Any]]:
+        listed = json.loads(stack.cli("ps", "--json").stdout)
+        return [each for each in listed if each["model_name"] == tiny]
+
+    # The second one of the test before may still be draining.
+    eventually(lambda: len(copies()) == 1, "one copy runs", seconds=60)
+    (instance,) = copies()
     with stack.admin() as admin:
         with admin.stream("GET", "/v2/model-instances", params={"watch": "true"}, timeout=30) as watch:
             lines = watch.iter_lines()

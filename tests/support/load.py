@@ -322,7 +322,8 @@ class Sender:
     async def _until(self, moment: float) -> bool:
         """Wait; tell whether the end has come instead."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._ending.wait(), max(0.0, moment - time.monotonic()))
+            async with asyncio.timeout(max(0.0, moment - time.monotonic())):
+                await self._ending.wait()
         return self._ending.is_set()
 
     def _tell(self) -> None:

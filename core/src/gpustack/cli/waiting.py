@@ -52,7 +52,8 @@ async def wait_for(client: Client, model: ModelPublic, view: Progress, timeout: 
             if timeout is not None and now - began >= timeout:
                 return _too_late(model, rollout, timeout)
             try:
-                event = await asyncio.wait_for(queue.get(), _TICK)
+                async with asyncio.timeout(_TICK):
+                    event = await queue.get()
             except TimeoutError:
                 continue
             if isinstance(event, GPUStackError):

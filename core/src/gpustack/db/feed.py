@@ -239,7 +239,9 @@ class Feed:
 
     async def _wait(self) -> None:
         try:
-            await asyncio.wait_for(self._woken.wait(), _POLL)
+            # Not wait_for: until Python 3.12 that drops a cancellation which comes in the moment of the wake-up.
+            async with asyncio.timeout(_POLL):
+                await self._woken.wait()
         except TimeoutError:
             return
 

@@ -69,7 +69,8 @@ class Presence:
             raise self._unavailable()
         self._waiting += 1
         try:
-            await asyncio.wait_for(self._present.wait(), left)
+            async with asyncio.timeout(left):
+                await self._present.wait()
         except TimeoutError:
             raise self._unavailable() from self._why
         finally:

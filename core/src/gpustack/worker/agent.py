@@ -238,7 +238,8 @@ class Agent:
             if count % _FULL == 0:
                 self._wanted.set()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._due.wait(), self._config.heartbeat)
+                async with asyncio.timeout(self._config.heartbeat):
+                    await self._due.wait()
 
     def _tell_installed(self) -> None:
         self._installed_anew = True

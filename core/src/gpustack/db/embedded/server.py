@@ -241,7 +241,8 @@ class EmbeddedPostgres:
                 return
             self._child.signal(number)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.shield(self._end), seconds)
+                async with asyncio.timeout(seconds):
+                    await asyncio.shield(self._end)
 
 
 def _url(password: str, port: int) -> str:

@@ -310,7 +310,8 @@ async def _end(process: asyncio.subprocess.Process) -> None:
     if process.returncode is None:
         await end_tree_async(process.pid, grace=1.0)
     try:
-        await asyncio.wait_for(process.wait(), _GONE)
+        async with asyncio.timeout(_GONE):
+            await process.wait()
     except TimeoutError:
         # The system keeps it until its disk answers: nobody may have to wait for that.
         log.warning(
