@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from gpustack.testing.hub import FakeHub
@@ -121,7 +120,11 @@ def test_a_download_goes_on_where_a_killed_worker_left_it(stack: Running, hub: F
 
     eventually(partly, "a fifth of the files is here", seconds=60)
     before = max(each.stat().st_size for each in blobs.glob("*.incomplete"))
-    os.kill(stack.state()["children"]["worker"]["pid"], signal.SIGKILL)
+    worker = psutil.Process(stack.state()["children"]["worker"]["pid"])
+    downloads = worker.children(recursive=True)
+    worker.kill()
+    # They end with their worker, but not in the same moment: at full speed one might be done before.
+    psutil.wait_procs(downloads, timeout=30)
     hub.faults.rate = None
     eventually(
         lambda: [each["state"] for each in instances(stack, "slow")] == ["running"], "it runs", seconds=90

@@ -62,8 +62,9 @@ async def test_a_start_that_fails_once_it_was_ready_is_tried_again(tmp_path: Pat
     assert "cannot be started" in said[1]
     assert "was here" in (tmp_path / "log" / "server.log").read_text()
     running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
+    # In this order, as the supervisor does it: what listens to the process ends with the process.
     await child.stop(5)
+    await asyncio.gather(running, return_exceptions=True)
 
 
 async def test_a_child_that_cannot_be_started_at_all_is_given_up(
