@@ -6,6 +6,7 @@ import contextlib
 import json
 import re
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -34,7 +35,7 @@ class Server(ThreadingHTTPServer):
     request_queue_size = 128
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(BaseHTTPRequestHandler, ABC):
     """What both servers do alike."""
 
     protocol_version = "HTTP/1.1"
@@ -57,9 +58,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_HEAD = do_GET
 
+    @abstractmethod
     def answer(self, path: str) -> None:
         """Answer a request for ``path``."""
-        raise NotImplementedError
 
     def log_message(self, *args: object) -> None:
         """Stay silent."""
