@@ -63,7 +63,9 @@ def machines(place: Path, engine: InstalledEngine, tiny_gguf: Path) -> Iterator[
         ]  # fmt: skip
         worker = wait_ready(spawn(there, place / "streams there home", flags))
         try:
-            server.cli("deploy", str(tiny_gguf), "--name", "tiny")
+            # Room for an answer that is not over before the engine is held.
+            room = ["--backend-parameter", "--ctx-size=4096", "--backend-parameter", "--threads=1"]
+            server.cli("deploy", str(tiny_gguf), "--name", "tiny", *room)
             yield Machines(server, worker)
         finally:
             worker.cli("stop", check=False)
@@ -84,7 +86,7 @@ class Stream:
         assert self._held.wait(60), "it does not begin"
 
     def _read(self, server: Running) -> None:
-        body = {"model": "tiny", "prompt": "x", "max_tokens": 300, "ignore_eos": True, "stream": True}
+        body = {"model": "tiny", "prompt": "x", "max_tokens": 3000, "ignore_eos": True, "stream": True}
         try:
             with (
                 server.admin() as client,

@@ -197,4 +197,4 @@ def test_where_the_system_has_no_death_signal_a_closed_pipe_ends_the_program() -
         with pytest.raises(subprocess.TimeoutExpired):
             program.wait(0.3)
         os.close(ours)
-        assert program.wait(5) == -2
+        assert program.wait(5) == -signal.SIGTERM

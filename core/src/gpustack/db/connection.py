@@ -35,6 +35,8 @@ _PROBE_LIMIT = 3.0
 _TRIES = 3
 #: Seconds for which the answer to one look counts for all who want to look.
 _FRESH = 1.0
+#: Seconds until one of the pool's connections is tried again, when the database takes no new ones.
+_BRIEFLY = 0.02
 #: What the database sees of who is connected.
 APPLICATION = "gpustack"
 #: Seconds that whoever needs the database waits for it while it is away.
@@ -163,6 +165,11 @@ class Pool:
             except OF_THE_DRIVER as error:
                 if not is_loss(error):
                     raise
+                if isinstance(error, asyncpg.CannotConnectNowError) and self._pool.get_size():
+                    # It is stopping, and meanwhile serves those who are connected: one of them will be free.
+                    await asyncio.sleep(_BRIEFLY)
+                    if time.monotonic() < deadline:
+                        continue
                 if isinstance(error, TimeoutError) and await self._answers():
                     raise Unavailable(f"all connections to {self.where} are busy", retry_after=1.0) from error
                 await self.lost(error, since=began)

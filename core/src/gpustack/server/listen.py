@@ -71,20 +71,28 @@ class _Connection(HttpToolsProtocol):
             cycle.keep_alive = cycle.keep_alive and cycle.response_started
             return
         left = self._expecting - self.loop.time()
-        if left > 0 or _unread(self.transport):
+        if left > 0 or not _said_good_bye(self.transport):
             # After a stall the loop may know of the time before it knows of what has arrived meanwhile.
             self.loop.call_later(max(left, 0.02), self.shutdown)
         else:
             self.transport.close()
 
 
-def _unread(transport: asyncio.Transport) -> bool:
-    """Tell whether something has arrived that is not read yet; closing would answer it with a reset."""
+def _said_good_bye(transport: asyncio.Transport) -> bool:
+    """Tell the client that nothing more is read, unless something has arrived that is not read yet.
+
+    Closing would answer that with a reset. The loop closes only after other work of its own, in which more could arrive.
+    """
     ours = transport.get_extra_info("socket")
     with contextlib.suppress(OSError), socket.fromfd(ours.fileno(), ours.family, ours.type) as sock:
         sock.setblocking(False)
-        return bool(sock.recv(1, socket.MSG_PEEK))
-    return False
+        try:
+            if sock.recv(1, socket.MSG_PEEK):
+                return False
+        except BlockingIOError:
+            if not transport.get_write_buffer_size():
+                sock.shutdown(socket.SHUT_WR)
+    return True
 
 
 class _Server(uvicorn.Server):

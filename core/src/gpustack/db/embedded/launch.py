@@ -4,8 +4,8 @@ It runs as a file, ``python -I -S launch.py PARENT USER WATCH PROGRAM [ARGUMENT 
 library, because that starts in 9 ms. PARENT is the process number of who started it; USER is ``UID:GID`` or ``-``;
 WATCH is ``-`` where the system itself ends a child with its parent, else the descriptor of a pipe that closes then.
 
-The order matters: a change of user clears the death signal, so that comes second. The signal is SIGINT, by which
-PostgreSQL disconnects its clients and stops cleanly; SIGTERM would wait for them.
+The order matters: a change of user clears the death signal, so that comes second. The signal is SIGTERM, after which
+PostgreSQL lets its clients finish: the server, which learns of the same death, still writes what was asked of it.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ def _prctl() -> Callable[..., int]:
 
 
 def _end_with_parent(parent: int, prctl: Callable[..., int]) -> None:
-    prctl(_PR_SET_PDEATHSIG, signal.SIGINT, 0, 0, 0)
+    prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     if os.getppid() != parent:
         sys.exit(0)
 
 
 def _watch(pipe: int) -> None:
-    """Leave a process behind that interrupts this one when the other end of ``pipe`` closes.
+    """Leave a process behind that ends this one when the other end of ``pipe`` closes.
 
     It is no child of this one, which would be surprised by a child it does not know.
     """
@@ -56,7 +56,7 @@ def _watch(pipe: int) -> None:
     if os.fork():
         os._exit(0)
     if os.read(pipe, 1) != ALL_DONE:
-        os.kill(target, signal.SIGINT)
+        os.kill(target, signal.SIGTERM)
     os._exit(0)
 
 

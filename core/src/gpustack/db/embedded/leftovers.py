@@ -17,14 +17,15 @@ from gpustack.kit.errors import GPUStackError
 
 log = logging.getLogger(__name__)
 
-#: Signals in the order of their force, each with the seconds given to it.
-_FORCE = ((signal.SIGINT, 4.0), (signal.SIGQUIT, 2.0), (signal.SIGKILL, 4.0))
+#: Signals in the order of their force, each with the seconds given to it. The first waits for a server that lost its
+#: supervisor too, and answers what is in flight.
+_FORCE = ((signal.SIGTERM, 4.0), (signal.SIGINT, 4.0), (signal.SIGQUIT, 2.0), (signal.SIGKILL, 4.0))
 
 
 async def clear(data: Path) -> None:
     """End what still runs in the cluster ``data`` and remove its stale ``postmaster.pid``.
 
-    Takes no time after a clean stop. Raises GPUStackError when a process cannot be ended within 10 seconds.
+    Takes no time after a clean stop. Raises GPUStackError when a process cannot be ended within 14 seconds.
     """
     file = data / "postmaster.pid"
     if not file.exists():
