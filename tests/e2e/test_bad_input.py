@@ -140,6 +140,7 @@ def test_a_pipx_that_does_not_work(place: Path, tiny_gguf: Path) -> None:
         assert "pipx" in said
 
 
+@pytest.mark.slow
 def test_a_package_index_that_cannot_be_reached(place: Path, tiny_gguf: Path) -> None:
     index = f"http://127.0.0.1:{free_ports(1)[0]}/"
     env = {"PIP_INDEX_URL": index, "UV_DEFAULT_INDEX": index, "PIP_RETRIES": "0", "UV_HTTP_RETRIES": "0"}

@@ -114,6 +114,13 @@ class Running:
         return self.process.returncode
 
 
+def alive(pid: int) -> bool:
+    """Tell whether the process runs; a zombie does not."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False
+
+
 def processes_of(data_dir: Path) -> list[psutil.Process]:
     """Return the processes that have ``data_dir`` in their arguments, working directory or environment."""
     needle, found = str(data_dir), []

@@ -330,8 +330,9 @@ async def test_a_truncated_file_is_refused_and_changes_nothing(
 
 async def test_flipped_bits_are_found(written: Path) -> None:
     data = written.read_bytes()
-    # The first bytes are the head of gzip, with a name and a time that mean nothing.
-    for place in range(200, len(data), len(data) // 40):
+    # The first bytes are the head of gzip, with a name and a time that mean nothing. The byte before the last eight, which
+    # are its checksum and length, may end in bits that mean nothing either.
+    for place in {*range(200, len(data), len(data) // 40)} - {len(data) - 9}:
         written.write_bytes(data[:place] + bytes([data[place] ^ 0x10]) + data[place + 1 :])
         with pytest.raises(GPUStackError) as raised:
             archive.verify(written)

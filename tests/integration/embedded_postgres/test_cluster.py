@@ -6,6 +6,7 @@ import asyncio
 import importlib.util
 import os
 import pwd
+import signal
 import subprocess
 import sys
 from collections.abc import Callable

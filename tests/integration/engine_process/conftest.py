@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from gpustack.plugin import LaunchPlan
@@ -15,7 +14,7 @@ from gpustack.worker.runners.ending import end_recorded
 from gpustack.worker.runners.logfile import log_path
 from gpustack.worker.runners.process import EngineProcess, Launch
 from gpustack.worker.runners.records import records_dir
-from support.running import free_ports
+from support.running import alive, free_ports
 
 ENGINE = str(Path(__file__).with_name("fake_engine.py"))
 
@@ -65,13 +64,6 @@ async def until(what: Callable[[], object], *, seconds: float = 10.0) -> None:
     while not what():
         assert time.monotonic() < deadline, "it did not happen"
         await asyncio.sleep(0.02)
-
-
-def alive(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 @pytest.fixture(name="until")

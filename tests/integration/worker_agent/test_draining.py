@@ -12,12 +12,9 @@ import psutil
 
 from gpustack.kit.connections import loopback_clients
 from gpustack.worker.runners.records import memories_dir, read_records
+from support.running import alive
 
 RUNNING = "running"
-
-
-def alive(pid: int) -> bool:
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
 def drain(server: Any, number: int = 1, seconds: int = 60) -> None:

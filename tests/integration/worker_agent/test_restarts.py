@@ -22,13 +22,10 @@ from gpustack.kit.process import identify, moment, pid_space
 from gpustack.lifecycle.engine import EngineLimits
 from gpustack.worker.memory import Memory, recall, remember
 from gpustack.worker.runners.records import EngineRecord, memories_dir, read_records, write_record
+from support.running import alive
 
 RUNNING = "running"
 SLOW = EngineLimits(start=8, probe_running=0.1, missed_probes=3, backoff=30)
-
-
-def alive(pid: int) -> bool:
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
 def starts(server: Any) -> int:

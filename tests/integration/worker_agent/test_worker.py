@@ -13,12 +13,9 @@ from gpustack.extensions import Registered
 from gpustack.kit.errors import GPUStackError
 from gpustack.plugin import NoSettings, SystemDetector, SystemReading, Verdict
 from gpustack.worker.runners.records import read_records
+from support.running import alive
 
 RUNNING = "running"
-
-
-def alive(pid: int) -> bool:
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
 class HangingDetector(SystemDetector[NoSettings]):
