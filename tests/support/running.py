@@ -34,13 +34,28 @@ def eventually(holds: Callable[[], object], what: str, *, seconds: float = 10.0)
         time.sleep(0.02)
 
 
+#: A test process has this many single ports, below the ephemeral ones: among those, anybody's connection may take one that
+#: is closed for a moment.
+_SINGLE = 1000
+_singles = itertools.count()
+
+
+def _part() -> int:
+    """Return which part of the ports this test process has."""
+    return int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 4
+
+
 def free_ports(count: int) -> list[int]:
-    """Return ports outside the ephemeral range's usual churn that were free a moment ago, all different."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for sock in sockets:
-            sock.bind(("127.0.0.1", 0))
-        return [sock.getsockname()[1] for sock in sockets]
+    """Return ports that are free now, all different; no other test process gets them, and this one not soon again."""
+    found: list[int] = []
+    for number in itertools.islice(_singles, _SINGLE):
+        port = 11000 + _SINGLE * _part() + number % _SINGLE
+        with contextlib.suppress(OSError), socket.socket() as sock:
+            sock.bind(("", port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise AssertionError("no free ports")
 
 
 #: Each test process has a part of the ports below the ephemeral ones, and hands each block of it out once.
@@ -50,9 +65,8 @@ _blocks = itertools.count()
 
 def a_port_range(count: int) -> str:
     """Return ``N1-N2`` with ``count`` ports in a row (20 at most) that are free now, and that no other test gets."""
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     for block in itertools.islice(_blocks, _PART // _BLOCK):
-        first = 18000 + _PART * (worker % 4) + _BLOCK * block % _PART
+        first = 18000 + _PART * _part() + _BLOCK * block % _PART
         with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
             for port in range(first, first + count):
                 stack.enter_context(socket.socket()).bind(("", port))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -29,4 +30,12 @@ async def run(
         debug=settings.debug,
         own_addresses=frozenset({LOOPBACK, configuration["address"]}),
     )
-    await run_server(config, configuration["database_url"], load_catalogue(), sockets["http"], on_ready)
+    supervisor = os.getppid()
+    await run_server(
+        config,
+        configuration["database_url"],
+        load_catalogue(),
+        sockets["http"],
+        on_ready,
+        alone=lambda: os.getppid() != supervisor,
+    )

@@ -115,11 +115,13 @@ async def run_server(
     catalogue: Catalogue,
     listener: socket.socket,
     on_ready: Callable[[], None],
+    *,
+    alone: Callable[[], bool] = lambda: False,
 ) -> None:
     """Run the server until it is cancelled; ``on_ready`` is called once requests are answered.
 
     Cancelling lets requests in flight go on for ``config.drain`` seconds, ends watches at once, and then raises
-    CancelledError as usual. Raises GPUStackError with one line when the database cannot be used, and when a part that
+    CancelledError as usual. Once ``alone``, with nobody to wait for its end, it has time for a database that is away too. Raises GPUStackError with one line when the database cannot be used, and when a part that
     the others cannot do without broke: whoever runs this starts it again.
     """
     async with started(config, database_url, catalogue) as (app, services):
@@ -130,6 +132,7 @@ async def run_server(
                 drain=config.drain,
                 closing=services.closing,
                 on_ready=on_ready,
+                more=lambda: config.drain_alone if alone() and services.store.away else 0.0,
                 debug=config.debug,
             )
         )

@@ -41,6 +41,8 @@ class ServerConfig:
     database_patience: float = 15.0
     #: How long requests in flight may go on when the server stops.
     drain: float = 3.0
+    #: How much longer when the database is away and nobody waits: the next supervisor brings it back.
+    drain_alone: float = 6.0
 
     def built_in_worker(self) -> str:
         """Return the uuid of the worker that runs in the server's own data directory; empty without one. Blocks."""

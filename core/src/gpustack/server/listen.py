@@ -20,6 +20,8 @@ _KEEP_ALIVE = 75
 _ON_THEIR_WAY = 1.0
 #: Seconds that one stays open after an answer that could not say any more that it is the last one.
 _UNTOLD = 0.2
+#: Seconds that the end takes at least, if anything is in flight, and that the last words of what is cut off may take.
+_LEAST, _LAST_WORDS = 1.0, 2.0
 
 
 class _State(ServerState):
@@ -110,6 +112,11 @@ class _Server(uvicorn.Server):
         for each in getattr(self, "servers", ()):
             each.close()
 
+    def cut_off(self) -> None:
+        """Cancel what is still in flight, which has a last word then."""
+        for task in list(self.server_state.tasks):
+            task.cancel()
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Capture nothing."""
@@ -123,12 +130,13 @@ async def serve(
     drain: float | Callable[[], float],
     closing: asyncio.Event,
     on_ready: Callable[[], None],
+    more: Callable[[], float] = lambda: 0.0,
     debug: bool = False,
 ) -> None:
     """Answer requests on ``listener`` until cancelled.
 
     Then ``closing`` is set, idle connections close, and what is in flight or on its way has ``drain`` seconds; a function
-    is asked at that moment.
+    is asked at that moment. Where that is not enough, ``more`` tells how many seconds are added.
     """
     server = _Server(
         uvicorn.Config(
@@ -156,13 +164,19 @@ async def serve(
         closing.set()
         seconds = drain() if callable(drain) else drain
         server.accept_no_more()
-        server.config.timeout_graceful_shutdown = max(1, round(seconds))
         server.should_exit = True
-        await _finish(serving, seconds + 2.0)
+        await _finish(server, serving, max(seconds, _LEAST), more)
 
 
-async def _finish(serving: asyncio.Task[None], seconds: float) -> None:
+async def _finish(
+    server: _Server, serving: asyncio.Task[None], seconds: float, more: Callable[[], float]
+) -> None:
     await asyncio.wait({serving}, timeout=seconds)
+    if not serving.done():
+        await asyncio.wait({serving}, timeout=more())
+    if not serving.done():
+        server.cut_off()
+        await asyncio.wait({serving}, timeout=_LAST_WORDS)
     if not serving.done():
         serving.cancel()
         await asyncio.gather(serving, return_exceptions=True)
