@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import os
+import random
 import select
 import signal
 import socket
@@ -37,7 +38,7 @@ def eventually(holds: Callable[[], object], what: str, *, seconds: float = 10.0)
 #: A test process has this many single ports, below the ephemeral ones: among those, anybody's connection may take one that
 #: is closed for a moment.
 _SINGLE = 1000
-_singles = itertools.count()
+_singles = itertools.count(random.randrange(_SINGLE))
 
 
 def _part() -> int:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from gpustack.db import Feed, Store
 from gpustack.kit.errors import GPUStackError
 from gpustack.kit.net import listen
-from gpustack.server.app import bootstrap, run_server
+from gpustack.server.app import bootstrap, run_server, until_ended
 from gpustack.server.auth.passwords import Passwords
 from gpustack.server.config import FIRST_LOGIN_FILE, ServerConfig
 from gpustack.server.heartbeats import Heartbeats
@@ -135,12 +136,17 @@ async def connected(port: int) -> AsyncIterator[Connection]:
 
 
 @contextlib.asynccontextmanager
-async def served(app: Callable[..., Any]) -> AsyncIterator[tuple[int, asyncio.Task[None]]]:
+async def served(
+    app: Callable[..., Any], *, drain: float = 5, more: float = 0.0
+) -> AsyncIterator[tuple[int, asyncio.Task[None]]]:
     """Serve ``app`` until the block ends or the task is cancelled; yields the port and that task."""
     ready = asyncio.Event()
     listener = listen(0, host="127.0.0.1")
     port = listener.getsockname()[1]
-    task = asyncio.create_task(serve(app, listener, drain=5, closing=asyncio.Event(), on_ready=ready.set))
+    serving = serve(
+        app, listener, drain=drain, more=lambda: more, closing=asyncio.Event(), on_ready=ready.set
+    )
+    task = asyncio.create_task(serving)
     try:
         async with asyncio.timeout(20):
             await ready.wait()
@@ -229,3 +235,39 @@ async def test_connections_that_say_nothing_do_not_hold_an_ending_server_up() ->
         assert task.done()
         assert await silent[0].read() == b""
         assert await kept[0].read() == b""
+
+
+async def never(_scope: Any, _receive: Any, _send: Any) -> None:
+    await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize(("more", "at_least"), [(0.0, 1.0), (0.7, 1.7)])
+async def test_what_takes_too_long_has_a_last_word(more: float, at_least: float) -> None:
+    async with served(until_ended(never), drain=1, more=more) as (port, task), connected(port) as connection:
+        connection[1].write(REQUEST)
+        await asyncio.sleep(0.1)
+        began = time.monotonic()
+        task.cancel()
+
+        answer = await connection[0].read()
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b"retry-after" in answer
+        assert b"the server was restarted before it could answer" in answer
+        await asyncio.gather(task, return_exceptions=True)
+        assert at_least <= time.monotonic() - began < at_least + 1.0
+
+
+async def test_a_client_that_reads_nothing_does_not_hold_up_the_end() -> None:
+    async def endless(_scope: Any, _receive: Any, send: Callable[..., Any]) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        while True:
+            await send({"type": "http.response.body", "body": b"x" * 65536, "more_body": True})
+
+    async with served(until_ended(endless), drain=1) as (port, task):
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.sendall(REQUEST)
+            await asyncio.sleep(0.3)
+            began = time.monotonic()
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            assert time.monotonic() - began < 2.0

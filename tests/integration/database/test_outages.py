@@ -73,6 +73,23 @@ async def test_who_comes_while_it_is_away_waits_for_it(server: PostgresServer, s
     assert (await store.models.list()).pagination.total == 20
 
 
+async def test_one_that_stops_serves_those_who_are_connected(server: PostgresServer, store: Store) -> None:
+    name = await server.create_database()
+    async with await Store.open(server.url(name), pool=(1, 2), patience=20) as few:
+        slow = asyncio.create_task(few._pool.fetch(sql("SELECT pg_sleep(0.7)")))
+        await asyncio.sleep(0.2)
+        server.process.send_signal(signal.SIGTERM)
+        try:
+            # The second connection of the pool cannot be opened any more.
+            rows = await asyncio.gather(*(few._pool.fetch(sql("SELECT 1 AS one")) for _ in range(5)))
+            assert [row[0]["one"] for row in rows] == [1] * 5
+            assert not few.away
+            await slow
+        finally:
+            server.kill()
+            server.start_again()
+
+
 async def test_a_killed_backend_fails_nobody_else(server: PostgresServer, store: Store) -> None:
     """PostgreSQL then ends all others too, and recovers."""
     await fill_the_pool(store)

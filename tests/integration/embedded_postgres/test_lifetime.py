@@ -16,7 +16,7 @@ import asyncpg
 import psutil
 import pytest
 
-from gpustack.db.embedded import EmbeddedPostgres
+from gpustack.db.embedded import EmbeddedPostgres, leftovers
 from gpustack.db.embedded.leftovers import holders
 from gpustack.kit.errors import Conflict, GPUStackError
 
@@ -168,6 +168,41 @@ async def test_the_next_supervisor_ends_an_orphan_first(data_dir: Path, supervis
     await starting
     assert not psutil.pid_exists(orphan)
     assert await answer(postgres, "SELECT 1") == 1
+
+
+async def connect_until_refused(url: str) -> None:
+    async with asyncio.timeout(10):
+        while True:
+            await (await asyncpg.connect(url)).close()
+
+
+async def test_who_is_connected_is_served_when_the_supervisor_is_gone(
+    data_dir: Path, supervised: Make
+) -> None:
+    supervisor, _ = run_a_supervisor(data_dir)
+    url = EmbeddedPostgres(data_dir, data_dir / "log").recorded_url()
+    connection = await asyncpg.connect(url)
+    try:
+        with supervisor:
+            supervisor.kill()
+        with pytest.raises(asyncpg.CannotConnectNowError, match="shutting down"):
+            await connect_until_refused(url)
+        assert await connection.fetchval("SELECT 1") == 1
+    finally:
+        await connection.close()
+    until_nobody_works_in(data_dir / "postgresql" / "data")
+
+
+async def test_who_stays_connected_is_disconnected_by_the_end_of_what_is_left(data_dir: Path) -> None:
+    supervisor, orphan = run_a_supervisor(data_dir)
+    connection = await asyncpg.connect(EmbeddedPostgres(data_dir, data_dir / "log").recorded_url())
+    with supervisor:
+        supervisor.kill()
+    await leftovers.end(data_dir / "postgresql")
+    assert not psutil.pid_exists(orphan)
+    with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError, OSError)):
+        await connection.fetchval("SELECT 1")
+    connection.terminate()
 
 
 async def test_two_supervisors_do_not_share_a_cluster(data_dir: Path, supervised: Make) -> None:

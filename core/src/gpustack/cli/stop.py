@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
 #: Seconds that an orderly end may take; it takes ten at most.
 PATIENCE = 15.0
 _POLL = 0.1
-#: Seconds for the children of a supervisor that was killed; the system asks them to end at that moment.
-_ORPHANS = 5.0
+#: Seconds for the children of a supervisor that was killed; the system asks them to end at that moment. A server that has
+#: requests in flight and no database takes the longest.
+_ORPHANS = 12.0
 
 
 @click.command("stop")
@@ -119,8 +121,11 @@ def _await_orphans(state: RunState) -> None:
     from gpustack.cli.processes import still_running
     from gpustack.kit.process import identify
 
-    # A door outlives its supervisor, so there is nothing to wait for.
-    pids = [child.pid for name, child in state.children.items() if child.pid is not None and name != "door"]
+    # A door outlives its supervisor, and the database serves whoever is connected: both are ended later.
+    later = ("door", "postgres")
+    pids = [
+        child.pid for name, child in state.children.items() if child.pid is not None and name not in later
+    ]
     found = [who for pid in pids if (who := identify(pid)) is not None and who.started >= state.started - 1]
     deadline = time.monotonic() + _ORPHANS
     while still_running(found) and time.monotonic() < deadline:
@@ -141,7 +146,7 @@ def _kill(left: list[ProcessId]) -> None:
 
 
 def _end_what_is_left(directory: Path) -> tuple[int, int]:
-    """End engines and doors that are still written down, though nobody watches them any more; return how many ran.
+    """End engines, doors and a database that nobody watches any more; return how many of the former two ran.
 
     Raises Conflict when a GPUStack is just starting there, which may be about to adopt them.
     """
@@ -161,10 +166,12 @@ def _end_what_is_left(directory: Path) -> tuple[int, int]:
 def _end_recorded(directory: Path) -> tuple[int, int]:
     from gpustack.cli.processes import end_doors, engines
     from gpustack.client.local import run_dir
+    from gpustack.db.embedded import leftovers
     from gpustack.worker.runners.ending import end_recorded
 
     left = len(list(engines(directory)))
     # The door first: it lets requests end while their engines still answer.
     doors = end_doors(directory)
     end_recorded(run_dir(directory))
+    asyncio.run(leftovers.end(directory / "postgresql"))
     return left, doors

@@ -35,8 +35,8 @@ _PROBE_LIMIT = 3.0
 _TRIES = 3
 #: Seconds for which the answer to one look counts for all who want to look.
 _FRESH = 1.0
-#: Seconds until one of the pool's connections is tried again, when the database takes no new ones.
-_BRIEFLY = 0.02
+#: Seconds for which a database that takes no new connections is taken for one that stops, and serves those it has.
+_STOPPING = 4.0
 #: What the database sees of who is connected.
 APPLICATION = "gpustack"
 #: Seconds that whoever needs the database waits for it while it is away.
@@ -156,7 +156,8 @@ class Pool:
 
     async def _take(self) -> Any:
         """Return a connection of the pool, waiting while the database is away."""
-        deadline = time.monotonic() + self._patience
+        entered = time.monotonic()
+        backoff = Backoff(first=0.02, limit=0.25)
         while True:
             await self.presence.wait()
             began = time.monotonic()
@@ -165,15 +166,14 @@ class Pool:
             except OF_THE_DRIVER as error:
                 if not is_loss(error):
                     raise
-                if isinstance(error, asyncpg.CannotConnectNowError) and self._pool.get_size():
-                    # It is stopping, and meanwhile serves those who are connected: one of them will be free.
-                    await asyncio.sleep(_BRIEFLY)
-                    if time.monotonic() < deadline:
-                        continue
+                stopping = isinstance(error, asyncpg.CannotConnectNowError) and began < entered + _STOPPING
+                if stopping and self._pool.get_size():
+                    await asyncio.sleep(backoff.next())  # one of the pool's own may be free then
+                    continue
                 if isinstance(error, TimeoutError) and await self._answers():
                     raise Unavailable(f"all connections to {self.where} are busy", retry_after=1.0) from error
                 await self.lost(error, since=began)
-                if isinstance(error, TimeoutError) or time.monotonic() > deadline:
+                if isinstance(error, TimeoutError) or time.monotonic() > entered + self._patience:
                     raise
 
     async def _answers(self) -> bool:

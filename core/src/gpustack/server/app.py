@@ -121,7 +121,8 @@ async def run_server(
     """Run the server until it is cancelled; ``on_ready`` is called once requests are answered.
 
     Cancelling lets requests in flight go on for ``config.drain`` seconds, ends watches at once, and then raises
-    CancelledError as usual. Once ``alone``, with nobody to wait for its end, it has time for a database that is away too. Raises GPUStackError with one line when the database cannot be used, and when a part that
+    CancelledError as usual. ``alone`` tells that nobody waits for that end: then they have ``config.drain_alone`` more where
+    the database is away. Raises GPUStackError with one line when the database cannot be used, and when a part that
     the others cannot do without broke: whoever runs this starts it again.
     """
     async with started(config, database_url, catalogue) as (app, services):

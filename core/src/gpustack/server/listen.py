@@ -20,8 +20,8 @@ _KEEP_ALIVE = 75
 _ON_THEIR_WAY = 1.0
 #: Seconds that one stays open after an answer that could not say any more that it is the last one.
 _UNTOLD = 0.2
-#: Seconds that the end takes at least, if anything is in flight, and that the last words of what is cut off may take.
-_LEAST, _LAST_WORDS = 1.0, 2.0
+#: Seconds that what is in flight has at least, and that the last word of what is cut off may take.
+_LEAST, _LAST_WORD = 1.0, 0.3
 
 
 class _State(ServerState):
@@ -112,10 +112,13 @@ class _Server(uvicorn.Server):
         for each in getattr(self, "servers", ()):
             each.close()
 
-    def cut_off(self) -> None:
-        """Cancel what is still in flight, which has a last word then."""
-        for task in list(self.server_state.tasks):
-            task.cancel()
+    async def cut_off(self) -> None:
+        """Cancel what is still in flight, which has a last word then; nobody waits for clients that do not read it."""
+        if tasks := list(self.server_state.tasks):
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks, timeout=_LAST_WORD)
+            await asyncio.sleep(_UNTOLD)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -175,8 +178,6 @@ async def _finish(
     if not serving.done():
         await asyncio.wait({serving}, timeout=more())
     if not serving.done():
-        server.cut_off()
-        await asyncio.wait({serving}, timeout=_LAST_WORDS)
-    if not serving.done():
+        await server.cut_off()
         serving.cancel()
         await asyncio.gather(serving, return_exceptions=True)

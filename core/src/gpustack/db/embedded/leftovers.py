@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 
 from gpustack.kit.errors import GPUStackError
+from gpustack.kit.locks import FileLock
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ async def clear(data: Path) -> None:
         return
     postmaster = _named_in(file)
     if left := await asyncio.to_thread(holders, data):
-        log.warning("PostgreSQL still runs from before (process %s); ending it first", left[0].pid)
+        log.info("PostgreSQL still runs from before (process %s); ending it first", left[0].pid)
         await asyncio.to_thread(_end, left, postmaster)
         if left := await asyncio.to_thread(holders, data):
             raise GPUStackError(
@@ -41,6 +42,17 @@ async def clear(data: Path) -> None:
     # Only now: with the file goes PostgreSQL's own check that nobody else writes to these files. The process named
     # in it may be one that has nothing to do with us, whose presence alone would keep PostgreSQL from starting.
     file.unlink(missing_ok=True)
+
+
+async def end(folder: Path) -> None:
+    """End what still runs in the cluster below ``folder``, unless somebody who holds its lock keeps it running."""
+    lock = FileLock(folder / "lock")
+    if not lock.path.exists() or not lock.acquire():
+        return
+    try:
+        await clear(folder / "data")
+    finally:
+        lock.release()
 
 
 def holders(data: Path) -> list[psutil.Process]:
