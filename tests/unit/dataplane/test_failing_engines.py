@@ -11,7 +11,15 @@ import pytest
 
 from gpustack.dataplane import Balancer, InferenceApp, Principal, Route, RoutingTable, Target, Upstream
 from gpustack.dataplane.table import digest
-from support.fake_engine import FakeEngine, Script, Seen, hangs_up_silently, says_ok
+from support.fake_engine import (
+    STREAM_HEAD,
+    FakeEngine,
+    Script,
+    Seen,
+    chunk,
+    hangs_up_silently,
+    says_ok,
+)
 
 GOOD, POISON = {"model": "tiny"}, {"model": "tiny", "prompt": "poison"}
 
@@ -81,6 +89,32 @@ async def test_an_idle_connection_that_was_just_closed_is_replaced(call: Any) ->
 
     assert statuses == [200] * 3
     assert engine.connections == 3
+
+
+async def test_the_connection_of_a_stream_is_not_used_again(call: Any) -> None:
+    async def streams_and_closes_late(
+        seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        writer.write(STREAM_HEAD + chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n")
+        await asyncio.sleep(0.2)
+        raise ConnectionError
+
+    async with FakeEngine(streams_and_closes_late) as engine, serving([engine]) as app:
+        streamed = await call(app, GOOD)
+        engine.script = says_ok
+        answered = await call(app, GOOD)
+
+    assert (streamed.status, answered.status, engine.connections) == (200, 200, 2)
+
+
+async def test_a_connection_that_was_unused_for_long_is_not_used_again() -> None:
+    async with FakeEngine(says_ok) as engine, Upstream(idle_seconds=0.02) as upstream:
+        for pause in (0.0, 0.0, 0.05):
+            await asyncio.sleep(pause)
+            async with upstream.request("POST", "127.0.0.1", engine.port, "/", [], b"{}") as exchange:
+                assert b"".join([piece async for piece in exchange])
+
+    assert engine.connections == 2
 
 
 async def test_it_is_replaced_once(call: Any) -> None:

@@ -28,8 +28,6 @@ log = logging.getLogger(__name__)
 
 #: Seconds that streams may go on when the door is asked to end for good.
 STOP_DRAIN = 3.0
-#: Seconds that unused connections to engines stay open: an engine that is to end waits until nobody is connected.
-_IDLE = 2.0
 
 
 async def run(
@@ -58,7 +56,7 @@ class Door:
         pid = os.getpid()
         (self._run_dir / "doors").mkdir(mode=0o700, exist_ok=True, parents=True)
         try:
-            async with Upstream(idle_seconds=_IDLE) as upstream, Tasks("door") as tasks:
+            async with Upstream() as upstream, Tasks("door") as tasks:
                 if local_sockets.AVAILABLE:
                     control = local_sockets.listen_local(doors.socket_path(self._run_dir, pid))
                     tasks.start("orders", self._take_orders(control, tasks))

@@ -26,6 +26,11 @@ _HIGH_WATER = 256 * 1024
 _MAX_HEAD = 64 * 1024
 #: Seconds after a request within which the end of an idle connection is taken for one that had begun before.
 _STALE = 0.05
+#: Seconds that unused connections are kept. Engines close theirs after 5 s and do not look whether a request came in the
+#: same moment; and one that is to end waits until nobody is connected.
+_IDLE = 2.0
+#: llama.cpp closes a connection after a stream, at some time, although it has said that it keeps it.
+_STREAM = b"text/event-stream"
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -131,7 +136,8 @@ class _Connection(asyncio.Protocol):
             self.headers = []
             return
         self.framed = any(name in (b"content-length", b"transfer-encoding") for name, _ in self.headers)
-        self.keep = self._parser.should_keep_alive()
+        streams = any(name == b"content-type" and value.startswith(_STREAM) for name, value in self.headers)
+        self.keep = self._parser.should_keep_alive() and not streams
         self.head_done = True
 
     def on_body(self, body: bytes) -> None:
@@ -235,14 +241,9 @@ class Exchange:
 
 
 class Upstream:
-    """Connections to many engines. ``idle`` is how many unused ones are kept for each, ``idle_seconds`` how long.
+    """Connections to many engines. ``idle`` is how many unused ones are kept for each, ``idle_seconds`` how long."""
 
-    Without ``idle_seconds`` they are kept until :meth:`forget_all_but` or the other side closes them.
-    """
-
-    def __init__(
-        self, *, connect_timeout: float = 5.0, idle: int = 64, idle_seconds: float | None = None
-    ) -> None:
+    def __init__(self, *, connect_timeout: float = 5.0, idle: int = 64, idle_seconds: float = _IDLE) -> None:
         self._timeout = connect_timeout
         self._keep = idle
         self._keep_seconds = idle_seconds
@@ -317,9 +318,10 @@ class Upstream:
 
     def _take_idle(self, host: str, port: int) -> _Connection | None:
         idle = self._idle.get((host, port), [])
+        newest = time.monotonic() - self._keep_seconds
         while idle:
             connection = idle.pop()
-            if connection.is_quiet():
+            if connection.idle_since > newest and connection.is_quiet():
                 return connection
             connection.abort()
         return None
@@ -348,13 +350,13 @@ class Upstream:
             self._sweep_later()
 
     def _sweep_later(self) -> None:
-        if self._keep_seconds is not None and self._sweep is None:
+        if self._sweep is None:
             self._sweep = asyncio.get_running_loop().call_later(self._keep_seconds, self._close_old)
 
     def _close_old(self) -> None:
-        """Close what has been unused for long: an engine that is to end waits until nobody is connected."""
+        """Close what has been unused for long."""
         self._sweep = None
-        newest = time.monotonic() - (self._keep_seconds or 0.0)
+        newest = time.monotonic() - self._keep_seconds
         for where, connections in list(self._idle.items()):
             for connection in connections:
                 if connection.idle_since <= newest:
