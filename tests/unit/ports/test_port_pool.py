@@ -74,6 +74,18 @@ def test_an_adopted_port_is_not_given_out(span: list[int]) -> None:
     lease.free()
 
 
+def test_the_port_of_an_adopted_engine_rests_after_its_end(span: list[int]) -> None:
+    pool = PortPool(span)
+    pool.adopt(span[0], "old").free()
+    pool.rest(span[1])
+
+    leases = [pool.take(f"i{n}") for n in range(3)]
+
+    assert [lease.port for lease in leases] == [span[2], span[0], span[1]]
+    for lease in leases:
+        lease.free()
+
+
 def test_exhaustion_names_option_range_and_holders(span: list[int]) -> None:
     pool = PortPool(span)
     mine = pool.take("chat-abcde")

@@ -207,6 +207,7 @@ class InstanceDriver:
         config = self._shop.config
         engine = await EngineProcess.adopt(config.run_dir, record)
         if engine is None:
+            self._shop.ports.rest(record.port)
             # The engine itself is gone, but what it had started may be left.
             await clear(config.run_dir, self.instance.id, grace=config.grace)
             return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -34,34 +35,46 @@ class Lease:
         self.let_go()
         if self._pool._leases.get(self.port) is self:
             del self._pool._leases[self.port]
+            self._pool.rest(self.port)
 
 
 class PortPool:
-    """Hands out the ports of ``ports`` in turn, so that one just given back is not the next one taken."""
+    """Hands out ports of ``ports``: first those never used, then the one whose last use is longest ago.
+
+    Whoever routes requests learns of an engine's death a little later, and must not meet what has its port next.
+    """
 
     def __init__(self, ports: Sequence[int], *, option: str = "--service-port-range") -> None:
         self._ports = ports
         self._option = option
         self._leases: dict[int, Lease] = {}
-        self._next = 0
+        #: Ports that were used, the longest unused one first.
+        self._used: dict[int, None] = {}
 
     def take(self, owner: str) -> Lease:
         """Return a free port, held for ``owner``.
 
         Raises Unavailable with one line naming the option, the range and the owners when there is none.
         """
-        for step in range(len(self._ports)):
-            port = self._ports[(self._next + step) % len(self._ports)]
+        unused = (port for port in self._ports if port not in self._used)
+        again = (port for port in list(self._used) if port in self._ports)
+        for port in itertools.chain(unused, again):
             if port not in self._leases and (held := hold(port)) is not None:
-                self._next = (self._next + step + 1) % len(self._ports)
+                self.rest(port)
                 lease = self._leases[port] = Lease(port, owner, self, held)
                 return lease
         raise Unavailable(self._exhausted(), retry_after=_RETRY)
 
     def adopt(self, port: int, owner: str) -> Lease:
         """Return a lease on the port that an engine found running uses already."""
+        self.rest(port)
         lease = self._leases[port] = Lease(port, owner, self)
         return lease
+
+    def rest(self, port: int) -> None:
+        """Note that ``port`` was in use until now."""
+        self._used.pop(port, None)
+        self._used[port] = None
 
     def _exhausted(self) -> str:
         ours = [f"{lease.owner} ({port})" for port, lease in sorted(self._leases.items())]
