@@ -190,5 +190,6 @@ def test_what_docker_killed_comes_back(container: Container) -> None:
 
 def test_a_wrong_option_ends_it_with_one_line(container: Container) -> None:
     said = container.docker("run", "--rm", container.image, "start", "--port", "none", check=False)
-    assert said.startswith("Error: --port 'none'")
-    assert len(said.splitlines()) == 1
+    # Docker's own words about the machine, as where nothing forwarded packets before its engine started.
+    (line,) = (line for line in said.splitlines() if not line.startswith("WARNING: "))
+    assert line.startswith("Error: --port 'none'")
