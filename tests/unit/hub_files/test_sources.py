@@ -16,6 +16,11 @@ LOCAL = cast("Any", SimpleNamespace(local=True, url="http://127.0.0.1"))
 REMOTE = cast("Any", SimpleNamespace(local=False, url="http://192.0.2.1"))
 
 
+def nothing() -> list[str]:
+    """A catalog that is empty."""
+    return []
+
+
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
@@ -54,8 +59,8 @@ def test_options_say_the_same() -> None:
         "huggingface_filename": "*Q8*",
         "huggingface_revision": "v1",
     }
-    assert read_source(None, options, REMOTE) == (expected, "org/name")
-    assert read_source("hf:org/name", HubOptions(filename="*Q8*", revision="v1"), REMOTE) == (
+    assert read_source(None, options, REMOTE, nothing) == (expected, "org/name")
+    assert read_source("hf:org/name", HubOptions(filename="*Q8*", revision="v1"), REMOTE, nothing) == (
         expected,
         "org/name",
     )
@@ -68,11 +73,11 @@ def test_a_path_that_looks_like_a_repository_leads_to_the_hub(
     with pytest.raises(
         NotFound, match=r"is not there: .*; for the repository on the Hugging Face Hub write hf:org/name$"
     ):
-        read_source("org/name", HubOptions(), LOCAL)
+        read_source("org/name", HubOptions(), LOCAL, nothing)
     with pytest.raises(InvalidInput, match=r"write hf:org/name:Q4_K_M$"):
-        read_source("org/name:Q4_K_M", HubOptions(), REMOTE)
+        read_source("org/name:Q4_K_M", HubOptions(), REMOTE, nothing)
     with pytest.raises(NotFound, match=r"is not there: [^;]*$"):
-        read_source("./org/name", HubOptions(), LOCAL)
+        read_source("./org/name", HubOptions(), LOCAL, nothing)
 
 
 @pytest.mark.parametrize(
@@ -86,4 +91,4 @@ def test_a_path_that_looks_like_a_repository_leads_to_the_hub(
 )
 def test_what_contradicts_itself_is_a_usage_error(text: str | None, options: HubOptions) -> None:
     with pytest.raises(click.UsageError):
-        read_source(text, options, REMOTE)
+        read_source(text, options, REMOTE, nothing)

@@ -1,10 +1,11 @@
-"""Which questions about a hub's models are still asked."""
+"""Which questions about a hub's models are still asked, and what is said of models that plugins carry."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,10 @@ from gpustack.schemas import Event, EventType, ModelFilePublic, ModelFileReport,
 from gpustack.worker.artifacts.hub.cache import HubSource
 from gpustack.worker.model_files import ModelFiles
 from gpustack.worker.outbox import Outbox
+from support.bundled import a_bundled_model, bundled_models
+from support.gguf_bytes import a_gguf
+
+NOTHING: Any = None
 
 
 class Away:
@@ -77,7 +82,7 @@ async def test_deleted_and_newer_requests_end_the_asking(silent: bool) -> None:
 
     outbox: Outbox[ModelFileReport] = Outbox("model file", send)
     hub: Any = Away(silent=silent)
-    files = ModelFiles(outbox, hub)
+    files = ModelFiles(outbox, hub, NOTHING)
     many = range(1, 9)
     await tell(files, *(asked(number) for number in many))
     await until(lambda: len(hub.asking) >= 4)
@@ -99,9 +104,48 @@ async def test_a_file_that_the_server_has_forgotten_is_asked_for_no_more() -> No
 
     outbox: Outbox[ModelFileReport] = Outbox("model file", send)
     hub: Any = Away(silent=False)
-    files = ModelFiles(outbox, hub)
+    files = ModelFiles(outbox, hub, NOTHING)
     await tell(files, asked(1))
     await until(lambda: "org/m1" in hub.asking and not waiting(files))
     assert not files._asked
     await files.stop()
     await outbox.stop()
+
+
+async def report_on(name: str, *models: Any) -> ModelFileReport:
+    """Return what is said of the bundled model ``name`` on a worker that has ``models``."""
+    reports: list[ModelFileReport] = []
+
+    async def send(_number: int, report: ModelFileReport) -> None:
+        reports.append(report)
+
+    outbox: Outbox[ModelFileReport] = Outbox("model file", send)
+    async with bundled_models(*models) as bundled:
+        files = ModelFiles(outbox, NOTHING, bundled)
+        event = asked(1)
+        event.data.update(source="bundled", bundled_name=name, huggingface_repo_id="")
+        await tell(files, event)
+        await until(lambda: bool(reports))
+        await files.stop()
+    await outbox.stop()
+    return reports[0]
+
+
+async def test_the_files_of_a_bundled_model_are_read_where_the_plugin_has_them(tmp_path: Path) -> None:
+    path = a_gguf(tmp_path / "m.gguf")
+    report = await report_on("tiny", a_bundled_model(path))
+    assert report.state is ModelFileState.READY, report.state_message
+    assert report.resolved_paths == [str(path)]
+
+
+async def test_a_worker_without_the_plugin_says_which_models_it_has(tmp_path: Path) -> None:
+    report = await report_on("demo", a_bundled_model(tmp_path))
+    assert report.state is ModelFileState.ERROR
+    assert report.state_message == "no installed plugin brings a model 'demo'; there are: tiny"
+
+
+async def test_a_bundled_file_that_is_gone_is_an_error_of_one_line(tmp_path: Path) -> None:
+    report = await report_on("tiny", a_bundled_model(tmp_path / "gone.gguf"))
+    assert report.state is ModelFileState.ERROR
+    assert "gone.gguf" in report.state_message
+    assert "\n" not in report.state_message

@@ -34,7 +34,7 @@ def server_ready(settings: dict[str, Any], url: str, seconds: float) -> str:
         f"  Logs      {settings['log_dir']}",
         f"  Workers   {command} workers join-command",
         "",
-        f"Next, in another terminal:  {command} deploy MODEL.gguf --name my-model",
+        f"Next, in another terminal:  {command} catalog   (then: {command} deploy NAME, or a MODEL.gguf of yours)",
     ]
     return "\n".join(line for number, line in enumerate(lines) if line or lines[number - 1])
 

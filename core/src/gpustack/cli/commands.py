@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Serve models": {
         "deploy": ("deploy", "Serve a model."),
+        "catalog": ("catalog", "List the models that can be deployed by their name."),
         "ls": ("ls", "List models."),
         "ps": ("ps", "List the running copies of models."),
         "show": ("show", "Show everything about one model."),

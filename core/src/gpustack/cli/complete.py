@@ -8,10 +8,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode, urlsplit
 
 import click
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 #: Seconds that the server has to answer.
 _PATIENCE = 0.15
@@ -33,6 +36,14 @@ def workers(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> 
 def models_and_instances(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
     """Complete the name of a model or of one of its copies."""
     return _names(ctx, parameter, incomplete, "models", "model-instances")
+
+
+def sources(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Complete a model of the catalog, or a file."""
+    from click.shell_completion import CompletionItem
+
+    names = _names(ctx, parameter, incomplete, "model-sets")
+    return [*(CompletionItem(name) for name in names), CompletionItem(incomplete, type="file")]
 
 
 def _names(ctx: click.Context, parameter: click.Parameter, incomplete: str, *lists: str) -> list[str]:

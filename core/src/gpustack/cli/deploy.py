@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gpustack.cli import complete
+from gpustack.cli.catalog import catalog_names
 from gpustack.cli.names import variables
 from gpustack.cli.output import clean, note
 from gpustack.cli.sources import HubOptions, default_name, read_source
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @click.command("deploy")
-@click.argument("source", required=False)
+@click.argument("source", required=False, shell_complete=complete.sources)
 @click.option(
     "--name", metavar="NAME", help="What requests call it. [default: from the file's or repository's name]"
 )
@@ -67,6 +69,7 @@ def command(
     """Serve a model.
 
     SOURCE is a file or directory on the worker: with a server on this machine it may be relative, for another one give the whole path.
+    Or it is a name of `gpustack catalog`, such as demo, the model that comes with GPUStack.
     Or it is a repository of the Hugging Face Hub, as hf:ORG/NAME[:PATTERN][@REVISION]; PATTERN is a file, a pattern of files, or a quantisation such as Q4_K_M.
 
     Waits until all copies answer, and shows each phase. Ctrl-C ends the waiting, not the deployment.
@@ -75,7 +78,7 @@ def command(
         not_empty("--name", name)
     connection = target.connection(changes=True)
     options = HubOptions(repo=huggingface_repo, filename=huggingface_filename, revision=huggingface_revision)
-    fields, named = read_source(source, options, connection)
+    fields, named = read_source(source, options, connection, lambda: catalog_names(connection))
     wanted = _model(fields, default_name(named) if name is None else name, env, **spec)
     created: list[ModelPublic] = []
     try:

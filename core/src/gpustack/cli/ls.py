@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from gpustack.schemas import ModelPublic
 
 _HEADERS = ["NAME", "READY", "CATEGORIES", "BACKEND", "AGE", "SOURCE"]
-_EMPTY = "No models yet; `gpustack deploy PATH` serves one."
+_EMPTY = "No models yet; `gpustack deploy PATH` serves one, and `gpustack catalog` lists some to try."
 
 
 @click.command("ls")

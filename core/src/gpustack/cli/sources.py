@@ -1,8 +1,9 @@
-"""What ``gpustack deploy`` was given: a path on the worker, or a repository of the Hugging Face Hub."""
+"""What ``gpustack deploy`` was given: a path on the worker, a model of the catalog, or a repository of the Hugging Face Hub."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
@@ -16,6 +17,10 @@ from gpustack.kit.text import shorten
 _PREFIX = re.compile(r"^(hf:(//)?|(https://)?(hf\.co|huggingface\.co)/)")
 _REPO = re.compile(r"^(?P<repo>[^:@/]+(/[^:@/]+)?)(?P<rest>.*)$", re.DOTALL)
 _LIKE_A_REPO = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*([:@].*)?$")
+_SUFFIXES = (".gguf", ".safetensors")
+_BUNDLED = "bundled:"
+#: What a model of the catalog can be called.
+_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?")
 _FORM = "hf:ORG/NAME[:PATTERN][@REVISION], such as hf:org/name-GGUF:Q4_K_M"
 
 
@@ -31,11 +36,22 @@ class HubOptions:
         return bool(self.repo or self.filename or self.revision)
 
 
-def read_source(text: str | None, options: HubOptions, connection: Connection) -> tuple[dict[str, str], str]:
-    """Return the fields of the model's source, and what to make its name of. Raises errors of one line."""
+#: Returns the names of the catalog.
+Catalog = Callable[[], Sequence[str]]
+
+
+def read_source(
+    text: str | None, options: HubOptions, connection: Connection, catalog: Catalog
+) -> tuple[dict[str, str], str]:
+    """Return the fields of the model's source, and what to make its name of. Raises errors of one line.
+
+    ``catalog`` is asked only when ``text`` may be a name of it.
+    """
     if text is None:
         if not options.repo:
-            raise click.UsageError(f"name what to serve: a path on the worker, or {_FORM}")
+            raise click.UsageError(
+                f"name what to serve: a path on the worker, a name of `gpustack catalog`, or {_FORM}"
+            )
         return _hub(options.repo, options.filename, options.revision)
     if options.repo:
         raise click.UsageError("give either SOURCE or --huggingface-repo, not both")
@@ -44,8 +60,39 @@ def read_source(text: str | None, options: HubOptions, connection: Connection) -
         return _hub(repo, pattern or options.filename, revision or options.revision)
     if options:
         raise click.UsageError("--huggingface-filename and --huggingface-revision go with a repository")
+    if text.startswith(_BUNDLED):
+        name = text.removeprefix(_BUNDLED)
+        if name not in (names := catalog()):
+            raise NotFound(_not_in_catalog(name, names))
+        return _bundled(name)
+    if _NAME.fullmatch(text) and not text.endswith(_SUFFIXES):
+        return _by_name(text, connection, catalog())
     path = _absolute(text, connection)
     return {"local_path": path}, path
+
+
+def _by_name(text: str, connection: Connection, names: Sequence[str]) -> tuple[dict[str, str], str]:
+    """Read what may be a name of the catalog as well as a file or directory here."""
+    here = connection.local and Path(text).exists()
+    if text in names and here:
+        raise WrongUsage(
+            f"{text} is a model of the catalog, and a file or directory here; write {_BUNDLED}{text} or ./{text}"
+        )
+    if text in names:
+        return _bundled(text)
+    if not here:
+        missing = f"there is no file {shorten(text, 160)} here; " if connection.local else ""
+        raise NotFound(f"{missing}{_not_in_catalog(text, names)}")
+    path = _absolute(text, connection)
+    return {"local_path": path}, path
+
+
+def _not_in_catalog(name: str, names: Sequence[str]) -> str:
+    return f"the catalog has no model {shorten(name, 160)!r}; it has: {', '.join(names) or 'none'}"
+
+
+def _bundled(name: str) -> tuple[dict[str, str], str]:
+    return {"source": "bundled", "bundled_name": name}, name
 
 
 def read_repository(text: str) -> tuple[str, str, str]:
@@ -74,7 +121,7 @@ def read_repository(text: str) -> tuple[str, str, str]:
 def default_name(path: str) -> str:
     """Return a name made of the file's: ``/m/Tiny Chat.Q4_K_M.gguf`` gives ``Tiny-Chat.Q4_K_M``."""
     pure = PurePath(path)
-    stem = pure.stem if pure.suffix.lower() in (".gguf", ".safetensors") else pure.name
+    stem = pure.stem if pure.suffix.lower() in _SUFFIXES else pure.name
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:128].rstrip("-._")
     if not name:
         raise WrongUsage(f"{path} gives no name; choose one with --name")

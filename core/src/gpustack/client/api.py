@@ -30,6 +30,7 @@ from gpustack.schemas import (
     ModelFileReport,
     ModelInstancePublic,
     ModelPublic,
+    ModelSetPublic,
     UserPublic,
     VersionInfo,
     WorkerPublic,
@@ -70,6 +71,7 @@ class Client:
         self.workers = Resource(transport, "/v2/workers", WorkerPublic)
         self.clusters = Resource(transport, "/v2/clusters", ClusterPublic)
         self.backends = Resource(transport, "/v2/inference-backends", InferenceBackendPublic)
+        self.model_sets = Resource(transport, "/v2/model-sets", ModelSetPublic)
         self.gpu_devices = Resource(transport, "/v2/gpu-devices", GpuDevicePublic)
 
     def __repr__(self) -> str:

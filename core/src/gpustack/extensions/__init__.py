@@ -17,8 +17,17 @@
 A plugin that is broken is data, never an exception: see :attr:`Catalogue.failures`.
 """
 
+from gpustack.extensions.bundled import BundledModels, Described
 from gpustack.extensions.catalogue import Catalogue, Failure, Registered
 from gpustack.extensions.guard import Guard
 from gpustack.extensions.loader import load_catalogue
 
-__all__ = ["Catalogue", "Failure", "Guard", "Registered", "load_catalogue"]
+__all__ = [
+    "BundledModels",
+    "Catalogue",
+    "Described",
+    "Failure",
+    "Guard",
+    "Registered",
+    "load_catalogue",
+]

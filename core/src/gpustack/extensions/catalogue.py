@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from gpustack.kit.errors import SettingsError
 from gpustack.plugin import (
+    BundledModel,
     Extension,
     GpuDetector,
     Host,
@@ -66,6 +67,7 @@ class Catalogue:
     backends: dict[str, Registered[InferenceBackend[Any]]] = field(default_factory=dict)
     gpu_detectors: dict[str, Registered[GpuDetector[Any]]] = field(default_factory=dict)
     system_detectors: dict[str, Registered[SystemDetector[Any]]] = field(default_factory=dict)
+    bundled_models: dict[str, Registered[BundledModel[Any]]] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
 
     def names(self) -> dict[str, list[str]]:
@@ -74,6 +76,7 @@ class Catalogue:
             "backends": sorted(self.backends),
             "gpu_detectors": sorted(self.gpu_detectors),
             "system_detectors": sorted(self.system_detectors),
+            "bundled_models": sorted(self.bundled_models),
         }
 
     @staticmethod

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from gpustack.plugin import Extension, GpuDetector, InferenceBackend, SystemDetector
+from gpustack.plugin import BundledModel, Extension, GpuDetector, InferenceBackend, SystemDetector
 
 _NAME = re.compile(r"^[a-z0-9]([a-z0-9._-]*[a-z0-9])?$")
 
@@ -48,6 +48,12 @@ KINDS = (
         field="system_detectors",
         base=SystemDetector,
         label="system detector",
+    ),
+    Kind(
+        hook="register_bundled_models",
+        field="bundled_models",
+        base=BundledModel,
+        label="bundled model",
     ),
 )
 

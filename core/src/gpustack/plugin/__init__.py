@@ -38,6 +38,7 @@ Its distribution names the module under the entry-point group ``gpustack``:
 """
 
 from gpustack.plugin.contracts import (
+    BundledModel,
     Extension,
     GpuDetector,
     Host,
@@ -58,6 +59,7 @@ from gpustack.plugin.values import (
     GpuUsage,
     LaunchPlan,
     LaunchRequest,
+    ModelCard,
     ModelFacts,
     PipxPackage,
     Platform,
@@ -70,6 +72,7 @@ from gpustack.plugin.values import (
 
 __all__ = [
     "Artifact",
+    "BundledModel",
     "Category",
     "ContainerImage",
     "DeviceExposure",
@@ -83,6 +86,7 @@ __all__ = [
     "InferenceBackend",
     "LaunchPlan",
     "LaunchRequest",
+    "ModelCard",
     "ModelFacts",
     "NoSettings",
     "PipxPackage",

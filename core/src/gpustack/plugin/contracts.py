@@ -26,6 +26,7 @@ from gpustack.plugin.values import (
     GpuUsage,
     LaunchPlan,
     LaunchRequest,
+    ModelCard,
     ModelFacts,
     Platform,
     ResourceClaim,
@@ -152,3 +153,22 @@ class GpuDetector(Extension[S], ABC):
     @abstractmethod
     def expose(self, devices: Sequence[GpuDevice]) -> DeviceExposure:
         """Return how a process is shown exactly ``devices``, which are all of this vendor."""
+
+
+class BundledModel(Extension[S], ABC):
+    """A model whose files come with a plugin: served by its name, without a hub and without a path.
+
+    ``gpustack deploy NAME`` serves it on every worker that has the plugin; the catalog shows its card.
+    """
+
+    @abstractmethod
+    def card(self) -> ModelCard:
+        """Return what people are told about the model before they deploy it. The same at every call."""
+
+    @abstractmethod
+    def path(self) -> Path:
+        """Return the absolute path of the model's file or directory on this machine.
+
+        Called on the worker whenever the model's files are read or an engine is started, so an upgrade of the plugin
+        may move them. Raises Refused when the installation lacks them.
+        """

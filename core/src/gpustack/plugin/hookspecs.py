@@ -11,7 +11,7 @@ from typing import Any
 
 import pluggy
 
-from gpustack.plugin.contracts import GpuDetector, InferenceBackend, SystemDetector
+from gpustack.plugin.contracts import BundledModel, GpuDetector, InferenceBackend, SystemDetector
 
 #: The name of the entry-point group, and of the pluggy project.
 PROJECT = "gpustack"
@@ -36,4 +36,10 @@ def register_gpu_detectors() -> Iterable[type[GpuDetector[Any]]]:
 @hookspec
 def register_system_detectors() -> Iterable[type[SystemDetector[Any]]]:
     """Return classes that measure processor and memory. The first present one, sorted by name, is used."""
+    return ()
+
+
+@hookspec
+def register_bundled_models() -> Iterable[type[BundledModel[Any]]]:
+    """Return the classes of models whose files this plugin carries. Their ``name`` is what ``gpustack deploy`` takes."""
     return ()

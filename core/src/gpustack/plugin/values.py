@@ -63,6 +63,26 @@ class ModelFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCard:
+    """What people are told about a model before they deploy it."""
+
+    #: A short name in plain words, as in ``GPUStack demo``.
+    title: str
+    #: One sentence: what it is, and what it is not.
+    summary: str
+    #: What it can do; the first is the main one.
+    categories: tuple[Category, ...]
+    #: Weights of the model, a count; 0 is unknown.
+    parameters: int = 0
+    #: Longest context in tokens; 0 is unknown.
+    context_length: int = 0
+    #: SPDX expression of the weights' licence, as in ``Apache-2.0``; empty is unknown.
+    license: str = ""
+    #: Where more is said: a URL; empty when there is none.
+    home: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GpuDevice:
     """One accelerator of a worker. ``uuid`` stays the same over restarts; ``index`` may not."""
 

@@ -31,6 +31,7 @@ from gpustack.schemas.model_files import (
     ModelFileReport,
     ModelFileState,
 )
+from gpustack.schemas.model_sets import ModelSetPublic, ModelSpecPublic
 from gpustack.schemas.models import (
     ModelCreate,
     ModelPatch,
@@ -89,6 +90,8 @@ __all__ = [
     "ModelInstancePublic",
     "ModelPatch",
     "ModelPublic",
+    "ModelSetPublic",
+    "ModelSpecPublic",
     "ModelUpdate",
     "Page",
     "Pagination",

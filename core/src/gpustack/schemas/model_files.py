@@ -40,6 +40,7 @@ class ModelFilePublic(Record):
     huggingface_repo_id: str = ""
     huggingface_filename: str = ""
     huggingface_revision: str = ""
+    bundled_name: str = ""
     #: The commit that the revision stood for when the facts were read; empty for files without one.
     resolved_revision: str = ""
     #: Digest over the source's fields: equal sources have equal keys.
@@ -76,6 +77,7 @@ class ModelFileDownload(FromWorker):
     huggingface_filename: str = Field(default="", max_length=1024)
     huggingface_revision: str = Field(default="", max_length=255)
     local_path: str = Field(default="", max_length=4096)
+    bundled_name: str = Field(default="", max_length=64)
     resolved_revision: str = Field(default="", max_length=64)
     state: ModelFileState
     state_message: str = Field(default="", max_length=4096)

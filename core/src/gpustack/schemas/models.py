@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable
 from enum import StrEnum
 from typing import Any, Protocol
 
@@ -21,6 +22,8 @@ class Source(StrEnum):
 
     LOCAL_PATH = "local_path"
     HUGGINGFACE = "huggingface"
+    #: Files that a plugin carries.
+    BUNDLED = "bundled"
 
 
 class SourceFields(Protocol):
@@ -31,6 +34,7 @@ class SourceFields(Protocol):
     huggingface_repo_id: str
     huggingface_filename: str
     huggingface_revision: str
+    bundled_name: str
 
 
 def source_key(source: SourceFields) -> str:
@@ -43,6 +47,8 @@ def source_key(source: SourceFields) -> str:
             source.huggingface_filename,
             source.huggingface_revision,
         ]
+    elif source.source is Source.BUNDLED:
+        parts = [source.source.value, source.bundled_name]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
@@ -50,6 +56,8 @@ def source_name(source: SourceFields) -> str:
     """Return the source in the words a person would use for it."""
     if source.source is Source.LOCAL_PATH:
         return source.local_path
+    if source.source is Source.BUNDLED:
+        return f"bundled:{source.bundled_name}"
     name = source.huggingface_repo_id
     if source.huggingface_revision:
         name += f"@{source.huggingface_revision}"
@@ -92,6 +100,8 @@ class _Spec(Input):
     huggingface_filename: str = Field(default="", max_length=1024)
     #: Branch, tag or commit; empty is the repository's main branch.
     huggingface_revision: str = Field(default="", max_length=255)
+    #: Name of a model that a plugin carries.
+    bundled_name: str = Field(default="", max_length=64)
     replicas: int = Field(default=1, ge=0, le=1000)
     placement_strategy: PlacementStrategy = PlacementStrategy.SPREAD
     #: Labels that a worker must carry.
@@ -120,16 +130,24 @@ class _Spec(Input):
 
     @model_validator(mode="after")
     def _source_is_complete(self) -> _Spec:
-        if self.source is Source.HUGGINGFACE:
-            _check_hub(self)
-        else:
-            _check_local(self)
+        _CHECKS[self.source](self)
         return self
 
 
-def _check_local(spec: _Spec) -> None:
-    if spec.huggingface_repo_id or spec.huggingface_filename or spec.huggingface_revision:
+def _only_of(spec: _Spec, source: Source) -> None:
+    """Refuse what belongs to another source: whoever wrote it expects something else."""
+    if source is not Source.HUGGINGFACE and (
+        spec.huggingface_repo_id or spec.huggingface_filename or spec.huggingface_revision
+    ):
         raise ValueError('huggingface_… fields go with source "huggingface"')
+    if source is not Source.LOCAL_PATH and spec.local_path:
+        raise ValueError('local_path goes with source "local_path"')
+    if source is not Source.BUNDLED and spec.bundled_name:
+        raise ValueError('bundled_name goes with source "bundled"')
+
+
+def _check_local(spec: _Spec) -> None:
+    _only_of(spec, Source.LOCAL_PATH)
     if not spec.local_path:
         raise ValueError(
             "local_path is missing: the absolute path of a model file or directory on the worker"
@@ -140,9 +158,14 @@ def _check_local(spec: _Spec) -> None:
         raise ValueError("local_path has a NUL character")
 
 
+def _check_bundled(spec: _Spec) -> None:
+    _only_of(spec, Source.BUNDLED)
+    if not spec.bundled_name:
+        raise ValueError("bundled_name is missing: the name of a model of the catalog, such as demo")
+
+
 def _check_hub(spec: _Spec) -> None:
-    if spec.local_path:
-        raise ValueError('local_path goes with source "local_path"')
+    _only_of(spec, Source.HUGGINGFACE)
     if not spec.huggingface_repo_id:
         raise ValueError("huggingface_repo_id is missing: organisation/name, as on the hub")
     if not _REPO_ID.fullmatch(spec.huggingface_repo_id):
@@ -153,6 +176,13 @@ def _check_hub(spec: _Spec) -> None:
     revision = spec.huggingface_revision
     if revision and (any(c.isspace() for c in revision) or not stays_below(revision)):
         raise ValueError(f"huggingface_revision {revision!r} is no branch, tag or commit")
+
+
+_CHECKS: dict[Source, Callable[[_Spec], None]] = {
+    Source.LOCAL_PATH: _check_local,
+    Source.HUGGINGFACE: _check_hub,
+    Source.BUNDLED: _check_bundled,
+}
 
 
 class ModelCreate(_Spec):
@@ -190,6 +220,7 @@ class ModelPatch(Input):
     huggingface_repo_id: str | None = None
     huggingface_filename: str | None = None
     huggingface_revision: str | None = None
+    bundled_name: str | None = None
     replicas: int | None = None
     placement_strategy: PlacementStrategy | None = None
     worker_selector: dict[str, str | None] | None = None
@@ -230,6 +261,7 @@ class ModelPublic(Record):
     huggingface_repo_id: str = ""
     huggingface_filename: str = ""
     huggingface_revision: str = ""
+    bundled_name: str = ""
     replicas: int = 1
     #: Instances that answer now.
     ready_replicas: int = 0

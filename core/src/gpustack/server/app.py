@@ -24,7 +24,7 @@ from gpustack.dataplane.asgi import Message, Receive, Scope, Send
 from gpustack.dataplane.asgi import answer as answer_now
 from gpustack.dataplane.errors import ApiError
 from gpustack.db import Store
-from gpustack.extensions import Catalogue
+from gpustack.extensions import BundledModels, Catalogue
 from gpustack.kit.errors import GPUStackError, NotFound
 from gpustack.kit.paths import write_atomic
 from gpustack.kit.tasks import Tasks
@@ -172,11 +172,13 @@ async def started(
         routing = Routing(store, feed, upstream, balancer, built_in=config.built_in_worker)
         await routing.load()
         heartbeats = Heartbeats(store)
+        bundled = await stack.enter_async_context(BundledModels(catalogue, _host(config, "models")))
         services = Services(
             config=config,
             store=store,
             feed=feed,
             catalogue=catalogue,
+            bundled=bundled,
             routing=routing,
             authenticator=await _authenticator(store, routing, config),
             heartbeats=heartbeats,
@@ -208,14 +210,17 @@ async def usable_backends(
     """Return an open object of each backend with its plugin's name; one that cannot be opened is left out."""
     found: dict[str, tuple[InferenceBackend[Any], str]] = {}
     for name, registered in catalogue.backends.items():
-        host = Host(log=logging.getLogger(f"plugin.{name}"), data_dir=config.data_dir, bin_dir=config.bin_dir)
         try:
-            backend = await stack.enter_async_context(catalogue.make(registered, host))
+            backend = await stack.enter_async_context(catalogue.make(registered, _host(config, name)))
         except Exception as error:
             log.warning("backend %s of plugin %s is left out", name, registered.plugin, exc_info=error)
             continue
         found[name] = (backend, registered.plugin)
     return found
+
+
+def _host(config: ServerConfig, name: str) -> Host:
+    return Host(log=logging.getLogger(f"plugin.{name}"), data_dir=config.data_dir, bin_dir=config.bin_dir)
 
 
 async def bootstrap(store: Store, config: ServerConfig) -> None:

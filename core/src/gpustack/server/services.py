@@ -8,7 +8,7 @@ from typing import Any
 
 from gpustack.dataplane import Upstream
 from gpustack.db import Feed, Store
-from gpustack.extensions import Catalogue
+from gpustack.extensions import BundledModels, Catalogue
 from gpustack.schemas import ClusterPublic
 from gpustack.server.auth.authenticate import Authenticator
 from gpustack.server.auth.caller import Req
@@ -27,6 +27,7 @@ class Services:
     store: Store
     feed: Feed
     catalogue: Catalogue
+    bundled: BundledModels
     routing: Routing
     authenticator: Authenticator
     heartbeats: Heartbeats

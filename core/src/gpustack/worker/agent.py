@@ -14,7 +14,7 @@ from typing import Any
 
 from gpustack import __version__
 from gpustack.client import Client
-from gpustack.extensions import Catalogue
+from gpustack.extensions import BundledModels, Catalogue
 from gpustack.kit.backoff import Backoff
 from gpustack.kit.errors import GPUStackError, InvalidInput, NotFound, Unauthenticated
 from gpustack.kit.tasks import plain, to_the_end
@@ -142,6 +142,7 @@ class Agent:
             stack.push_async_callback(reports.stop)
             downloads = Downloads(self._client.report_download)
             stack.push_async_callback(downloads.stop)
+            bundled = await stack.enter_async_context(BundledModels(self._catalogue, self._host()))
             hub = HubFiles(self._config.hub_config, downloads.put)
             shop = Workshop(
                 self._config,
@@ -150,6 +151,7 @@ class Agent:
                 self._client.models.get,
                 reports.put,
                 hub,
+                bundled,
             )
             instances = Instances(shop, reports)
             reports.on_gone = instances.withdraw
@@ -157,7 +159,7 @@ class Agent:
             stack.push_async_callback(instances.stop)
             file_reports: Outbox[ModelFileReport] = Outbox("model file", self._client.report_file)
             stack.push_async_callback(file_reports.stop)
-            files = ModelFiles(file_reports, hub)
+            files = ModelFiles(file_reports, hub, bundled)
             stack.push_async_callback(files.stop)
             api = WorkerApi(self._identity.door_token, instances)
             async with asyncio.TaskGroup() as group:

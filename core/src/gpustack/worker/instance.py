@@ -231,6 +231,9 @@ class InstanceDriver:
 
     async def _files(self, model: ModelPublic) -> str:
         """Return what the engine loads, once it is on this machine."""
+        if model.source is Source.BUNDLED:
+            # Not the path that was noted: an upgrade of the plugin may have moved the files.
+            return str(await self._shop.bundled.path(model.bundled_name))
         if model.source is not Source.HUGGINGFACE:
             return self.instance.resolved_path or model.local_path
         revision = self.instance.resolved_revision

@@ -10,6 +10,7 @@ from dataclasses import asdict
 
 from pydantic import ValidationError
 
+from gpustack.extensions import BundledModels
 from gpustack.kit.backoff import Backoff
 from gpustack.kit.errors import GPUStackError
 from gpustack.kit.tasks import Tasks
@@ -49,10 +50,12 @@ class ModelFiles:
         self,
         outbox: Outbox[ModelFileReport],
         hub: HubFiles,
+        bundled: BundledModels,
         read: Callable[[str], Awaitable[ModelFacts]] = read_facts_within,
     ) -> None:
         self._outbox = outbox
         self._hub = hub
+        self._bundled = bundled
         self._read = read
         self._slots = asyncio.Semaphore(_AT_ONCE)
         self._hub_slots = asyncio.Semaphore(_AT_ONCE)
@@ -123,12 +126,12 @@ class ModelFiles:
     async def _reading(self, file: ModelFilePublic) -> ModelFileReport:
         try:
             async with self._slots:
-                facts = await self._read(file.local_path)
+                facts = await self._read(await self._path(file))
         except GPUStackError as error:
             return _error(file, error.message)
         except Exception as error:  # a defect here must not leave the server waiting
-            log.exception("model file %s: reading failed", file.local_path)
-            return _error(file, f"{file.local_path} could not be read: {error}; see the log of the worker")
+            log.exception("model file %s: reading failed", source_name(file))
+            return _error(file, f"{source_name(file)} could not be read: {error}; see the log of the worker")
         return ModelFileReport(
             request=file.request,
             state=ModelFileState.READY,
@@ -136,6 +139,11 @@ class ModelFiles:
             resolved_paths=[facts.path],
             facts=FactsDocument.model_validate(asdict(facts)),
         )
+
+    async def _path(self, file: ModelFilePublic) -> str:
+        if file.source is Source.BUNDLED:
+            return str(await self._bundled.path(file.bundled_name))
+        return file.local_path
 
     async def _from_hub(self, file: ModelFilePublic) -> ModelFileReport:
         """Ask the hub, for as long as it may answer yet, and say what is waited for."""

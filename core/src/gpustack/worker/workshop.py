@@ -7,6 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from gpustack.extensions import BundledModels
 from gpustack.kit.backoff import Backoff
 from gpustack.kit.errors import GPUStackError, NotFound
 from gpustack.schemas import InstanceReport, ModelInstancePublic, ModelPublic
@@ -30,6 +31,7 @@ class Workshop:
     #: Takes a report for the server; never waits.
     report: Callable[[int, InstanceReport], None]
     hub: HubFiles
+    bundled: BundledModels
 
     async def model_if_any(
         self, instance: ModelInstancePublic, known: ModelPublic | None

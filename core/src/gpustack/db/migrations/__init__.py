@@ -17,13 +17,14 @@ import asyncpg
 
 from gpustack.db.connection import Pool
 from gpustack.db.errors import translated
-from gpustack.db.migrations import m0001_initial, m0002_hub_and_rolling
+from gpustack.db.migrations import m0001_initial, m0002_hub_and_rolling, m0003_bundled_models
 from gpustack.kit.errors import NewerData, SettingsError
 
 #: In the order in which they are applied.
 STEPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("0001_initial", m0001_initial.STATEMENTS),
     ("0002_hub_and_rolling", m0002_hub_and_rolling.STATEMENTS),
+    ("0003_bundled_models", m0003_bundled_models.STATEMENTS),
 )
 
 #: What records the steps.

@@ -18,7 +18,14 @@ from gpustack.schemas.model_files import (
 from gpustack.schemas.models import SourceFields, source_name
 from gpustack.schemas.models import source_key as key_of
 
-_SOURCE = ("source", "local_path", "huggingface_repo_id", "huggingface_filename", "huggingface_revision")
+_SOURCE = (
+    "source",
+    "local_path",
+    "huggingface_repo_id",
+    "huggingface_filename",
+    "huggingface_revision",
+    "bundled_name",
+)
 
 
 class ModelFiles(Repository[ModelFilePublic]):

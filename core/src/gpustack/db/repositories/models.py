@@ -26,6 +26,8 @@ def spec_digest(described: ModelCreate | ModelUpdate | ModelPublic) -> str:
     spec["env"] = sorted(described.env.items())
     if described.source is Source.HUGGINGFACE:
         spec |= {name: getattr(described, name) for name in _HUB}
+    elif described.source is Source.BUNDLED:
+        spec["bundled_name"] = described.bundled_name
     return hashlib.sha256(json(spec).encode()).hexdigest()
 
 

@@ -11,6 +11,7 @@ from gpustack.server.api import (
     model_files,
     model_instance_events,
     model_instances,
+    model_sets,
     models,
     plugins,
     users,
@@ -32,6 +33,7 @@ ROUTER = Router(
         *gpu_devices.HANDLERS,
         *inference_backends.HANDLERS,
         *clusters.HANDLERS,
+        *model_sets.HANDLERS,
         *plugins.HANDLERS,
     ],
 )

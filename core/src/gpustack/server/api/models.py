@@ -61,6 +61,7 @@ async def create_model(request: Req, data: JSONBody[ModelCreate]) -> Response[Mo
     """Serve a model from now on. The answer comes at once; its instances tell how far it is."""
     parts = services(request)
     _check_backend(request, data.backend)
+    _check_bundled(request, data.bundled_name)
     cluster = data.cluster_id if data.cluster_id is not None else (await parts.default_cluster()).id
     return one(await parts.store.models.create(data, cluster), status=201)
 
@@ -71,6 +72,7 @@ async def update_model(
 ) -> Response[ModelPublic]:
     """Replace a model's description. Instances whose engines have to start anew for it are replaced one by one."""
     _check_backend(request, data.backend)
+    _check_bundled(request, data.bundled_name)
     return one(await services(request).store.models.update(model_id, data))
 
 
@@ -84,6 +86,7 @@ async def patch_model(
     engines have to start anew for it are replaced one by one.
     """
     _check_backend(request, data.backend or "")
+    _check_bundled(request, data.bundled_name or "")
     try:
         return one(await services(request).store.models.patch(model_id, data))
     except ValidationError as error:
@@ -106,6 +109,11 @@ def _check_backend(request: Req, name: str) -> None:
         raise InvalidInput(
             f"backend: there is no {name!r}; installed are {', '.join(sorted(known)) or 'none'}"
         )
+
+
+def _check_bundled(request: Req, name: str) -> None:
+    if name:
+        services(request).bundled.refuse_unknown(name)
 
 
 HANDLERS = [

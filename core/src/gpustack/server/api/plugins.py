@@ -25,6 +25,7 @@ def describe(catalogue: Catalogue) -> PluginsPublic:
         "inference_backend": dict(catalogue.backends),
         "gpu_detector": dict(catalogue.gpu_detectors),
         "system_detector": dict(catalogue.system_detectors),
+        "bundled_model": dict(catalogue.bundled_models),
     }
     items = [
         PluginPublic(
