@@ -14,7 +14,7 @@ PYTEST = $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev start test test-full lint format bench soak lock clean
+.PHONY: help setup setup-dev start demo test test-full lint format bench soak lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -28,6 +28,9 @@ setup-dev:
 # exec: signals reach gpustack itself, and its exit status is the answer.
 start: setup  ## run GPUStack (PORT=9080, ARGS="--flag value")
 	@exec $(BIN)/gpustack start --port $(PORT) $(ARGS)
+
+demo: setup  ## set up what the demo model needs, its engine included; then no network is needed (ARGS="--data-dir …")
+	@exec $(BIN)/gpustack backends install llama-cpp $(ARGS)
 
 test: setup-dev  ## run the tests but the slow ones (TESTS="path -k name")
 	@scripts/system-packages.sh

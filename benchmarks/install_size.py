@@ -10,7 +10,15 @@ from common import report
 
 ROOT = Path(__file__).parents[1]
 UV = str(ROOT / ".tools" / "uv" / "bin" / "uv")
-MEMBERS = ["core", "gpustack_backends", "gpustack_auth", "gpustack_gateway", "plugins/gpustack-system", "."]
+MEMBERS = [
+    "core",
+    "gpustack_backends",
+    "gpustack_auth",
+    "gpustack_gateway",
+    "plugins/gpustack-demo-model",
+    "plugins/gpustack-system",
+    ".",
+]
 
 
 def _measure(environment: Path) -> tuple[int, float]:

@@ -31,6 +31,7 @@ def commands(document: str) -> list[str]:
 @pytest.fixture(
     params=[
         "README.md",
+        "plugins/gpustack-demo-model/README.md",
         *(f"docs/{name}.md" for name in ("getting-started", "command-line", "deployment", "troubleshooting")),
     ]
 )
@@ -43,7 +44,7 @@ def fresh(
     place: Path, document: str, engine: InstalledEngine, tiny_gguf: Path, tiny_embedding_gguf: Path
 ) -> Iterator[Running]:
     """A new GPUStack, and a home that holds the files the documents speak of."""
-    name = Path(document).stem
+    name = document.removesuffix(".md").replace("/", " ")
     flags = ["--bin-dir", str(engine.bin_dir), "--service-port-range", a_port_range(6)]
     with gpustack(place / f"docs {name}", place / f"docs home {name}", flags) as running:
         (running.home / "tiny.gguf").symlink_to(tiny_gguf)

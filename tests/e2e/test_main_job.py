@@ -9,34 +9,39 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import corpus
 import openai
 import pytest
 
+from support.demo import cosine, demo_file
 from support.running import Running, eventually
 
 pytestmark = pytest.mark.xdist_group("e2e-main")
 
 
+ANSWERS = {topic.name: topic.answer for topic in corpus.topics()}
+
+
 @pytest.fixture(scope="module")
-def tiny(stack: Running, tiny_gguf: Path) -> str:
-    """A chat model, deployed as a user would: from the folder the file lies in, by a relative path."""
-    (stack.home / "tiny.gguf").symlink_to(tiny_gguf)
+def tiny(stack: Running) -> str:
+    """The demo's chat model, deployed as any file would: from the folder it lies in, by a relative path."""
+    (stack.home / "tiny.gguf").symlink_to(demo_file("demo"))
     done = stack.cli("deploy", "./tiny.gguf", "--name", "tiny")
     assert "gpustack chat tiny" in done.stdout + done.stderr
     return "tiny"
 
 
 @pytest.fixture(scope="module")
-def embedding(stack: Running, tiny_embedding_gguf: Path) -> str:
-    """An embedding model."""
-    stack.cli("deploy", str(tiny_embedding_gguf), "--name", "embedding")
+def embedding(stack: Running) -> str:
+    """The embedding model that comes with GPUStack, by its name in the catalog."""
+    stack.cli("deploy", "demo-embedding", "--name", "embedding")
     return "embedding"
 
 
 @pytest.fixture(scope="module")
-def reranker(stack: Running, tiny_reranker_gguf: Path) -> str:
-    """A reranking model."""
-    stack.cli("deploy", str(tiny_reranker_gguf), "--name", "reranker")
+def reranker(stack: Running) -> str:
+    """The reranker that comes with GPUStack."""
+    stack.cli("deploy", "bundled:demo-reranker", "--name", "reranker")
     return "reranker"
 
 
@@ -56,19 +61,34 @@ def client(stack: Running, api_key: str) -> Iterator[openai.OpenAI]:
 def test_a_chat_completion_streams_and_ends_with_usage(client: openai.OpenAI, tiny: str) -> None:
     stream = client.chat.completions.create(
         model=tiny,
-        messages=[{"role": "user", "content": "Hello"}],
-        max_tokens=8,
+        messages=[{"role": "user", "content": "What is GPUStack?"}],
         stream=True,
         stream_options={"include_usage": True},
     )
     chunks = list(stream)
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
-    assert text
+    assert text == ANSWERS["what-is-gpustack"]
     assert chunks[0].model == tiny
     usage = chunks[-1].usage
     assert usage is not None
-    assert usage.completion_tokens == 8
-    assert usage.total_tokens == usage.prompt_tokens + 8
+    assert usage.completion_tokens > 8
+    assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
+
+
+def test_a_conversation_goes_on(client: openai.OpenAI, tiny: str) -> None:
+    """Asked in words of one's own, and after something else was said; what it cannot know it says so."""
+    asked = (
+        ("hi there", "hello"),
+        ("and how do i get another pc into this", "add-worker"),
+        ("my program needs a key for the api", "create-key"),
+        ("write me a poem about the sea", ""),
+    )
+    messages: list[Any] = []
+    for question, topic in asked:
+        messages.append({"role": "user", "content": question})
+        answer = client.chat.completions.create(model=tiny, messages=messages).choices[0].message.content
+        assert answer == (ANSWERS[topic] if topic else corpus.OFF_TOPIC_ANSWER), question
+        messages.append({"role": "assistant", "content": answer})
 
 
 def test_a_completion_answers_whole(client: openai.OpenAI, tiny: str) -> None:
@@ -79,12 +99,11 @@ def test_a_completion_answers_whole(client: openai.OpenAI, tiny: str) -> None:
 
 
 def test_embeddings_come_from_a_second_deployment(client: openai.OpenAI, embedding: str) -> None:
-    answer = client.embeddings.create(model=embedding, input=["one text", "another"])
-    assert [item.index for item in answer.data] == [0, 1]
-    lengths = {len(item.embedding) for item in answer.data}
-    assert len(lengths) == 1
-    assert lengths.pop() > 1
-    assert answer.data[0].embedding != answer.data[1].embedding
+    texts = ["how do I stop GPUStack", "shut the server down", "make an API key"]
+    answer = client.embeddings.create(model=embedding, input=texts)
+    assert [item.index for item in answer.data] == [0, 1, 2]
+    stop, shut_down, key = (item.embedding for item in answer.data)
+    assert cosine(stop, shut_down) > cosine(stop, key) + 0.3
 
 
 def test_documents_are_ranked(stack: Running, api_key: str, reranker: str) -> None:
@@ -93,11 +112,17 @@ def test_documents_are_ranked(stack: Running, api_key: str, reranker: str) -> No
     answer = httpx.post(
         f"{stack.url}/v1/rerank",
         headers={"Authorization": f"Bearer {api_key}"},
-        json={"model": reranker, "query": "a query", "documents": ["one", "two", "three"]},
+        json={
+            "model": reranker,
+            "query": "how do I stop GPUStack",
+            "documents": [ANSWERS[name] for name in ("hello", "create-key", "stop", "what-is-token")],
+        },
         timeout=30,
     )
     assert answer.status_code == 200, answer.text
-    assert sorted(item["index"] for item in answer.json()["results"]) == [0, 1, 2]
+    scores = {item["index"]: item["relevance_score"] for item in answer.json()["results"]}
+    assert len(scores) == 4
+    assert max(scores, key=scores.__getitem__) == 2
 
 
 def test_the_models_are_listed(client: openai.OpenAI, tiny: str, embedding: str) -> None:
@@ -161,7 +186,8 @@ def test_without_a_key_nothing_is_answered(stack: Running, tiny: str) -> None:
 
 
 def test_chat_on_the_command_line_prints_the_answer(stack: Running, tiny: str) -> None:
-    assert stack.cli("chat", tiny, "--once", "Hello", "--max-tokens", "8").stdout.strip()
+    answer = stack.cli("chat", tiny, "--once", "how can i shut this down").stdout.strip()
+    assert answer == ANSWERS["stop"]
 
 
 def test_the_example_client_works_as_it_is(stack: Running, api_key: str, tiny: str) -> None:
