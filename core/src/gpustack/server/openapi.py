@@ -25,6 +25,8 @@ _PAGED = (
     schemas.InferenceBackendPublic,
     schemas.ClusterPublic,
     schemas.InstanceEventPublic,
+    schemas.ModelSetPublic,
+    schemas.ModelSpecPublic,
 )
 _READ = (
     schemas.Login,
