@@ -36,19 +36,21 @@ async def list_specs(
     request: Req, set_id: FromPath[int], page: PageNumber = 1, per_page: PerPage = 100
 ) -> Response[Page[ModelSpecPublic]]:
     """List the ways to deploy an entry; each is a part of the body of ``POST /v2/models``."""
-    for each in await _all(request):
-        if each.id == set_id:
-            spec = ModelSpecPublic(source=Source.BUNDLED, bundled_name=each.name, categories=each.categories)
-            return page_answer(paged([spec], page=page, per_page=per_page))
-    raise NotFound(f"there is no model set {set_id}")
+    entry = await _entry(request, set_id)
+    spec = ModelSpecPublic(source=Source.BUNDLED, bundled_name=entry.name, categories=entry.categories)
+    return page_answer(paged([spec], page=page, per_page=per_page))
 
 
 @get("/model-sets/{set_id:int}", tags=_TAGS)
 async def get_model_set(request: Req, set_id: FromPath[int]) -> Response[ModelSetPublic]:
     """Return one entry by its number in the list."""
+    return one(await _entry(request, set_id))
+
+
+async def _entry(request: Req, set_id: int) -> ModelSetPublic:
     for each in await _all(request):
         if each.id == set_id:
-            return one(each)
+            return each
     raise NotFound(f"there is no model set {set_id}")
 
 
