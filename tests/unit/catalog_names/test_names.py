@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytest
 
+from gpustack.cli import complete
 from gpustack.cli.sources import HubOptions, read_source
 from gpustack.kit.errors import InvalidInput, NotFound
 
@@ -67,3 +68,20 @@ def test_paths_ask_no_catalog(folder: Path) -> None:
 
     for text in ("./Tiny.gguf", str(folder / "Tiny.gguf"), "hf:org/name"):
         read_source(text, HubOptions(), LOCAL, asked)
+
+
+def test_another_machine_wants_the_whole_path() -> None:
+    with pytest.raises(
+        NotFound,
+        match=r"the catalog has no model 'weights'; .*on the worker of http://192\.0\.2\.1 give the whole path$",
+    ):
+        read("weights", REMOTE)
+
+
+def test_names_are_completed_after_the_word_about_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bash begins its list anew at an item about files."""
+    monkeypatch.setattr(complete, "_names", lambda *_: ["demo", "demo-embedding"])
+    items = complete.sources(cast("Any", None), cast("Any", None), "de")
+    assert [(item.type, item.value) for item in items] == [
+        ("file", "de"), ("plain", "demo"), ("plain", "demo-embedding"),
+    ]  # fmt: skip

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any, Self
 
 import pytest
+from pydantic import BaseModel
 
 from gpustack.extensions import Registered
 from gpustack.kit.errors import InvalidInput
@@ -97,3 +99,58 @@ async def test_a_card_that_is_none_is_the_plugins_fault(tmp_path: Path) -> None:
     async with bundled_models(returning({"title": "x"}, tmp_path)) as models:
         with pytest.raises(PluginError, match=r"plugin acme: card of wrong returned .* no ModelCard"):
             await models.describe("wrong")
+
+
+class Needy(BaseModel):
+    key: str
+
+
+def unopened(settings: type[BaseModel] = NoSettings, *, trouble: str = "") -> Registered[Any]:
+    class Unopened(BundledModel[Any]):
+        name = "unopened"
+        settings_type = settings
+
+        async def __aenter__(self) -> Self:
+            if trouble == "hangs":
+                await asyncio.Event().wait()
+            raise OSError(trouble)
+
+        def card(self) -> ModelCard:
+            return CARD
+
+        def path(self) -> Path:
+            return Path("/m.gguf")
+
+    return registered(Unopened)
+
+
+@pytest.mark.parametrize(
+    ("model", "line"),
+    [
+        (unopened(trouble="no disk"), r"plugin acme: unopened cannot be opened: OSError: no disk$"),
+        (unopened(trouble="hangs"), r"plugin acme: unopened was not opened within 0\.1 s$"),
+        (unopened(Needy), r"unopened \(plugin acme\) needs settings that are not given: key$"),
+    ],
+)
+async def test_one_that_cannot_be_opened_is_one_line(
+    model: Registered[Any], line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpustack.extensions.bundled._OPENING", 0.1)
+    async with bundled_models(model) as models:
+        for ask in (models.describe, models.path):
+            with pytest.raises(PluginError, match=line):
+                await ask("unopened")
+
+
+async def test_many_who_ask_at_once_open_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    Watched.opened = Watched.closed = Watched.described = 0
+
+    async def slowly(self: Watched) -> Watched:
+        await asyncio.sleep(0.02)
+        Watched.opened += 1
+        return self
+
+    monkeypatch.setattr(Watched, "__aenter__", slowly)
+    async with bundled_models(registered(Watched)) as models:
+        await asyncio.gather(*(models.describe("watched") for _ in range(5)))
+    assert (Watched.opened, Watched.closed) == (1, 1)

@@ -13,7 +13,7 @@ from gpustack.kit.errors import NotFound
 if TYPE_CHECKING:
     from gpustack.schemas import ModelSetPublic
 
-_HEADERS = ["NAME", "SIZE", "CATEGORIES", "LICENCE", "WHAT IT IS"]
+_HEADERS = ["NAME", "WEIGHTS", "CATEGORIES", "LICENCE", "WHAT IT IS"]
 _EMPTY = "The catalog is empty: no installed plugin brings a model."
 
 

@@ -43,7 +43,8 @@ def sources(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> 
     from click.shell_completion import CompletionItem
 
     names = _names(ctx, parameter, incomplete, "model-sets")
-    return [*(CompletionItem(name) for name in names), CompletionItem(incomplete, type="file")]
+    # In this order: bash forgets what came before an item of this type.
+    return [CompletionItem(incomplete, type="file"), *(CompletionItem(name) for name in names)]
 
 
 def _names(ctx: click.Context, parameter: click.Parameter, incomplete: str, *lists: str) -> list[str]:

@@ -81,8 +81,10 @@ def _by_name(text: str, connection: Connection, names: Sequence[str]) -> tuple[d
     if text in names:
         return _bundled(text)
     if not here:
-        missing = f"there is no file {shorten(text, 160)} here; " if connection.local else ""
-        raise NotFound(f"{missing}{_not_in_catalog(text, names)}")
+        unknown = _not_in_catalog(text, names)
+        if connection.local:
+            raise NotFound(f"there is no file {shorten(text, 160)} here; {unknown}")
+        raise NotFound(f"{unknown}; for a file on the worker of {connection.url} give the whole path")
     path = _absolute(text, connection)
     return {"local_path": path}, path
 

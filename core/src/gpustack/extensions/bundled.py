@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+from collections import defaultdict
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from gpustack.extensions.catalogue import Catalogue, Registered
+from gpustack.extensions.catalogue import Catalogue, Registered, one_line
 from gpustack.extensions.guard import Guard
-from gpustack.kit.errors import InvalidInput
+from gpustack.kit.errors import InvalidInput, SettingsError
 from gpustack.plugin import BundledModel, Host, ModelCard, PluginError
+
+log = logging.getLogger(__name__)
+
+#: Seconds that a plugin has to open a model.
+_OPENING = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +42,7 @@ class BundledModels:
         self._stack = AsyncExitStack()
         self._opened: dict[str, BundledModel[Any]] = {}
         self._cards: dict[str, Described] = {}
+        self._opening: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def __aenter__(self) -> Self:
         await self._stack.__aenter__()
@@ -79,8 +88,26 @@ class BundledModels:
     async def _open(self, name: str) -> tuple[Registered[BundledModel[Any]], BundledModel[Any]]:
         self.refuse_unknown(name)
         registered = self._catalogue.bundled_models[name]
-        if (model := self._opened.get(name)) is None:
-            made = self._catalogue.make(registered, self._host)
-            model = await self._stack.enter_async_context(made)
-            self._opened[name] = model
+        # Opening one may take a while, in which others ask for it.
+        async with self._opening[name]:
+            if (model := self._opened.get(name)) is None:
+                model = self._opened[name] = await self._made(registered)
         return registered, model
+
+    async def _made(self, registered: Registered[BundledModel[Any]]) -> BundledModel[Any]:
+        """Make and open one. Whatever goes wrong is the plugin's: PluginError of one line."""
+        what = f"plugin {registered.plugin}: {registered.name}"
+        try:
+            async with asyncio.timeout(_OPENING):
+                made = self._catalogue.make(registered, self._host)
+                opened: BundledModel[Any] = await self._stack.enter_async_context(made)
+                return opened
+        except PluginError:
+            raise
+        except TimeoutError as error:
+            raise PluginError(f"{what} was not opened within {_OPENING:g} s") from error
+        except SettingsError as error:
+            raise PluginError(error.message) from error
+        except Exception as error:
+            log.exception("%s cannot be opened", what)
+            raise PluginError(f"{what} cannot be opened: {one_line(error)}") from error
