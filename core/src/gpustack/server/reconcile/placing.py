@@ -131,6 +131,8 @@ class _Look:
         self._now = now
         self._notes: Notes = state.notes[instance.id]
         self._workers = _candidates(state, snapshot, instance, model)
+        #: Those that can read the files: not those without the plugin that carries them.
+        self._readers = [each for each in self._workers if not _lacks_plugin(model, each)]
         #: Files on a hub are the same for all workers, so one reads for all.
         self._hub = hub.Hub(state, model, self._workers) if model.source is Source.HUGGINGFACE else None
 
@@ -153,7 +155,7 @@ class _Look:
         if self._hub is not None and self._workers:
             ready = self._hub.answer(notes.asked) if notes.asked or self._hub.pinned else None
             return self._place() if ready is not None else self._ask_hub(self._hub, frozenset())
-        new = [w for w in self._workers if w.id not in notes.asked or self._file(w) is None]
+        new = [w for w in self._readers if w.id not in notes.asked or self._file(w) is None]
         if new:
             return self._analyze(new)
         return self._place() if self._workers else self._park()
@@ -163,9 +165,9 @@ class _Look:
             return self._park()
         if self._hub is not None:
             return self._analyzing_hub(self._hub)
-        if unread := [w for w in self._workers if self._file(w) is None]:
+        if unread := [w for w in self._readers if self._file(w) is None]:
             return self._analyze(unread)
-        files = [self._file(w) for w in self._workers]
+        files = [self._file(w) for w in self._readers]
         reading = any(file is not None and file.state in _READING for file in files)
         patient = self._now < self._notes.since + self._state.limits.patience
         some = any(file is not None and file.state is ModelFileState.READY for file in files)
@@ -176,7 +178,7 @@ class _Look:
     def _analyze(self, workers: list[WorkerPublic]) -> Analyze:
         """Have the files read anew, except where they are being read right now."""
         request = [w.id for w in workers if (file := self._file(w)) is None or file.state not in _READING]
-        return Analyze(self._instance.id, tuple(w.id for w in self._workers), tuple(request))
+        return Analyze(self._instance.id, tuple(w.id for w in self._readers), tuple(request))
 
     def _analyzing_hub(self, files: hub.Hub) -> Action | None:
         if (reading := files.reading()) is not None:
@@ -287,6 +289,10 @@ class _Look:
         if self._hub is not None:
             self._learn_from_hub(self._hub, worker, known)
             return
+        if _lacks_plugin(self._model, worker):
+            reason = f"has no plugin that brings the model {self._model.bundled_name}; install it there"
+            known.files[worker.id] = FilesThere(ready=False, reason=reason)
+            return
         file = self._file(worker)
         if file is None or file.state in _READING:
             known.files[worker.id] = FilesThere(ready=False, reason="is still reading the model's files")
@@ -336,6 +342,13 @@ class _Look:
     def _path(self, worker_id: int) -> str:
         file = self._state.file(worker_id, self._model)
         return file.facts.path if file is not None and file.facts is not None else self._model.local_path
+
+
+def _lacks_plugin(model: ModelPublic, worker: WorkerPublic) -> bool:
+    """Tell whether a worker has said that no plugin there carries the model's files, or is too old to know of any."""
+    return model.source is Source.BUNDLED and model.bundled_name not in worker.catalogue.get(
+        "bundled_models", ()
+    )
 
 
 def _reasons(answers: list[tuple[Question, Answer]], *, platform: bool) -> tuple[str, ...]:

@@ -391,7 +391,8 @@ def _age(wall: datetime, when: datetime) -> float:
 
 def worker_print(worker: WorkerPublic) -> str:
     """Return what must change about a worker before a model that it could not serve is tried there again."""
-    return f"{worker.id} {worker.version} {worker.catalogue.get('backends')}"
+    catalogue = worker.catalogue
+    return f"{worker.id} {worker.version} {catalogue.get('backends')} {catalogue.get('bundled_models')}"
 
 
 def _held(instance: ModelInstancePublic) -> Holding | None:
