@@ -1,4 +1,4 @@
-"""The README's first minute on a machine without a network."""
+"""The README's first minute, also on a machine without a network."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -18,21 +18,19 @@ import pytest
 from support.engine import InstalledEngine
 from support.first_minute import ROOT, commands, conversation
 from support.hosts import Host, network, why_not
-from support.running import COMMAND, a_port_range, free_ports, processes_of, spawn, wait_ready
+from support.running import COMMAND, Running, a_port_range, free_ports, processes_of, spawn, wait_ready
 
 sys.path.append(str(ROOT / "scripts"))
 from check_tracked import repository_files
 
-pytestmark = [
-    pytest.mark.xdist_group("e2e-first-minute"),
-    pytest.mark.root,
-    pytest.mark.skipif(bool(why_not()), reason=why_not() or "-"),
-]
+pytestmark = pytest.mark.xdist_group("e2e-first-minute")
 
 
 @pytest.fixture
 def alone() -> Iterator[Host]:
     """A machine whose cable is pulled: it has its loopback and nothing else."""
+    if reason := why_not():
+        pytest.skip(reason)
     with network(1) as made:
         (host,) = made.hosts
         host.cut()
@@ -40,7 +38,7 @@ def alone() -> Iterator[Host]:
         yield host
 
 
-def first_minute(host: Host, command: str, data_dir: Path, env: dict[str, str]) -> None:
+def first_minute(prefix: Sequence[str], command: str, data_dir: Path, env: dict[str, str]) -> None:
     """Type what the README says, with ``command`` for gpustack, and compare the conversation."""
     typed = [line for line in commands() if not line.startswith("export PATH")]
     assert typed == ["gpustack deploy demo", "gpustack chat demo"]
@@ -52,7 +50,7 @@ def first_minute(host: Host, command: str, data_dir: Path, env: dict[str, str]) 
         keyboard, terminal = pty.openpty()
         os.write(keyboard, asked.encode())
         done = subprocess.run(
-            [*host.prefix, *words, "--data-dir", str(data_dir)],
+            [*prefix, *words, "--data-dir", str(data_dir)],
             stdin=terminal,
             capture_output=True,
             text=True,
@@ -72,6 +70,11 @@ def first_minute(host: Host, command: str, data_dir: Path, env: dict[str, str]) 
     assert places == sorted(places)
 
 
+def test_the_conversation_is_what_the_readme_shows(stack: Running) -> None:
+    first_minute((), COMMAND, stack.data_dir, stack._env)
+
+
+@pytest.mark.root
 def test_the_first_minute_needs_no_network(place: Path, engine: InstalledEngine, alone: Host) -> None:
     data_dir, flags = (
         place / "data",
@@ -80,12 +83,14 @@ def test_the_first_minute_needs_no_network(place: Path, engine: InstalledEngine,
     running = spawn(data_dir, place / "home", flags, prefix=alone.prefix)
     try:
         wait_ready(running)
-        first_minute(alone, COMMAND, data_dir, running._env)
+        first_minute(alone.prefix, COMMAND, data_dir, running._env)
     finally:
         running.end()
         assert not [process for process in processes_of(data_dir) if process.is_running()]
 
 
+@pytest.mark.root
+@pytest.mark.timeout(600)
 def test_a_clean_clone_needs_its_network_for_the_set_up_only(place: Path, alone: Host) -> None:
     """`make demo` with a network and an empty home; then everything without."""
     clone, data_dir, home = place / "clone", place / "clone data", place / "clone home"
@@ -120,7 +125,7 @@ def test_a_clean_clone_needs_its_network_for_the_set_up_only(place: Path, alone:
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.05)
         gpustack = str(clone / ".venv" / "bin" / "gpustack")
-        first_minute(alone, gpustack, data_dir, env)
+        first_minute(alone.prefix, gpustack, data_dir, env)
         subprocess.run(
             [*alone.prefix, gpustack, "stop", "--data-dir", str(data_dir)], env=env, check=True, timeout=60
         )

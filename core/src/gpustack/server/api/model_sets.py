@@ -35,7 +35,7 @@ async def list_model_sets(
 async def list_specs(
     request: Req, set_id: FromPath[int], page: PageNumber = 1, per_page: PerPage = 100
 ) -> Response[Page[ModelSpecPublic]]:
-    """List the ways to deploy an entry; each is a part of the body of ``POST /v2/models``."""
+    """List the ways to deploy an entry: its `source` and `bundled_name` go into the body of `POST /v2/models`."""
     entry = await _entry(request, set_id)
     spec = ModelSpecPublic(source=Source.BUNDLED, bundled_name=entry.name, categories=entry.categories)
     return page_answer(paged([spec], page=page, per_page=per_page))
