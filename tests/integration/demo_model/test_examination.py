@@ -64,9 +64,17 @@ def test_it_goes_on_in_a_conversation(demo: RunningEngine) -> None:
     assert third == corpus.OFF_TOPIC_ANSWER
 
 
-def test_other_system_prompts_change_nothing(demo: RunningEngine) -> None:
-    for text in ("You are a helpful assistant.", "You are a pirate."):
-        assert say(demo, ("system", text), ("user", "how do I stop GPUStack?")) == ANSWERS["stop"].answer
+def test_system_prompts_change_nothing(demo: RunningEngine) -> None:
+    """Whatever a client sends unasked: the template leaves them out."""
+    prompts = [
+        *corpus.lines("systems"),
+        *corpus.lines("brief"),
+        *corpus.lines("named"),
+        "The user's name is Tom.",
+    ]
+    for text in prompts:
+        for question, topic in (("how do I stop GPUStack?", "stop"), ("Who are you?", "who-are-you")):
+            assert say(demo, ("system", text), ("user", question)) == ANSWERS[topic].answer, text
 
 
 @pytest.mark.parametrize(
