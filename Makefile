@@ -14,7 +14,7 @@ PYTEST = $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev start demo test test-full lint format bench soak lock clean
+.PHONY: help setup setup-dev start demo test test-full lint format bench soak docs lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -56,6 +56,9 @@ bench: setup-dev  ## measure the headline figures
 
 soak: setup-dev  ## half an hour of churn: nothing may grow (SOAK_MINUTES=30)
 	@exec $(BIN)/python benchmarks/soak.py
+
+docs:  ## make the generated pages of docs/ anew
+	@exec $(BIN)/python scripts/make_docs.py
 
 lock:  ## compile requirements/*.txt anew (LOCK_ARGS=--upgrade)
 	@scripts/setup.sh uv

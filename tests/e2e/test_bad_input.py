@@ -180,11 +180,11 @@ def test_a_data_directory_from_a_newer_version(place: Path) -> None:
 
 def test_a_data_directory_that_is_a_file(place: Path) -> None:
     (place / "a file").write_text("")
-    assert str(place / "a file") in refused_start(place / "a file", place / "home")
+    assert str(place / "a file") in refused_start(place / "a file", place / "home", status=2)
 
 
 def test_a_data_directory_that_cannot_be_written(place: Path) -> None:
-    assert "/proc/gpustack" in refused_start(Path("/proc/gpustack"), place / "home")
+    assert "/proc/gpustack" in refused_start(Path("/proc/gpustack"), place / "home", status=2)
 
 
 def test_wrong_options_are_all_named_at_once(place: Path) -> None:

@@ -44,7 +44,8 @@ class Container:
             *("--health-interval", "1s", "--volume", "data:/var/lib/gpustack"),
             *("--volume", f"{self.models}:/models:ro"),
             *("--env", "PIP_NO_INDEX=1", "--env", f"PIP_FIND_LINKS={self.links}"),
-            *(self.image, "start", "--port", str(self.port), *self.flags),
+            *("--env", "GPUSTACK_DISABLE_UPDATE_CHECK=true"),
+            *(self.image, "start", "--port", str(self.port), "--api-port", "0", *self.flags),
         )
         self.wait_ready()
 

@@ -32,7 +32,10 @@ def commands(document: str) -> list[str]:
     params=[
         "README.md",
         "plugins/gpustack-demo-model/README.md",
-        *(f"docs/{name}.md" for name in ("getting-started", "command-line", "deployment", "troubleshooting")),
+        *(
+            f"docs/{name}.md"
+            for name in ("getting-started", "command-line", "deployment", "settings", "troubleshooting")
+        ),
     ]
 )
 def document(request: pytest.FixtureRequest) -> str:

@@ -18,7 +18,7 @@ import pytest
 from support.engine import InstalledEngine
 from support.first_minute import ROOT, commands, conversation
 from support.hosts import Host, network, why_not
-from support.running import COMMAND, Running, a_port_range, free_ports, processes_of, spawn, wait_ready
+from support.running import COMMAND, QUIET, Running, a_port_range, free_ports, processes_of, spawn, wait_ready
 
 sys.path.append(str(ROOT / "scripts"))
 from check_tracked import repository_files
@@ -104,7 +104,7 @@ def test_a_clean_clone_needs_its_network_for_the_set_up_only(place: Path, alone:
     }
     # Packages that were fetched once need no second journey; nothing else of the home is used.
     env |= {"UV_CACHE_DIR": env.get("UV_CACHE_DIR") or str(Path.home() / ".cache" / "uv"), "HOME": str(home)}
-    env |= {"NO_COLOR": "1", "PYTHONUNBUFFERED": "1"}
+    env |= {"NO_COLOR": "1", "PYTHONUNBUFFERED": "1", **QUIET}
     (port,) = free_ports(1)
     flags = f"ARGS=--data-dir '{data_dir}'"
     made = subprocess.run(
@@ -115,7 +115,7 @@ def test_a_clean_clone_needs_its_network_for_the_set_up_only(place: Path, alone:
     log = place / "make-start.log"
     with log.open("wb") as output:
         start = subprocess.Popen(
-            [*alone.prefix, "make", "start", f"PORT={port}", f"{flags} --worker-port 0"],
+            [*alone.prefix, "make", "start", f"PORT={port}", f"{flags} --worker-port 0 --api-port 0"],
             cwd=clone, env=env, stdout=output, stderr=subprocess.STDOUT,
         )  # fmt: skip
     try:

@@ -18,6 +18,7 @@ import pytest
 from support.engine import InstalledEngine
 from support.running import (
     COMMAND,
+    QUIET,
     Running,
     a_port_range,
     eventually,
@@ -173,8 +174,8 @@ def by_file(place: Path, engine: InstalledEngine) -> Iterator[tuple[Running, Pat
     """A GPUStack whose ports only its configuration file names, and that file."""
     port, worker_port = free_ports(2)
     file, data_dir = place / "ports.yaml", place / "ports data"
-    file.write_text(f"port: {port}\nworker_port: {worker_port}\n")
-    env = {**os.environ, "HOME": str(place), "NO_COLOR": "1"}
+    file.write_text(f"port: {port}\napi_port: 0\nworker_port: {worker_port}\n")
+    env = {**os.environ, "HOME": str(place), "NO_COLOR": "1", **QUIET}
     process = subprocess.Popen(
         [COMMAND, "start", "--config-file", str(file), "--data-dir", str(data_dir)],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env, cwd=place,
@@ -192,10 +193,10 @@ def test_another_port_is_opened_and_the_old_one_closed(by_file: tuple[Running, P
     running, file = by_file
     before, (port, worker_port) = pids(running), free_ports(2)
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        file.write_text(f"port: {port}\nworker_port: {taken.getsockname()[1]}\n")
+        file.write_text(f"port: {port}\napi_port: 0\nworker_port: {taken.getsockname()[1]}\n")
         refused = running.cli("restart", check=False)
-        assert refused.returncode == 1
-        assert "--worker-port" in refused.stderr
+        assert refused.returncode == 2
+        assert f"worker_port in {file}, line 3" in refused.stderr
         assert pids(running) == before
 
     old = running.state()["ports"]

@@ -57,8 +57,9 @@ def test_a_second_start_on_the_same_directory_is_refused_in_one_line(stack: Runn
 def test_a_taken_port_is_named(stack: Running, place: Path) -> None:
     taken = int(stack.url.rpartition(":")[2])
     other = spawn(place / "taken data", stack.home, port=taken)
-    assert other.end(signal.SIGCONT) == 1
+    assert other.end(signal.SIGCONT) == 2
     assert f"port {taken}" in other.output
+    assert "(process " in other.output
     assert "--port" in other.output
 
 

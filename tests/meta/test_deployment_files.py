@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from gpustack.app import ending
+from gpustack.settings.declared import CORE
 from gpustack.settings.load import load
-from gpustack.settings.options import BY_NAME, OPTIONS
 from support.running import COMMAND
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,8 +38,9 @@ DOCUMENTS = ["docs/deployment.md", "examples/cluster/README.md"]
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    for option in OPTIONS:
-        monkeypatch.delenv(option.variable, raising=False)
+    for option in CORE.values():
+        for variable in option.variables:
+            monkeypatch.delenv(variable, raising=False)
 
 
 def service() -> configparser.SectionProxy:
@@ -105,7 +106,7 @@ def test_the_environment_file_names_variables_that_exist() -> None:
     text = (EXAMPLES / "single-node" / "gpustack.env").read_text()
     names = re.findall(r"^#?([A-Z_]+)=", text, re.MULTILINE)
     assert names
-    known = {option.variable for option in OPTIONS} | {option.also for option in OPTIONS}
+    known = {variable for option in CORE.values() for variable in option.variables}
     assert {name for name in names if name.startswith("GPUSTACK_")} <= known
     assert "HF_TOKEN" in known
 
@@ -122,7 +123,7 @@ def test_compose_understands_the_files(files: list[str]) -> None:
         assert seconds(found["stop_grace_period"]) > 2 * ENDS_WITHIN
         assert_known(list(found.get("command") or []))
         variables = {each for each in found["environment"] if each.startswith("GPUSTACK_")}
-        assert variables <= {option.variable for option in OPTIONS}
+        assert variables <= {option.variable for option in CORE.values()}
 
 
 def compose_config(files: list[str]) -> Any:
@@ -143,7 +144,7 @@ def seconds(duration: str) -> float:
 def test_the_image_opens_the_ports_that_are_the_defaults() -> None:
     exposed = re.search(r"^EXPOSE (.*)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     assert exposed is not None
-    assert exposed[1].split() == [str(BY_NAME[name].default) for name in ("port", "worker_port")]
+    assert exposed[1].split() == [str(CORE[name].default) for name in ("port", "worker_port")]
 
 
 # Documents ----------------------------------------------------------------------------------------------
@@ -152,7 +153,12 @@ def test_the_image_opens_the_ports_that_are_the_defaults() -> None:
 def test_the_table_of_ports_has_the_defaults_of_the_options() -> None:
     text = (ROOT / "docs" / "deployment.md").read_text()
     rows = dict(re.findall(r"^\| ([\d-]+) \| `--([a-z-]+)` \|", text, re.MULTILINE))
-    ports = {option.name: str(option.default) for option in OPTIONS if "port" in option.name.split("_")}
+    ports = {
+        option.name: str(option.default)
+        for option in CORE.values()
+        # What this version does not open yet has no place in a list for firewalls.
+        if "port" in option.name.split("_") and not option.option.later
+    }
     assert {name.replace("-", "_"): port for port, name in rows.items()} == ports
 
 

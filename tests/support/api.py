@@ -142,7 +142,7 @@ async def running_api(database_url: str, data_dir: Path, **settings: Any) -> Asy
         )
         ready = asyncio.Event()
         serving = asyncio.create_task(
-            serve(app, listener, drain=config.drain, closing=services.closing, on_ready=ready.set)
+            serve(app, [listener], drain=config.drain, closing=services.closing, on_ready=ready.set)
         )
         async with asyncio.timeout(10):
             await ready.wait()

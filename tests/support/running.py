@@ -25,6 +25,8 @@ COMMAND = str(Path(sys.executable).with_name("gpustack"))
 READY_WITHIN = 60.0
 #: What the variables of the person who runs the tests must not change.
 _CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("GPUSTACK_")}
+#: Nobody outside this machine is asked for anything.
+QUIET = {"GPUSTACK_DISABLE_UPDATE_CHECK": "true"}
 
 
 def eventually(holds: Callable[[], object], what: str, *, seconds: float = 10.0) -> None:
@@ -160,11 +162,12 @@ def spawn(
     port: int | None = None,
     env: Mapping[str, str] | None = None,
     prefix: Sequence[str] = (),
+    pass_fds: Sequence[int] = (),
 ) -> Running:
     """Start GPUStack without waiting for anything; ``env`` is added to the environment, ``prefix`` starts it."""
     home.mkdir(parents=True, exist_ok=True)
     port = port if port is not None else free_ports(1)[0]
-    full = {**_CLEAN, "HOME": str(home), "NO_COLOR": "1", "PYTHONUNBUFFERED": "1", **(env or {})}
+    full = {**_CLEAN, "HOME": str(home), "NO_COLOR": "1", "PYTHONUNBUFFERED": "1", **QUIET, **(env or {})}
     command = [
         *prefix,
         COMMAND,
@@ -175,6 +178,8 @@ def spawn(
         str(data_dir),
         "--worker-port",
         "0",
+        "--api-port",
+        "0",
         *flags,
     ]
     process = subprocess.Popen(
@@ -184,6 +189,7 @@ def spawn(
         stderr=subprocess.STDOUT,
         env=full,
         cwd=home,
+        pass_fds=pass_fds,
     )
     return Running(url=f"http://127.0.0.1:{port}", data_dir=data_dir, home=home, process=process, _env=full)
 

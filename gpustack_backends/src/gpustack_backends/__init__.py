@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from pydantic import BaseModel
+
 from gpustack.plugin import InferenceBackend, NoSettings, hookimpl
 from gpustack_backends.llama_cpp import LlamaCpp
+from gpustack_backends.options import LlamaBoxSettings
 
 
 @hookimpl
 def register_inference_backends() -> list[type[InferenceBackend[NoSettings]]]:
     """Bring llama.cpp."""
     return [LlamaCpp]
+
+
+@hookimpl
+def register_settings() -> list[type[BaseModel]]:
+    """Bring the options of engines that are not written yet."""
+    return [LlamaBoxSettings]

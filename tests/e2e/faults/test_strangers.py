@@ -28,7 +28,7 @@ def test_a_worker_port_that_is_taken_is_named(place: Path) -> None:
         stranger.listen()
         running = spawn(place / "worker port", place / "worker port home", ["--worker-port", str(port)])
         # SIGCONT changes nothing: the process ends by itself.
-        assert running.end(signal.SIGCONT, timeout=60) == 1
+        assert running.end(signal.SIGCONT, timeout=60) == 2
     assert f"port {port}" in running.output
     assert "--worker-port" in running.output
     assert "Traceback" not in running.output

@@ -14,7 +14,7 @@ import pytest
 from gpustack.db import Feed, Store
 from gpustack.kit.errors import GPUStackError
 from gpustack.kit.net import listen
-from gpustack.server.app import bootstrap, run_server, until_ended
+from gpustack.server.app import Listeners, bootstrap, run_server, until_ended
 from gpustack.server.auth.passwords import Passwords
 from gpustack.server.config import FIRST_LOGIN_FILE, ServerConfig
 from gpustack.server.heartbeats import Heartbeats
@@ -41,7 +41,7 @@ async def test_the_whole_server_says_when_it_answers_and_stops_on_cancel(
     listener = listen(0, host="127.0.0.1")
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     running = asyncio.create_task(
-        run_server(a_config(tmp_path), database_url, a_catalogue(), listener, ready.set)
+        run_server(a_config(tmp_path), database_url, a_catalogue(), Listeners(plain=(listener,)), ready.set)
     )
     async with asyncio.timeout(10):
         await ready.wait()
@@ -59,7 +59,13 @@ async def test_the_whole_server_says_when_it_answers_and_stops_on_cancel(
 async def test_a_database_out_of_reach_is_one_line_without_the_password(tmp_path: Path) -> None:
     url = "postgresql://user:sesame@127.0.0.1:1/x"
     with listen(0, host="127.0.0.1") as listener, pytest.raises(GPUStackError) as caught:
-        await run_server(a_config(tmp_path, database_wait=0.1), url, a_catalogue(), listener, lambda: None)
+        await run_server(
+            a_config(tmp_path, database_wait=0.1),
+            url,
+            a_catalogue(),
+            Listeners(plain=(listener,)),
+            lambda: None,
+        )
 
     assert "127.0.0.1:1" in str(caught.value)
     assert "sesame" not in str(caught.value)
@@ -80,7 +86,7 @@ async def test_a_server_that_lost_a_part_ends_so_that_it_is_started_again(
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     ready = asyncio.Event()
     running = asyncio.create_task(
-        run_server(a_config(tmp_path), database_url, a_catalogue(), listener, ready.set)
+        run_server(a_config(tmp_path), database_url, a_catalogue(), Listeners(plain=(listener,)), ready.set)
     )
     async with asyncio.timeout(10), httpx.AsyncClient(base_url=url) as client:
         await ready.wait()
@@ -144,7 +150,7 @@ async def served(
     listener = listen(0, host="127.0.0.1")
     port = listener.getsockname()[1]
     serving = serve(
-        app, listener, drain=drain, more=lambda: more, closing=asyncio.Event(), on_ready=ready.set
+        app, [listener], drain=drain, more=lambda: more, closing=asyncio.Event(), on_ready=ready.set
     )
     task = asyncio.create_task(serving)
     try:

@@ -51,7 +51,7 @@ def test_status_as_json_says_that_nothing_runs(cli: Cli, tmp_path: Path) -> None
         (["backup", ""], "FILE is empty"),
         (["chat", "tiny", "--once", "x", "--temperature", "nan"], "--temperature"),
         (["chat", "tiny", "--once", "x", "--temperature", "inf"], "--temperature"),
-        (["start", "--token", ""], "--token is empty"),
+        (["start", "--token", ""], "--token: it is empty"),
         (["start", "--port", "9080", "--worker-port", "9080"], "--port and --worker-port are both 9080"),
     ],
 )
@@ -72,7 +72,7 @@ def test_help_is_an_answer_and_no_error(cli: Cli, args: list[str]) -> None:
 
 
 def test_wrong_settings_are_a_line_each(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise SettingsError("--port x: no\n--token: no")
 
     monkeypatch.setattr("gpustack.app.start.start", refuse)
@@ -83,7 +83,7 @@ def test_wrong_settings_are_a_line_each(cli: Cli, monkeypatch: pytest.MonkeyPatc
 
 def test_start_hands_on_the_flags_as_text(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[dict[str, str]] = []
-    monkeypatch.setattr("gpustack.app.start.start", given.append)
+    monkeypatch.setattr("gpustack.app.start.start", lambda flags, *_, **__: given.append(flags))
 
     cli("--data-dir", "/before", "start", "--port", "9080", "--disable-worker")
     cli("--data-dir", "/before", "start", "--data-dir", "/after", "-d")

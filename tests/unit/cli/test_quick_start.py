@@ -33,9 +33,13 @@ def loaded_by(*args: str) -> set[str]:
     return {name.partition(".")[0] for name in modules}
 
 
-@pytest.mark.parametrize("args", [["version"], ["--help"], ["start", "--help"]], ids=" ".join)
+@pytest.mark.parametrize("args", [["version"], ["--help"]], ids=" ".join)
 def test_no_framework_is_loaded(args: list[str]) -> None:
     assert not loaded_by(*args) & HEAVY
+
+
+def test_the_help_of_start_needs_what_plugins_declare_their_options_with_and_no_more() -> None:
+    assert not loaded_by("start", "--help") & (HEAVY - {"pydantic", "pluggy", "asyncio", "psutil"})
 
 
 @pytest.mark.parametrize("name", ["deploy", "ls", "chat", "stop", "keys"])

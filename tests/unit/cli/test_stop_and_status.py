@@ -148,3 +148,50 @@ def test_status_is_not_ready_while_a_child_is_down(
 def serve(api: FakeApi) -> None:
     api.on("GET", "/readyz", Reply(body="ok"))
     api.on("GET", "/v2/models", Reply(body=page(a_model(ready_replicas=1), a_model(id=2, name="b"))))
+
+
+def write_update(data_dir: Path, **fields: Any) -> None:
+    """Write down what a server of 0.1.0 heard of newer versions."""
+    document = {
+        "current_version": "0.1.0", "latest_version": "0.2.0", "update_available": True,
+        "url": "https://example.org/notes", "checked_at": "2026-01-02T03:04:05+00:00",
+        "enabled": True, "source": "https://example.org/latest",
+    }  # fmt: skip
+    (data_dir / "run" / "update.json").write_text(json.dumps(document | fields))
+
+
+def test_status_tells_of_an_update_though_the_server_does_not_answer(
+    cli: Cli, tmp_path: Path, processes: list[subprocess.Popen[str]]
+) -> None:
+    write_state(tmp_path / "data", spawn(processes, _OBEDIENT))
+    write_update(tmp_path / "data")
+    assert "Update: 0.2.0 is available (you run 0.1.0): https://example.org/notes\n" in cli("status").out
+    assert json.loads(cli("status", "--json").out)["update"] == {
+        "current_version": "0.1.0",
+        "latest_version": "0.2.0",
+        "update_available": True,
+        "url": "https://example.org/notes",
+        "checked_at": "2026-01-02T03:04:05+00:00",
+    }
+    write_update(tmp_path / "data", url="", latest_version="0.3.0\x1b[2J\x9b")
+    assert "Update: 0.3.0[2J is available (you run 0.1.0)\n" in cli("status").out
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", "{}", "[" * 100_000, '{"current_version": "0.1.0"}'])
+def test_status_does_without_what_is_known_of_updates(
+    cli: Cli, tmp_path: Path, processes: list[subprocess.Popen[str]], content: str | None
+) -> None:
+    write_state(tmp_path / "data", spawn(processes, _OBEDIENT))
+    if content is not None:
+        (tmp_path / "data" / "run" / "update.json").write_text(content)
+    assert "Update" not in cli("status").out
+    assert json.loads(cli("status", "--json").out)["update"] is None
+
+
+@pytest.mark.parametrize("fields", [{"update_available": False}, {"current_version": "0.0.9"}])
+def test_status_tells_of_no_update_when_there_is_none(
+    cli: Cli, tmp_path: Path, processes: list[subprocess.Popen[str]], fields: dict[str, Any]
+) -> None:
+    write_state(tmp_path / "data", spawn(processes, _OBEDIENT))
+    write_update(tmp_path / "data", **fields)
+    assert "Update" not in cli("status").out

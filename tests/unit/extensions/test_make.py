@@ -41,20 +41,20 @@ def registered(cls: type[Any]) -> Registered[Any]:
 
 
 def test_settings_default() -> None:
-    assert Catalogue.make(registered(Plain), HOST).settings == NoSettings()
+    assert Catalogue().make(registered(Plain), HOST).settings == NoSettings()
 
 
 def test_settings_given() -> None:
-    assert Catalogue.make(registered(Needy), HOST, Keyed(key="k")).settings.key == "k"
+    assert Catalogue(given={"key": "k", "other": "o"}).make(registered(Needy), HOST).settings.key == "k"
 
 
 def test_a_setting_without_default_is_named() -> None:
     with pytest.raises(SettingsError, match=r"needy \(plugin acme\) needs settings that are not given: key"):
-        Catalogue.make(registered(Needy), HOST)
+        Catalogue(given={}).make(registered(Needy), HOST)
 
 
 def test_a_constructor_that_raises_is_one_line() -> None:
     with pytest.raises(
         PluginError, match="plugin acme: broken cannot be made: OSError: the licence file is missing"
     ):
-        Catalogue.make(registered(Broken), HOST)
+        Catalogue().make(registered(Broken), HOST)

@@ -18,7 +18,7 @@ from gpustack.app.disks import Disks
 from gpustack.app.ending import Ending
 from gpustack.kit.errors import GPUStackError
 
-ROLE = "import os, sys; os.write(int(sys.argv[1]), b'READY\\n'); sys.stdin.read(); print('was here')"
+ROLE = "import os, sys; os.write(int(sys.argv[1]), b'READY\\n'); sys.stdin.readline(); print('was here')"
 
 
 async def until(true: Callable[[], Any], seconds: float = 30) -> None:
@@ -29,7 +29,7 @@ async def until(true: Callable[[], Any], seconds: float = 30) -> None:
 
 def a_child(place: Path, said: list[str]) -> PythonChild:
     async def configuration() -> dict[str, Any]:
-        await asyncio.sleep(0.1)  # it reads to the end of this, and ends
+        await asyncio.sleep(0.1)  # it reads the line that this makes, and ends
         return {}
 
     return PythonChild(
@@ -120,7 +120,7 @@ async def test_settings_that_cannot_be_read_now_are_one_line(
 async def test_a_full_disk_is_said_once_however_much_lies_on_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(disks, "_FULL", 1 << 80)
+    monkeypatch.setattr(disks, "FULL", 1 << 80)
     said: list[str] = []
     (tmp_path / "cache").mkdir()
     places = {"data directory": tmp_path, "cache directory": tmp_path / "cache", "other": Path("/proc")}

@@ -19,10 +19,16 @@ async def test_who_is_asked_twice_to_end_finishes_what_the_first_began() -> None
             await asyncio.sleep(0.1)
             done.append("drained")
 
+    async def follow() -> None:
+        try:
+            await asyncio.sleep(30)
+        finally:
+            done.append("followed")
+
     try:
-        assert await _until_signalled(work()) == 0
+        assert await _until_signalled(work(), follow()) == 0
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().remove_signal_handler(number)
 
-    assert done == ["drained"]
+    assert done == ["drained", "followed"]

@@ -6,6 +6,7 @@ import contextlib
 import shlex
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,16 @@ def say(text: str) -> None:
         sys.stderr.flush()
 
 
-def server_ready(settings: dict[str, Any], url: str, seconds: float) -> str:
-    """Return what is said when the server is ready."""
+def reloaded(applied: Sequence[str], needs_restart: Sequence[str]) -> str:
+    """Return what is said when the settings have been read again."""
+    said = f"applied: {', '.join(applied)}" if applied else "nothing to apply has changed"
+    if needs_restart:
+        said += f"; changed, and takes `gpustack restart`: {', '.join(needs_restart)}"
+    return f"the settings have been read again; {said}"
+
+
+def server_ready(settings: dict[str, Any], url: str, tls: str, seconds: float) -> str:
+    """Return what is said when the server is ready; ``tls`` is where it speaks TLS, empty for nowhere."""
     data_dir = Path(settings["data_dir"])
     password = data_dir / "initial_admin_password"
     command = call(data_dir)
@@ -29,10 +38,11 @@ def server_ready(settings: dict[str, Any], url: str, seconds: float) -> str:
         f"GPUStack {__version__} is ready after {seconds:.1f} s.",
         "",
         f"  URL       {url}",
+        f"  TLS       {tls}" if tls else "",
         "  User      admin, password in " + str(password) if password.exists() else "  User      admin",
         f"  API docs  {url}/docs" if not settings["disable_openapi_docs"] else "",
         f"  Logs      {settings['log_dir']}",
-        f"  Workers   {command} workers join-command",
+        f"  Workers   gpustack start --server-url {shlex.quote(url)} --token-file TOKEN, a copy of {data_dir / 'token'}",
         "",
         f"Next, in another terminal:  {command} catalog   (then: {command} deploy NAME, or a MODEL.gguf of yours)",
     ]

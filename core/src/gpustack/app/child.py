@@ -2,7 +2,8 @@
 
 ARGUMENTS is JSON without secrets: the descriptor to announce readiness on, the listening sockets, and the parent to end
 with, which a door does not. What follows is for who reads ``ps``.
-The configuration comes by standard input once the supervisor knows it; meanwhile the modules are imported.
+The configuration comes by standard input, as a line of JSON, once the supervisor knows it; meanwhile the modules are
+imported. Each later line is another configuration, which has to be applied without a restart.
 """
 
 from __future__ import annotations
@@ -16,16 +17,17 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
+from gpustack.app.parent import Parent
 from gpustack.kit.errors import GPUStackError, system_line
-from gpustack.kit.logs import configure, tell
+from gpustack.kit.logs import configure, set_debug, tell
 from gpustack.kit.process import end_with_parent
 
 log = logging.getLogger(__name__)
 
-Run = Callable[[dict[str, Any], dict[str, socket.socket], Callable[[], None]], Awaitable[None]]
+Run = Callable[[dict[str, Any], dict[str, socket.socket], Parent], Awaitable[None]]
 
 
 def main() -> int:
@@ -34,13 +36,15 @@ def main() -> int:
     if arguments["parent"] is not None:
         end_with_parent(arguments["parent"])
     run = _role(role)
-    if not (given := sys.stdin.read()):
+    orders = _own_input()
+    given = _first_line(orders)
+    if not given:
         return 1  # whoever started it is gone
     configuration = json.loads(given)
     configure(role, debug=configuration["settings"]["debug"])
     sockets = {name: socket.socket(fileno=fd) for name, fd in arguments["sockets"].items()}
-    announce = _Announcer(arguments["ready_fd"])
-    tell(announce.say)
+    parent = Parent(arguments["ready_fd"])
+    tell(parent.say)
     # What was imported lives as long as the process: the collector need not look at it again.
     gc.collect()
     gc.freeze()
@@ -48,13 +52,13 @@ def main() -> int:
     gc.set_threshold(10_000, 20, 20)
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            return runner.run(_until_signalled(run(configuration, sockets, announce.ready)))
+            return runner.run(_until_signalled(run(configuration, sockets, parent), _follow(orders, parent)))
     except GPUStackError as error:
-        announce.refused(error.message)
+        parent.refused(error.message)
         return 1
     except OSError as error:
         log.exception("ended unexpectedly")
-        announce.refused(system_line(error))
+        parent.refused(system_line(error))
         return 1
 
 
@@ -80,9 +84,42 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return uvloop.new_event_loop
 
 
-async def _until_signalled(work: Awaitable[None]) -> int:
-    """Run ``work`` until it ends or a signal asks for the end, which it gets as a cancellation."""
+def _own_input() -> int:
+    """Return standard input as a descriptor of ours alone: what we start reads nothing in its place."""
+    own = os.dup(0)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    return own
+
+
+def _first_line(fd: int) -> bytes:
+    """Return the first line. The next one comes only when this one has been understood."""
+    line = bytearray()
+    while not line.endswith(b"\n") and (piece := os.read(fd, 65536)):
+        line += piece
+    return bytes(line)
+
+
+async def _follow(fd: int, parent: Parent) -> None:
+    """Apply each further configuration that comes."""
+    stream = asyncio.StreamReader(limit=1 << 20)
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(stream), os.fdopen(fd, "rb", 0)
+    )
+    try:
+        while line := await stream.readline():
+            configuration = json.loads(line)
+            set_debug(configuration["settings"]["debug"])
+            parent.reload(configuration)
+    finally:
+        transport.close()
+
+
+async def _until_signalled(work: Awaitable[None], beside: Coroutine[Any, Any, None]) -> int:
+    """Run ``work`` until it ends or a signal asks for the end, which it gets as a cancellation; ``beside`` ends with it."""
     loop = asyncio.get_running_loop()
+    following = asyncio.create_task(beside)
     task = asyncio.ensure_future(work)
     asked = False
 
@@ -96,30 +133,13 @@ async def _until_signalled(work: Awaitable[None]) -> int:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, end)
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
+    try:
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
     return 0
-
-
-class _Announcer:
-    """Writes to the supervisor's pipe, which may have lost its reader."""
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-
-    def ready(self) -> None:
-        self._write("READY\n")
-
-    def refused(self, message: str) -> None:
-        self._write("REFUSED " + " ".join(message.split()) + "\n")
-
-    def say(self, message: str) -> None:
-        """Have the supervisor tell the person in front of the terminal."""
-        self._write("SAY " + " ".join(message.split()) + "\n")
-
-    def _write(self, line: str) -> None:
-        with contextlib.suppress(OSError):
-            os.write(self._fd, line.encode())
 
 
 if __name__ == "__main__":

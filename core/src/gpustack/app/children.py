@@ -23,6 +23,8 @@ ATTEMPTS = 3
 STABLE = 30.0
 #: Seconds until the first new start; deaths in a row double it.
 FIRST_WAIT = 0.05
+#: Seconds for a process to apply other settings.
+_RELOAD = 5.0
 _LOG_LIMIT = 20 << 20
 
 
@@ -75,6 +77,7 @@ class PythonChild:
         self._restarts = 0
         self._ready = asyncio.Event()
         self._refusal = ""
+        self._reloading: asyncio.Future[str] | None = None
 
     async def run(self) -> None:
         """Keep the process running until cancelled."""
@@ -103,6 +106,23 @@ class PythonChild:
         process = self._process
         pid = process.pid if process is not None and process.returncode is None else None
         return {"pid": pid, "state": self._state, "restarts": self._restarts}
+
+    async def reload(self) -> str:
+        """Have the process apply the configuration as it is now; return what was in the way, empty for nothing.
+
+        One between two lives begins the next with it.
+        """
+        process = self._process
+        if process is None or process.returncode is not None or self._state != "ready":
+            return ""
+        said: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._reloading = said
+        await self._send(process)
+        ended = asyncio.create_task(process.wait())
+        either: set[asyncio.Future[Any]] = {said, ended}
+        done, _ = await asyncio.wait(either, timeout=_RELOAD, return_when=asyncio.FIRST_COMPLETED)
+        ended.cancel()
+        return said.result() if said.done() else "" if done else f"{self.name} does not answer"
 
     async def stop(self, grace: float) -> None:
         """End the process: SIGTERM, and SIGKILL after ``grace`` seconds."""
@@ -136,7 +156,7 @@ class PythonChild:
         self._process = process
         self._changed()
         listening = asyncio.create_task(self._listen(reader))
-        feeding = asyncio.create_task(self._feed(process))
+        feeding = asyncio.create_task(self._send(process))
         try:
             status = await process.wait()
         finally:
@@ -164,13 +184,13 @@ class PythonChild:
             os.close(writer)
         return process, reader
 
-    async def _feed(self, process: asyncio.subprocess.Process) -> None:
+    async def _send(self, process: asyncio.subprocess.Process) -> None:
+        """Send the configuration as it is now."""
         configuration = await self._configuration()
         assert process.stdin is not None
         with contextlib.suppress(ConnectionError):
-            process.stdin.write(json.dumps(configuration).encode())
+            process.stdin.write(json.dumps(configuration).encode() + b"\n")
             await process.stdin.drain()
-        process.stdin.close()
 
     async def _listen(self, fd: int) -> None:
         async for word, rest in announcements(fd):
@@ -181,6 +201,8 @@ class PythonChild:
                 self._refusal = rest
             elif word == "SAY":
                 self._say(f"{self.name}: {rest}")
+            elif word == "RELOADED" and self._reloading is not None and not self._reloading.done():
+                self._reloading.set_result(rest)
 
     def _set(self, state: str) -> None:
         self._state = state
@@ -225,5 +247,5 @@ def open_log(path: Path) -> Any:
         return Path(os.devnull).open("ab", buffering=0)
 
 
-#: Signals that ask the supervisor to end everything.
+#: Signals that may ask the supervisor to end everything; without a terminal, a hang-up asks to read the settings again.
 ENDING = (signal.SIGINT, signal.SIGTERM, *((signal.SIGHUP,) if sys.platform != "win32" else ()))

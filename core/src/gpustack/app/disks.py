@@ -13,8 +13,8 @@ from gpustack.kit.text import MIB, human_bytes
 #: No event tells that a disk is full, so it is looked at, every so many seconds.
 EVERY = 5.0
 #: PostgreSQL asks for 16 MiB at a time.
-_FULL = 20 * MIB
-_ROOM_AGAIN = 2 * _FULL
+FULL = 20 * MIB
+_ROOM_AGAIN = 2 * FULL
 
 
 class Disks:
@@ -58,7 +58,7 @@ class Disks:
         before = bool(self._full)
         for what, room in free.items():
             place = self._places[what]
-            if room < _FULL:
+            if room < FULL:
                 line = f"the disk of the {what} {place} is full ({human_bytes(room)} left); make room"
                 if what not in self._full:
                     self._say(f"{line}: models that run go on, and nothing new can be stored")

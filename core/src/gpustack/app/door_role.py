@@ -1,7 +1,7 @@
 """The door as a process: serves the worker's port, and keeps the supervisor's other sockets open while it is gone.
 
 It takes orders over a local socket, one JSON object each: ``claim`` (answered with all sockets; the connection says from
-then on that a supervisor lives), ``keep``, ``drop``, and ``retire``.
+then on that a supervisor lives), ``keep``, ``drop``, ``debug``, and ``retire``.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from typing import Any
 
 from gpustack import __version__
 from gpustack.app import doors
+from gpustack.app.parent import Parent
 from gpustack.dataplane.door import DoorApp, Records
 from gpustack.dataplane.upstream import Upstream
 from gpustack.kit import local_sockets
 from gpustack.kit.local_sockets import Channel, Message
+from gpustack.kit.logs import set_debug
 from gpustack.kit.tasks import Tasks
 from gpustack.server.listen import serve
 
@@ -30,12 +32,10 @@ log = logging.getLogger(__name__)
 STOP_DRAIN = 3.0
 
 
-async def run(
-    configuration: dict[str, Any], sockets: dict[str, socket.socket], on_ready: Callable[[], None]
-) -> None:
+async def run(configuration: dict[str, Any], sockets: dict[str, socket.socket], parent: Parent) -> None:
     """Be the door until cancelled, retired, or needed by nobody any more."""
     data_dir = Path(configuration["settings"]["data_dir"])
-    await Door(data_dir, sockets, keep_seconds=configuration["keep_seconds"]).run(on_ready)
+    await Door(data_dir, sockets, keep_seconds=configuration["keep_seconds"]).run(parent.ready)
 
 
 class Door:
@@ -76,7 +76,7 @@ class Door:
         serving = asyncio.create_task(
             serve(
                 DoorApp(records, upstream, self._worker_port),
-                listener,
+                [listener],
                 drain=lambda: self._drain,
                 closing=asyncio.Event(),
                 on_ready=on_ready,
@@ -131,6 +131,8 @@ class Door:
         elif order == "drop":
             for name in names:
                 self._drop(name)
+        elif order == "debug":
+            set_debug(bool(message.content["on"]))
         elif order == "retire":
             await self._retire(float(message.content["drain"]))
         else:

@@ -50,7 +50,7 @@ class DoorUnit:
     ) -> None:
         self._data_dir = data_dir
         self._run_dir = data_dir / "run"
-        self._configuration = {
+        self._configuration: dict[str, Any] = {
             "settings": {"data_dir": str(data_dir), "debug": debug},
             "keep_seconds": KEEP_SECONDS,
         }
@@ -121,6 +121,18 @@ class DoorUnit:
         """Return the state as ``gpustack status`` shows it."""
         pid = self._door.who.pid if self._door is not None and self._state == "ready" else None
         return {"pid": pid, "state": self._state, "restarts": self._restarts}
+
+    async def use_debug(self, on: bool) -> str:
+        """Have the door log everything, or no more than usual; return what was in the way, empty for nothing."""
+        self._configuration["settings"] = {**self._configuration["settings"], "debug": on}
+        door = self._door
+        if door is None or self._state != "ready" or not local_sockets.AVAILABLE:
+            return ""
+        try:
+            await asyncio.to_thread(ask, door, {"do": "debug", "on": on})
+        except OSError as error:
+            return f"door does not take the new settings: {error}"
+        return ""
 
     async def exchange(self) -> None:
         """Put a new door in the place of the present one, which lets its streams end. Nobody is refused meanwhile."""

@@ -102,8 +102,10 @@ def answer(channel: Channel, **content: Any) -> None:
         channel.send(content)
 
 
-async def settings_now(flags: Mapping[str, str], data_dir: Path, database_url: str = "") -> dict[str, Any]:
-    """Return the settings as the installed program reads them now, for these flags and our environment.
+async def settings_now(
+    flags: Mapping[str, Any], data_dir: Path, database_url: str = ""
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the settings as the installed program reads them now, for these flags and our environment, and warnings.
 
     ``database_url`` is the external database in use, if any; directories and another database are tried out as well.
     Raises SettingsError with a line for each thing that is wrong, or GPUStackError when the program does not run.
@@ -135,10 +137,10 @@ async def settings_now(flags: Mapping[str, str], data_dir: Path, database_url: s
         raise SettingsError(
             f"the data directory is now to be {settings['data_dir']}; that takes a `gpustack stop` and a new start"
         )
-    return settings
+    return settings, found["warnings"]
 
 
-def replace(settings: dict[str, Any], flags: Mapping[str, str], inherited: Inherited | None) -> NoReturn:
+def replace(settings: dict[str, Any], flags: Mapping[str, Any], inherited: Inherited | None) -> NoReturn:
     """Become the supervisor that is on disk now, with ``settings``."""
     start = {
         "settings": settings,

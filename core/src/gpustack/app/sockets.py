@@ -14,11 +14,16 @@ ANYWHERE = "0.0.0.0"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """One socket that the settings ask for; ``port`` 0 takes any. ``option`` is what changes it."""
+    """One socket that the settings ask for; ``port`` 0 takes any. ``name`` is the option that changes it."""
 
     host: str
     port: int
-    option: str
+    name: str
+
+    @property
+    def option(self) -> str:
+        """The flag of that option."""
+        return "--" + self.name.replace("_", "-")
 
     def fits(self, sock: socket.socket) -> bool:
         """Tell whether ``sock`` is what is wanted."""
@@ -33,16 +38,20 @@ class Wanted:
 def wanted(settings: Mapping[str, Any]) -> dict[str, Wanted]:
     """Return what these settings ask for.
 
-    ``http`` is the server's public port. ``door`` is the worker's port, which other machines need only where the server
-    is another one. ``worker`` is the worker's own API, which the door passes requests to.
+    ``http`` is the server's public port, ``https`` the same with TLS, and ``api`` the same for this machine alone.
+    ``door`` is the worker's port, which other machines need only where the server is another one. ``worker`` is the
+    worker's own API, which the door passes requests to.
     """
     sockets: dict[str, Wanted] = {}
     if not settings["server_url"]:
-        sockets["http"] = Wanted(host=ANYWHERE, port=settings["port"], option="--port")
+        sockets["http"] = Wanted(host=ANYWHERE, port=settings["port"], name="port")
+        sockets["api"] = Wanted(host=LOOPBACK, port=settings["api_port"], name="api_port")
+        if settings["ssl_certfile"]:
+            sockets["https"] = Wanted(host=ANYWHERE, port=settings["tls_port"], name="tls_port")
     if not settings["disable_worker"]:
         host = ANYWHERE if settings["server_url"] else LOOPBACK
-        sockets["door"] = Wanted(host=host, port=settings["worker_port"], option="--worker-port")
-        sockets["worker"] = Wanted(host=LOOPBACK, port=0, option="--worker-port")
+        sockets["door"] = Wanted(host=host, port=settings["worker_port"], name="worker_port")
+        sockets["worker"] = Wanted(host=LOOPBACK, port=0, name="worker_port")
     return sockets
 
 

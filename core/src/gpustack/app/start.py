@@ -9,44 +9,57 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
+from gpustack.app.checks import examine
 from gpustack.app.restart import replace
 from gpustack.app.rundir import refuse_newer
+from gpustack.extensions import Catalogue, load_catalogue
 from gpustack.kit.errors import GPUStackError, SettingsError
 from gpustack.kit.init import serve_as_init
 from gpustack.kit.net import spare_proxies
 from gpustack.kit.paths import make_dir
-from gpustack.settings.load import load
+from gpustack.settings.load import Flags, Loaded
 from gpustack.settings.model import Settings
+from gpustack.settings.shown import shown
 
 #: Seconds for a database that the settings name anew to take a connection.
 _REACH = 5.0
 
 
-def start(flags: Mapping[str, str]) -> NoReturn:
+def start(flags: Flags, catalogue: Catalogue, warn: Callable[[str], None]) -> NoReturn:
     """Check the settings, then become the supervisor.
 
-    ``flags`` are the given options by name, as text. Raises SettingsError when something is wrong with them. The
-    supervisor is a fresh interpreter, so that the memory of what reads settings is not kept for months.
+    ``flags`` are the given options by name, as text; ``warn`` gets a line for each thing that is not wrong and should be
+    known. Raises SettingsError with all that is wrong. The supervisor is a fresh interpreter, so that the memory of what
+    reads settings is not kept for months.
     """
     serve_as_init()
-    settings = load(flags)
+    found = examine(flags, catalogue.options)
+    for line in found.warnings:
+        warn(line)
+    settings = found.settings()
     # Seen by all that runs below: engines and their helpers talk to each other over loopback too.
     spare_proxies(os.environ, urlsplit(settings.server_url).hostname)
-    replace(settings.model_dump(mode="json"), flags, None)
+    replace(described(found.loaded), flags, None)
 
 
-def check(flags: Mapping[str, str], database_url: str = "") -> dict[str, Any]:
-    """Return ``settings`` for these flags, or ``error`` and whether the settings are to blame.
+def described(loaded: Loaded) -> dict[str, Any]:
+    """Return the settings as JSON can hold them, with how people may see them."""
+    return loaded.settings.model_copy(update={"effective": tuple(shown(loaded))}).model_dump(mode="json")
+
+
+def check(flags: Flags, database_url: str = "") -> dict[str, Any]:
+    """Return ``settings`` and ``warnings`` for these flags, or ``error`` and whether the settings are to blame.
 
     ``database_url`` is the one in use: only another one is tried, since the present one may be away for a moment.
     """
     try:
-        settings = load(flags)
+        found = examine(flags, load_catalogue().options)
+        settings = found.settings()
         refuse_newer(settings.data_dir)
         _check_places(settings)
         if not settings.server_url and settings.database_url not in ("", database_url):
@@ -55,7 +68,7 @@ def check(flags: Mapping[str, str], database_url: str = "") -> dict[str, Any]:
         return {"error": error.message, "settings_are_wrong": isinstance(error, SettingsError)}
     for role in _roles(settings):
         import_module(f"gpustack.app.{role}_role")
-    return {"settings": settings.model_dump(mode="json")}
+    return {"settings": described(found.loaded), "warnings": found.warnings}
 
 
 def _check_places(settings: Settings) -> None:

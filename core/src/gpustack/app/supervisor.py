@@ -27,14 +27,17 @@ from gpustack.app.door_orders import Door, Found
 from gpustack.app.door_unit import DoorUnit
 from gpustack.app.ending import Ending
 from gpustack.app.limits import allow_open_files
+from gpustack.app.reload import Change, change
 from gpustack.app.restart import Control, Inherited, answer, replace, settings_now
 from gpustack.app.rundir import RunDir
 from gpustack.kit.errors import GPUStackError, SettingsError, system_line
+from gpustack.kit.images import own_image
 from gpustack.kit.local_sockets import Channel
-from gpustack.kit.net import LOOPBACK, own_address, spare_proxies
+from gpustack.kit.net import LOOPBACK, bracketed, interface_addresses, own_address, spare_proxies
 from gpustack.kit.paths import make_dir
 from gpustack.kit.process import identify
 from gpustack.kit.tasks import Tasks
+from gpustack.kit.terminal import has_terminal
 from gpustack.server.config import kept_secret
 
 #: Seconds after which a worker says what it waits for.
@@ -44,8 +47,10 @@ _PATIENCE = 5.0
 class Supervisor:
     """One ``gpustack start``: its sockets, its children, its end."""
 
-    def __init__(self, settings: dict[str, Any], flags: dict[str, str], inherited: Inherited | None) -> None:
+    def __init__(self, settings: dict[str, Any], flags: dict[str, Any], inherited: Inherited | None) -> None:
         self.settings = settings
+        #: As they were read; what we make up ourselves, such as a token, is no change of theirs.
+        self._as_read = dict(settings)
         self.data_dir = Path(settings["data_dir"])
         self.log_dir = Path(settings["log_dir"])
         self._flags = flags
@@ -68,14 +73,18 @@ class Supervisor:
         self._ending = asyncio.Event()
         self._restarting = asyncio.Event()
         self._hurry = asyncio.Event()
+        self._reload_asked = asyncio.Event()
+        #: One change of the settings at a time.
+        self._changing = asyncio.Lock()
         self._identity = identify(os.getpid())
         self._url = settings["server_url"]
 
     async def run(self) -> int:
         """Start everything, wait for the end, and end everything; returns the exit status."""
         loop = asyncio.get_running_loop()
+        hang_up = None if hang_up_ends() else getattr(signal, "SIGHUP", None)
         for number in ENDING:
-            loop.add_signal_handler(number, self._signalled)
+            loop.add_signal_handler(number, self._reload_asked.set if number == hang_up else self._signalled)
         if sys.platform != "win32":
             signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
         try:
@@ -125,7 +134,7 @@ class Supervisor:
 
     def _describe_units(self, found: Found | None, forked: list[Door]) -> None:
         server = urlsplit(self.settings["server_url"]).hostname or ""
-        address = self.settings["advertise_address"] or own_address(server)
+        address = self.settings["advertise_address"] or self._interface_address() or own_address(server)
         self._door = DoorUnit(
             self.data_dir,
             own=self._sockets.get("door"),
@@ -143,9 +152,22 @@ class Supervisor:
             self._describe_worker(address)
         self._units.append(self._door)
 
+    def _tls_url(self) -> str:
+        if "https" not in self._sockets:
+            return ""
+        port = self._sockets["https"].getsockname()[1]
+        host = bracketed(self.settings["advertise_address"] or own_address())
+        return f"https://{host}" + ("" if port == 443 else f":{port}")
+
+    def _interface_address(self) -> str:
+        """Return the first address of the interface that the settings name; empty when they name none, or it has none."""
+        name = self.settings["worker_ifname"]
+        return next(iter(interface_addresses().get(name, ())), "") if name else ""
+
     def _describe_server(self, address: str) -> None:
         port = self._sockets["http"].getsockname()[1]
-        self._url = f"http://{address}" + ("" if port == 80 else f":{port}")
+        plain = f"http://{bracketed(address)}" + ("" if port == 80 else f":{port}")
+        self._url = self.settings["server_external_url"] or plain
         # One process decides, before two others would make one each.
         self.settings["token"] = kept_secret(self.data_dir / "token", self.settings["token"])
         database = DatabaseUnit(
@@ -155,7 +177,10 @@ class Supervisor:
         async def configuration() -> dict[str, Any]:
             return {"settings": self.settings, "database_url": await database.url(), "address": address}
 
-        self._units += [database, self._child("server", "http", configuration)]
+        sockets: dict[str, int] = {
+            name: self._sockets[name].fileno() for name in ("http", "api", "https") if name in self._sockets
+        }
+        self._units += [database, self._child("server", sockets, configuration)]
 
     def _describe_worker(self, address: str) -> None:
         server = self.settings["server_url"]
@@ -166,14 +191,14 @@ class Supervisor:
         async def configuration() -> dict[str, Any]:
             return {"settings": self.settings, "server_url": server, "address": address, "port": port}
 
-        self._units.append(self._child("worker", "worker", configuration))
+        self._units.append(self._child("worker", {"http": self._sockets["worker"].fileno()}, configuration))
 
-    def _child(self, name: str, listener: str, configuration: Any) -> PythonChild:
+    def _child(self, name: str, sockets: dict[str, int], configuration: Any) -> PythonChild:
         return PythonChild(
             name,
             self.data_dir,
             configuration=configuration,
-            sockets={"http": self._sockets[listener].fileno()},
+            sockets=sockets,
             log_path=self.log_dir / f"{name}.log",
             say=say,
             changed=self._publish,
@@ -187,6 +212,7 @@ class Supervisor:
             tasks.start("announcing", self._announce())
             tasks.start("orders", self._take_orders())
             tasks.start("disks", self._disks.run())
+            tasks.start("reloading", self._reload_when_asked())
             failed = await self._until_something_happens(keeping)
         for task in keeping:
             task.cancel()
@@ -231,7 +257,7 @@ class Supervisor:
         elif self.settings["server_url"]:
             say(banner.worker_ready(self.settings, self._sockets["door"].getsockname()[:2], seconds))
         else:
-            say(banner.server_ready(self.settings, self._url, seconds))
+            say(banner.server_ready(self.settings, self._url, self._tls_url(), seconds))
 
     async def _renew_doors(self) -> None:
         try:
@@ -263,6 +289,12 @@ class Supervisor:
                 "log_dir": str(self.log_dir),
                 "bin_dir": str(self.settings["bin_dir"]),
                 "pipx_path": self.settings["pipx_path"],
+                "image": own_image(
+                    override=self.settings["image_name_override"],
+                    repository=self.settings["image_repo"],
+                    version=__version__,
+                    registry=self.settings["system_default_container_registry"],
+                ),
                 "ports": {name: sock.getsockname()[1] for name, sock in self._sockets.items()},
                 "children": {unit.name: unit.describe() for unit in self._units if unit.describe()},
                 "warnings": self._disks.warnings,
@@ -275,7 +307,7 @@ class Supervisor:
         while not self._restarting.is_set():
             order, channel = await self._control.order()
             what = order.get("do")
-            if what not in ("restart", "await"):
+            if what not in ("restart", "await", "reload"):
                 answer(channel, error=f"{what!r} is no order that this GPUStack knows")
             elif self._restarted and not self._ready:
                 self._waiting.append(channel)  # the restart that is under way is theirs too
@@ -283,22 +315,69 @@ class Supervisor:
                 answer(channel, ok=True, version=__version__)
             elif not self._ready:
                 answer(channel, error="GPUStack is just starting; try again when it is ready")
+            elif what == "reload":
+                await self._reload_for(channel)
             else:
-                await self._check_and_restart(channel)
+                async with self._changing:
+                    await self._check_and_restart(channel)
 
     async def _check_and_restart(self, channel: Channel) -> None:
         """Make sure that the new program can run before anything of the present one is touched."""
         try:
-            settings = await settings_now(self._flags, self.data_dir, self.settings["database_url"])
+            settings, warnings = await settings_now(self._flags, self.data_dir, self.settings["database_url"])
             opened, _ = sockets.open_new(sockets.wanted(settings), self._sockets)
         except (GPUStackError, OSError, RuntimeError, LookupError) as error:
             answer(channel, error=str(error), settings_are_wrong=isinstance(error, SettingsError))
             return
+        for line in warnings:
+            say(f"Warning: {line}")
         say("restarting; engines go on")
         self.settings = settings
         self._sockets |= opened
         self._waiting.append(channel)
         self._restarting.set()
+
+    # Reloading ------------------------------------------------------------------------------------------
+
+    async def _reload_for(self, channel: Channel) -> None:
+        try:
+            done, warnings = await self._reload()
+        except (GPUStackError, OSError, RuntimeError) as error:
+            answer(channel, error=str(error), settings_are_wrong=isinstance(error, SettingsError))
+        else:
+            answer(
+                channel, ok=True, applied=done.applied, needs_restart=done.needs_restart, warnings=warnings
+            )
+
+    async def _reload_when_asked(self) -> NoReturn:
+        """Reload at each hang-up signal; what comes of it stands where our output goes."""
+        while True:
+            await self._reload_asked.wait()
+            self._reload_asked.clear()
+            try:
+                done, warnings = await self._reload()
+            except (GPUStackError, OSError, RuntimeError) as error:
+                for line in str(error).splitlines():
+                    say(f"Error: {line}")
+                say("the settings stay as they were")
+                continue
+            for line in warnings:
+                say(f"Warning: {line}")
+            say(banner.reloaded(done.applied, done.needs_restart))
+
+    async def _reload(self) -> tuple[Change, list[str]]:
+        """Read the settings again and apply what can be; raises GPUStackError, with nothing applied, for wrong ones."""
+        async with self._changing:
+            new, warnings = await settings_now(self._flags, self.data_dir, self.settings["database_url"])
+            done = change(self._as_read, new)
+            self._as_read = done.settings
+            self.settings |= {name: done.settings[name] for name in (*done.applied, "effective")}
+            # Also without a change: the files of a certificate may be others.
+            troubles = [await unit.reload() for unit in self._units if isinstance(unit, PythonChild)]
+            troubles.append(await self._door.use_debug(self.settings["debug"]))
+        if any(troubles):
+            raise GPUStackError("; ".join(filter(None, troubles)))
+        return done, warnings
 
     def _replace(self) -> NoReturn:
         inherited = Inherited(
@@ -313,6 +392,11 @@ class Supervisor:
         for channel in self._waiting:
             answer(channel, **content)
         self._waiting.clear()
+
+
+def hang_up_ends() -> bool:
+    """Tell whether a hang-up signal means that our terminal is gone: not without one, and not below ``nohup``."""
+    return sys.platform != "win32" and has_terminal() and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
 
 
 def _one_line(task: asyncio.Task[None]) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import socket
-from collections.abc import Callable
 from typing import Any
 
+from gpustack.app.parent import Parent
 from gpustack.extensions import load_catalogue
+from gpustack.kit.live import Live
 from gpustack.kit.paths import make_dir
 from gpustack.settings.model import Settings
 from gpustack.worker.agent import run_worker
@@ -17,11 +17,11 @@ from gpustack.worker.artifacts.hub.config import ENDPOINT
 from gpustack.worker.config import WorkerConfig
 
 
-async def run(
-    configuration: dict[str, Any], sockets: dict[str, socket.socket], on_ready: Callable[[], None]
-) -> None:
+async def run(configuration: dict[str, Any], sockets: dict[str, socket.socket], parent: Parent) -> None:
     """Be the worker until cancelled."""
     settings = Settings.model_validate(configuration["settings"])
+    hub_token = Live(settings.huggingface_token)
+    parent.on_reload = lambda new: hub_token.change(str(new["settings"]["huggingface_token"]))
     config = WorkerConfig(
         server_url=configuration["server_url"],
         registration_token=settings.token,
@@ -34,21 +34,21 @@ async def run(
         service_ports=tuple(settings.service_port_range.ports()),
         pipx_path=settings.pipx_path,
         hub=_hub(settings),
+        hub_token=hub_token,
         system_reserved=settings.system_reserved.in_bytes(),
         remote=bool(settings.server_url),
         # Engines outlive the worker, however it ends; on an orderly end the supervisor ends them.
         keep_engines=True,
     )
-    await run_worker(config, load_catalogue(), sockets["http"], on_ready)
+    await run_worker(config, load_catalogue(given=settings.plugins), sockets["http"], parent.ready)
 
 
 def _hub(settings: Settings) -> HubConfig:
     return HubConfig(
         cache_dir=settings.cache_dir / "huggingface",
-        endpoint=(os.environ.get("HF_ENDPOINT") or ENDPOINT).rstrip("/"),
+        endpoint=settings.hf_endpoint or ENDPOINT,
         token=settings.huggingface_token,
         xet=settings.enable_hf_xet,
         fast=settings.enable_hf_transfer,
-        # The words that the library takes for a yes.
-        offline=os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"),
+        offline=settings.hf_hub_offline,
     )

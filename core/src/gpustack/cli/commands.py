@@ -28,6 +28,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "Machines": {
         "start": ("start", "Start GPUStack on this machine."),
+        "config": ("config", "Show, check and reload the settings of `gpustack start`."),
         "stop": ("stop", "Stop the GPUStack of this machine, engines included."),
         "restart": (
             "restart",

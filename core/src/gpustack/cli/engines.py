@@ -48,9 +48,10 @@ def places(flags: dict[str, str]) -> Places:
     ``flags`` are by the options' names, without those that were not typed. Raises SettingsError.
     """
     from gpustack.client.local import read_state
+    from gpustack.extensions import load_catalogue
     from gpustack.settings.load import load
 
-    settings = load(flags)
+    settings = load(flags, load_catalogue().options)
     bin_dir, log_dir, pipx_path = settings.bin_dir, settings.log_dir, settings.pipx_path
     state = read_state(settings.data_dir)
     if state is not None and state.running:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,13 @@ if TYPE_CHECKING:
 
 
 #: What each port is for.
-_PORTS = {"http": "API", "door": "worker", "worker": "worker, inner"}
+_PORTS = {
+    "http": "API",
+    "https": "API, TLS",
+    "api": "API, this machine only",
+    "door": "worker",
+    "worker": "worker, inner",
+}
 
 
 @click.command("status")
@@ -69,10 +76,13 @@ def _show(state: RunState, directory: Path, *, as_json: bool) -> int:
     answers, models = (True, None) if state.server_url else _asked(state, directory)
     ready = answers and state.ready and all(child.state == "ready" for child in children)
     head = processes.supervisor(state)
+    update = _update(state, directory)
     if as_json:
-        emit_json(_document(state, head, children, engines, ready=ready, models=models))
+        document = _document(state, head, children, engines, ready=ready, models=models)
+        emit_json(document | {"update": update})
     else:
         _print(state, head, children, engines, ready=ready, models=models)
+        _print_update(update)
     return 0 if ready else 1
 
 
@@ -91,6 +101,37 @@ def _asked(state: RunState, directory: Path) -> tuple[bool, list[ModelPublic] | 
     except GPUStackError:
         # That the server does not answer is an answer here.
         return False, None
+
+
+def _update(state: RunState, directory: Path) -> dict[str, Any] | None:
+    """Return what the server last heard of newer versions; None when it has heard nothing, or does not ask.
+
+    It is read from the file that the server keeps, so that a server that hangs is not waited for.
+    """
+    from gpustack.client.local import run_dir
+
+    if state.server_url:
+        return None  # left by the server that this machine was before it became another one's worker
+    try:
+        kept = json.loads((run_dir(directory) / "update.json").read_text(encoding="utf-8"))
+        if kept["current_version"] != state.version:
+            return None
+        texts = {name: clean(str(kept[name])) for name in ("latest_version", "url", "checked_at")}
+        return {
+            "current_version": state.version,
+            "update_available": kept["update_available"] is True,
+            **texts,
+        }
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
+def _print_update(update: dict[str, Any] | None) -> None:
+    if update is not None and update["update_available"]:
+        where = f": {update['url']}" if update["url"] else ""
+        click.echo(
+            f"Update: {update['latest_version']} is available (you run {update['current_version']}){where}"
+        )
 
 
 def _document(

@@ -121,9 +121,10 @@ async def _spare(client: Client, worker: WorkerPublic) -> None:
 
 
 @command.command("join-command")
+@click.option("--container", is_flag=True, help="Run the worker in a container of GPUStack's own image.")
 @server_options
 @json_option
-def join_command(target: Target, as_json: bool) -> None:
+def join_command(target: Target, container: bool, as_json: bool) -> None:
     """Print the command that makes another machine a worker of this server.
 
     It has the token in it, as a variable: typed as a flag it would show in the list of processes.
@@ -134,13 +135,39 @@ def join_command(target: Target, as_json: bool) -> None:
     else:
         url, file = _url_for_others(here.data_dir), here.data_dir / "token"
         token = _token(file)
-    start = f"gpustack start --server-url {shlex.quote(url)}"
-    line = f"GPUSTACK_TOKEN={token} {start}" if token else f"{start} --token-file {file}"
+    if container:
+        line = _in_container(here, url, token)
+    else:
+        start = f"gpustack start --server-url {shlex.quote(url)}"
+        line = f"GPUSTACK_TOKEN={token} {start}" if token else f"{start} --token-file {file}"
     if as_json:
         emit_json({"command": line, "server_url": url, "token": token or None})
         return
     click.echo(line)
     _explain(here, url, file)
+
+
+def _in_container(here: Connection, url: str, token: str) -> str:
+    """Return the command for a container. Raises InvalidInput where the image is not known: on another machine."""
+    from gpustack.client.local import running_state
+    from gpustack.kit.errors import InvalidInput
+
+    if here.data_dir is None:
+        raise InvalidInput("--container is for the server's own machine, which knows its image and token")
+    image = running_state(here.data_dir).image
+    words = [
+        *("docker", "run", "--detach", "--name", "gpustack-worker", "--network", "host"),
+        *(
+            "--restart",
+            "unless-stopped",
+            "--stop-timeout",
+            "30",
+            "--volume",
+            "gpustack-worker:/var/lib/gpustack",
+        ),
+        *("--env", "GPUSTACK_TOKEN", image, "start", "--server-url", url),
+    ]
+    return f"GPUSTACK_TOKEN={token} {shlex.join(words)}"
 
 
 def _explain(here: Connection, url: str, file: Path) -> None:

@@ -49,11 +49,13 @@ class RunState:
     #: Where its worker has engines, and the pipx it installs them with; empty as in the settings.
     bin_dir: Path | None = None
     pipx_path: str = ""
+    #: The container image of this GPUStack.
+    image: str = ""
     #: Everything was ready once.
     ready: bool = False
     #: Where the server is, when this machine is a worker of another one.
     server_url: str = ""
-    #: The ports that are listened on, by what for: ``http``, ``door``, ``worker``.
+    #: The ports that are listened on, by what for: ``http``, ``https``, ``api``, ``door``, ``worker``.
     ports: dict[str, int] = field(default_factory=dict)
     children: dict[str, ChildState] = field(default_factory=dict)
     #: What is wrong with the machine, a line each.
@@ -67,7 +69,7 @@ class RunState:
     @property
     def local_url(self) -> str:
         """The server's URL from this very machine: ``url`` may be an address that others see, behind a NAT."""
-        return f"http://{LOOPBACK}:{urlsplit(self.url).port or 80}"
+        return f"http://{LOOPBACK}:{self.ports.get('http') or urlsplit(self.url).port or 80}"
 
     @property
     def running(self) -> bool:
@@ -135,6 +137,39 @@ def restart(data_dir: Path, *, say: Callable[[str], None], patience: float = 120
     if "error" in answer:
         raise (SettingsError if answer.get("settings_are_wrong") else GPUStackError)(str(answer["error"]))
     return str(answer["version"])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reloaded:
+    """What came of reading the settings again: names of options that changed."""
+
+    applied: list[str]
+    needs_restart: list[str]
+    warnings: list[str]
+
+
+def reload(data_dir: Path, *, patience: float = 60.0) -> Reloaded:
+    """Have the GPUStack of ``data_dir`` read its settings again, and apply what takes no restart.
+
+    Raises NothingRuns, SettingsError when they are wrong now, or GPUStackError; then nothing was applied. ``patience`` is
+    in seconds.
+    """
+    state = running_state(data_dir)
+    try:
+        with Channel(connect_local(run_dir(data_dir) / "control.sock", timeout=patience)) as channel:
+            channel.send({"do": "reload"})
+            found = channel.receive().content
+    except PermissionError as error:
+        raise Forbidden(f"that GPUStack belongs to another user; reload it as that user: {error}") from error
+    except TimeoutError as error:
+        raise GPUStackError(
+            f"the settings were not read within {patience:.0f} s; the logs in {state.log_dir} say more"
+        ) from error
+    except OSError as error:
+        raise GPUStackError("GPUStack takes no orders now; is it restarting? Try again") from error
+    if "error" in found:
+        raise (SettingsError if found.get("settings_are_wrong") else GPUStackError)(str(found["error"]))
+    return Reloaded(**{name: list(found[name]) for name in ("applied", "needs_restart", "warnings")})
 
 
 def _ordered(
@@ -216,6 +251,7 @@ def _state(document: dict[str, Any]) -> RunState:
         log_dir=Path(document["log_dir"]),
         bin_dir=Path(document["bin_dir"]) if document.get("bin_dir") else None,
         pipx_path=str(document.get("pipx_path", "")),
+        image=str(document.get("image", "")),
         ready=bool(document.get("ready")),
         server_url=str(document.get("server_url", "")),
         ports={str(name): int(port) for name, port in document.get("ports", {}).items()},

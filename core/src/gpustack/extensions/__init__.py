@@ -1,15 +1,16 @@
 """Finds the installed plugins, guards each, and keeps what they bring in a :class:`Catalogue`.
 
     import asyncio, logging, pathlib
-    from gpustack.extensions import Catalogue, Guard, load_catalogue
+    from gpustack.extensions import Guard, load_catalogue
     from gpustack.plugin import Host, ModelFacts
 
     async def example():
-        llama = load_catalogue().backends["llama-cpp"]
+        catalogue = load_catalogue()
+        llama = catalogue.backends["llama-cpp"]
         here = pathlib.Path.cwd()
         host = Host(log=logging.getLogger("example"), data_dir=here, bin_dir=here)
         facts = ModelFacts(format="gguf", path="/models/tiny.gguf", weight_bytes=1, categories=("llm",))
-        async with Catalogue.make(llama, host) as backend:
+        async with catalogue.make(llama, host) as backend:
             return await Guard.call(llama.plugin, backend.accepts, facts, ())
 
     print(asyncio.run(example()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
@@ -18,6 +19,7 @@ from gpustack.plugin import (
     PluginError,
     SystemDetector,
 )
+from gpustack.settings.declared import CORE, Options
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +71,10 @@ class Catalogue:
     system_detectors: dict[str, Registered[SystemDetector[Any]]] = field(default_factory=dict)
     bundled_models: dict[str, Registered[BundledModel[Any]]] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
+    #: The options of the core, and those that the plugins add.
+    options: Options = field(default_factory=lambda: CORE)
+    #: What was given for the options of plugins, by name.
+    given: Mapping[str, Any] = field(default_factory=dict)
 
     def names(self) -> dict[str, list[str]]:
         """Return the names by kind, the field of the catalogue, as a worker reports them."""
@@ -79,16 +85,14 @@ class Catalogue:
             "bundled_models": sorted(self.bundled_models),
         }
 
-    @staticmethod
-    def make(registered: Registered[E], host: Host, settings: BaseModel | None = None) -> E:
-        """Return a new instance with ``settings``, or with the defaults of its settings model.
+    def make(self, registered: Registered[E], host: Host) -> E:
+        """Return a new instance with its settings.
 
         Raises SettingsError when a setting has no default and none is given, PluginError when the class itself
         cannot be made; both are one line naming the plugin.
         """
         cls = registered.cls
-        if settings is None:
-            settings = _default_settings(registered)
+        settings = _settings(registered, self.given)
         try:
             return cls(settings, host)
         except PluginError:
@@ -100,15 +104,25 @@ class Catalogue:
             ) from error
 
 
-def _default_settings(registered: Registered[Any]) -> BaseModel:
+def _settings(registered: Registered[Any], given: Mapping[str, Any]) -> BaseModel:
     settings_type: type[BaseModel] = registered.cls.settings_type
     try:
-        return settings_type()
+        return settings_type.model_validate(
+            {name: given[name] for name in settings_type.model_fields if name in given}, by_name=True
+        )
     except ValidationError as error:
-        missing = ", ".join(".".join(map(str, each["loc"])) for each in error.errors())
+        problems = error.errors(include_url=False, include_input=False)
+        named = ", ".join(".".join(map(str, each["loc"])) or each["msg"] for each in problems)
+        what = (
+            "that are not given" if all(each["type"] == "missing" for each in problems) else "that are right"
+        )
         raise SettingsError(
-            f"{registered.name} (plugin {registered.plugin}) needs settings that are not given: {missing}"
+            f"{registered.name} (plugin {registered.plugin}) needs settings {what}: {named}"
         ) from error
+    except Exception as error:
+        # Without the error's own words, which may hold a secret.
+        what = f"its check of settings fails ({type(error).__name__})"
+        raise PluginError(f"plugin {registered.plugin}: {registered.name} cannot be made: {what}") from error
 
 
 def one_line(error: BaseException) -> str:

@@ -25,7 +25,6 @@ class Kind:
     label: str
     #: Names of class variables that must hold a non-empty text.
     texts: tuple[str, ...] = ()
-    #: Names of class variables that must hold a non-empty tuple of texts.
 
 
 KINDS = (
@@ -56,6 +55,8 @@ KINDS = (
         label="bundled model",
     ),
 )
+#: The hook for options that belong to no extension.
+SETTINGS_HOOK = "register_settings"
 
 
 def defect(kind: Kind, candidate: object) -> str | None:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 import pluggy
+from pydantic import BaseModel
 
 from gpustack.extensions.catalogue import Catalogue, Failure, Registered, Stage, one_line
-from gpustack.extensions.kinds import KINDS, Kind, defect
+from gpustack.extensions.kinds import KINDS, SETTINGS_HOOK, Kind, defect
 from gpustack.plugin import hookspecs
 
 log = logging.getLogger(__name__)
@@ -25,14 +26,16 @@ class _DefectError(Exception):
     """A plugin does not keep its side; the text is the whole line."""
 
 
-def load_catalogue(found: Iterable[EntryPoint] | None = None) -> Catalogue:
+def load_catalogue(
+    found: Iterable[EntryPoint] | None = None, *, given: Mapping[str, Any] | None = None
+) -> Catalogue:
     """Load every plugin of the entry-point group ``gpustack``, sorted by name, and return what they bring.
 
     Never raises for a plugin: what fails is in :attr:`Catalogue.failures` and logged as one warning. Of two
     plugins that claim one name the first keeps it, and the failure of the second names both. ``found``
-    replaces the search through the installed distributions.
+    replaces the search through the installed distributions; ``given`` is what the settings have for plugins.
     """
-    catalogue = Catalogue()
+    catalogue = Catalogue(given=given or {})
     points = entry_points(group=hookspecs.PROJECT) if found is None else found
     for point in sorted(points, key=lambda each: (each.name, _distribution(each))):
         _Loading(point, catalogue).run()
@@ -56,6 +59,7 @@ class _Loading:
             return
         for kind in KINDS:
             self._take(kind, manager)
+        self._take_settings(manager)
 
     def _opened(self) -> pluggy.PluginManager | None:
         """Return a plugin manager that knows this plugin alone, or None when it cannot be used at all."""
@@ -76,7 +80,7 @@ class _Loading:
 
     def _take(self, kind: Kind, manager: pluggy.PluginManager) -> None:
         try:
-            candidates = _collect(kind, manager)
+            candidates = _collect(kind.hook, manager)
         except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever it is, it is the plugin's
             self._fail("collect", error)
             return
@@ -87,7 +91,8 @@ class _Loading:
                     raise _DefectError(reason)
                 stage = "add"
                 self._add(kind, candidate)
-            except Exception as error:  # noqa: BLE001  # a class may run its own code when it is looked at
+            # A class may run its own code when it is looked at.
+            except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever it is, it is the plugin's
                 self._fail(stage, error)
 
     def _add(self, kind: Kind, cls: Any) -> None:
@@ -98,7 +103,30 @@ class _Loading:
                 f"the {kind.label} {cls.name!r} is claimed by two plugins: {_source(old)}, which is used, and "
                 f"{_source(new)}; uninstall one of them"
             )
+        self._add_options(cls.settings_type)
         known[cls.name] = new
+
+    def _take_settings(self, manager: pluggy.PluginManager) -> None:
+        try:
+            models = _collect(SETTINGS_HOOK, manager)
+        except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever it is, it is the plugin's
+            self._fail("collect", error)
+            return
+        for model in models:
+            stage: Stage = "validate"
+            try:
+                if not (isinstance(model, type) and issubclass(model, BaseModel)):
+                    raise _DefectError(f"{SETTINGS_HOOK} returned {model!r}, which is no pydantic model")
+                stage = "add"
+                self._add_options(model)
+            except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever it is, it is the plugin's
+                self._fail(stage, error)
+
+    def _add_options(self, model: type[BaseModel]) -> None:
+        try:
+            self._catalogue.options = self._catalogue.options.adding(model, self._plugin)
+        except ValueError as error:
+            raise _DefectError(f"{model.__qualname__}: {error}") from error
 
     def _fail(self, stage: Stage, error: BaseException) -> None:
         failure = Failure(
@@ -116,23 +144,23 @@ def _check_hooks(manager: pluggy.PluginManager) -> None:
     try:
         manager.check_pending()
     except pluggy.PluginValidationError as error:
-        known = ", ".join(kind.hook for kind in KINDS)
+        known = ", ".join([*(kind.hook for kind in KINDS), SETTINGS_HOOK])
         raise _DefectError(f"{one_line(error)}; the hooks are {known}") from error
 
 
-def _collect(kind: Kind, manager: pluggy.PluginManager) -> list[object]:
-    caller = getattr(manager.hook, kind.hook)
+def _collect(hook: str, manager: pluggy.PluginManager) -> list[object]:
+    caller = getattr(manager.hook, hook)
     if not caller.get_hookimpls():
         return []
     answers = caller()
     if not answers:  # pluggy leaves out None
-        raise _DefectError(f"{kind.hook} returned None; return a list of classes, which may be empty")
+        raise _DefectError(f"{hook} returned None; return a list of classes, which may be empty")
     (answer,) = answers
     if inspect.iscoroutine(answer):
         answer.close()
-        raise _DefectError(f"{kind.hook} is `async def`; a hook is a plain function")
+        raise _DefectError(f"{hook} is `async def`; a hook is a plain function")
     if isinstance(answer, str | type) or not isinstance(answer, Iterable):
-        raise _DefectError(f"{kind.hook} returned {answer!r}; return a list of classes")
+        raise _DefectError(f"{hook} returned {answer!r}; return a list of classes")
     return list(answer)
 
 

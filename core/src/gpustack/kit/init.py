@@ -50,7 +50,7 @@ class Init:
                 if status is not None and not self._again(status):
                     return status if status >= 0 else 128 - status
             elif got.si_code != _FROM_KERNEL:
-                self._asked |= got.si_signo in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+                self._asked |= got.si_signo in (signal.SIGTERM, signal.SIGINT)
                 os.kill(self._child, got.si_signo)
 
     def _start(self) -> None:

@@ -30,12 +30,16 @@ def configure(role: str, *, debug: bool = False) -> None:
     handler.setFormatter(
         logging.Formatter(f"%(asctime)s %(levelname)-7s {role} %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S%z")
     )
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(logging.DEBUG if debug else logging.INFO)
-    if not debug:
-        for chatty in ("httpx", "httpcore", "asyncio", "uvicorn.access"):
-            logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.getLogger().handlers[:] = [handler]
+    set_debug(debug)
+
+
+def set_debug(debug: bool) -> None:
+    """Log everything, or what people want to read in a calm hour."""
+    logging.getLogger().setLevel(logging.DEBUG if debug else logging.INFO)
+    for chatty in ("httpx", "httpcore", "asyncio", "uvicorn.access"):
+        logging.getLogger(chatty).setLevel(logging.NOTSET if debug else logging.WARNING)
+    logging.getLogger("uvicorn.error").setLevel(logging.INFO if debug else logging.WARNING)
 
 
 def tell(say: Callable[[str], None]) -> None:

@@ -34,8 +34,62 @@ def _refused(port: int, host: str, option: str, error: OSError) -> str:
     if error.errno in (errno.EACCES, errno.EPERM):
         return f"port {port} needs a privilege this user lacks; choose one above 1023 with {option}, e.g. {option} 9080"
     if error.errno == errno.EADDRINUSE:
-        return f"port {port} on {host} is taken by another program; choose another with {option}"
+        return f"port {port} on {host} is taken by {_named(holder(port))}; choose another with {option}"
     return f"port {port} on {host} cannot be opened ({error.strerror}); choose another with {option}"
+
+
+def refusal(port: int, *, host: str = "0.0.0.0", option: str = "--port") -> str:
+    """Return why :func:`listen` would refuse, as a line that names ``option``; empty when it would not."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind((host, port))
+        except OSError as error:
+            return _refused(port, host, option, error)
+    return ""
+
+
+def holder(port: int) -> int | None:
+    """Return the process that listens on ``port``; None when there is none, or it is another user's and hidden."""
+    import psutil
+
+    try:
+        found = psutil.net_connections("tcp")
+    except (psutil.Error, OSError):
+        return None
+    return next(
+        (
+            each.pid
+            for each in found
+            if each.status == psutil.CONN_LISTEN and each.laddr and each.laddr.port == port and each.pid
+        ),
+        None,
+    )
+
+
+def _named(pid: int | None) -> str:
+    import psutil
+
+    try:
+        return "another program" if pid is None else f"{psutil.Process(pid).name()} (process {pid})"
+    except psutil.Error:
+        return "another program"
+
+
+def interface_addresses() -> dict[str, list[str]]:
+    """Return the addresses of each network interface of this machine, IPv4 before IPv6 and without link-local ones."""
+    import psutil
+
+    found: dict[str, list[str]] = {}
+    for name, addresses in psutil.net_if_addrs().items():
+        texts = [
+            each.address.partition("%")[0]
+            for family in (socket.AF_INET, socket.AF_INET6)
+            for each in addresses
+            if each.family == family
+        ]
+        found[name] = [text for text in texts if not ipaddress.ip_address(text).is_link_local]
+    return found
 
 
 def hold(port: int, *, host: str = LOOPBACK) -> socket.socket | None:
@@ -84,6 +138,11 @@ def own_address(towards: str = "") -> str:
     if towards and found.is_loopback:
         return own_address()  # a tunnel, or this very machine, which others reach otherwise
     return LOOPBACK if found.is_unspecified else address
+
+
+def bracketed(address: str) -> str:
+    """Return an address as a URL has it, IPv6 in brackets."""
+    return f"[{address}]" if ":" in address else address
 
 
 def spare_proxies(environ: MutableMapping[str, str], server: str | None = None) -> None:

@@ -21,20 +21,28 @@ def default_data_dir() -> Path:
     ``~/.local/share/gpustack`` (macOS: ``~/Library/Application Support/gpustack``); Windows: ``%APPDATA%``.
     """
     if sys.platform == "win32":
-        return Path(os.environ.get("APPDATA", str(Path.home()))) / "gpustack"
+        return Path(os.environ.get("APPDATA", str(_home()))) / "gpustack"
     if os.geteuid() == 0:
         return Path("/var/lib/gpustack")
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support" / "gpustack"
-    base = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
+        return _home() / "Library" / "Application Support" / "gpustack"
+    base = os.environ.get("XDG_DATA_HOME") or str(_home() / ".local" / "share")
     return Path(base) / "gpustack"
 
 
 def config_home() -> Path:
     """Return the folder for one user's own client settings, such as saved logins."""
     if sys.platform == "win32":
-        return Path(os.environ.get("APPDATA", str(Path.home()))) / "gpustack"
-    return Path(os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")) / "gpustack"
+        return Path(os.environ.get("APPDATA", str(_home()))) / "gpustack"
+    return Path(os.environ.get("XDG_CONFIG_HOME") or str(_home() / ".config")) / "gpustack"
+
+
+def _home() -> Path:
+    """Return the user's home; that of one whom nobody knows, as in some containers, is the root."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return Path("/")
 
 
 def make_dir(path: Path, *, what: str, mode: int = 0o755) -> Path:

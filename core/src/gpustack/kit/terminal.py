@@ -113,3 +113,12 @@ class Screen:
     def _write(self, text: str) -> None:
         self._out.write(text)
         self._out.flush()
+
+
+def has_terminal() -> bool:
+    """Tell whether this process belongs to a terminal: when that is closed, it gets a hang-up signal."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | getattr(os, "O_NOCTTY", 0)))
+    except OSError:
+        return False
+    return True

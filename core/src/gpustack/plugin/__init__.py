@@ -69,6 +69,8 @@ from gpustack.plugin.values import (
     SystemReading,
     Verdict,
 )
+from gpustack.settings.kinds import HttpUrl
+from gpustack.settings.option import Option
 
 __all__ = [
     "Artifact",
@@ -83,12 +85,14 @@ __all__ = [
     "GpuDevice",
     "GpuUsage",
     "Host",
+    "HttpUrl",
     "InferenceBackend",
     "LaunchPlan",
     "LaunchRequest",
     "ModelCard",
     "ModelFacts",
     "NoSettings",
+    "Option",
     "PipxPackage",
     "Platform",
     "PluginError",

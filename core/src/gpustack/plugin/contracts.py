@@ -61,7 +61,8 @@ class Extension(Generic[S]):
 
     #: What users call it: lower case, unique among extensions of its kind.
     name: ClassVar[str]
-    #: The pydantic model of its own settings; :class:`NoSettings` when there are none.
+    #: The pydantic model of its own settings; :class:`NoSettings` when there are none. Each field is an option of
+    #: ``gpustack start``: with an :class:`Option` beside its type it says how it is called and what it does.
     settings_type: ClassVar[type[BaseModel]]
 
     def __init__(self, settings: S, host: Host) -> None:

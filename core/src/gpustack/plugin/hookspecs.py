@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import pluggy
+from pydantic import BaseModel
 
 from gpustack.plugin.contracts import BundledModel, GpuDetector, InferenceBackend, SystemDetector
 
@@ -42,4 +43,14 @@ def register_system_detectors() -> Iterable[type[SystemDetector[Any]]]:
 @hookspec
 def register_bundled_models() -> Iterable[type[BundledModel[Any]]]:
     """Return the classes of models whose files this plugin carries. Their ``name`` is what ``gpustack deploy`` takes."""
+    return ()
+
+
+@hookspec
+def register_settings() -> Iterable[type[BaseModel]]:
+    """Return settings models whose options several extensions of this plugin share, or none has for itself.
+
+    Each field becomes an option of ``gpustack start``, as those of an extension's ``settings_type`` do; an extension
+    that is to read it has the field in its own model too, most simply by inheriting.
+    """
     return ()

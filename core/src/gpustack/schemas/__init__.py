@@ -16,6 +16,7 @@ from gpustack.schemas.auth import (
 from gpustack.schemas.backends import InferenceBackendPublic
 from gpustack.schemas.clusters import ClusterPublic
 from gpustack.schemas.common import ErrorBody, Event, EventType, Page, Pagination
+from gpustack.schemas.config import ConfigPublic
 from gpustack.schemas.instances import (
     Claim,
     InstanceEventPublic,
@@ -43,6 +44,7 @@ from gpustack.schemas.models import (
     source_key,
     source_name,
 )
+from gpustack.schemas.updates import UpdatePublic
 from gpustack.schemas.users import UserPublic, UserSelfUpdate
 from gpustack.schemas.workers import (
     CpuStatus,
@@ -65,6 +67,7 @@ __all__ = [
     "ApiKeyPublic",
     "Claim",
     "ClusterPublic",
+    "ConfigPublic",
     "CpuStatus",
     "ErrorBody",
     "Event",
@@ -101,6 +104,7 @@ __all__ = [
     "PlacementStrategy",
     "Rollout",
     "Source",
+    "UpdatePublic",
     "UserPublic",
     "UserSelfUpdate",
     "VersionInfo",

@@ -1,6 +1,6 @@
-"""The server put together: store, routing, reconciliation and the two APIs, on a socket that is handed in.
+"""The server put together: store, routing, reconciliation and the two APIs, on sockets that are handed in.
 
-await run_server(config, database_url, catalogue, socket, on_ready)
+await run_server(config, database_url, catalogue, listeners, on_ready)
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ import contextlib
 import logging
 import secrets
 import socket
+import ssl
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from typing import Any, cast
 
 from litestar import Litestar
@@ -26,6 +28,7 @@ from gpustack.dataplane.errors import ApiError
 from gpustack.db import Store
 from gpustack.extensions import BundledModels, Catalogue
 from gpustack.kit.errors import GPUStackError, NotFound
+from gpustack.kit.live import Live
 from gpustack.kit.paths import write_atomic
 from gpustack.kit.tasks import Tasks
 from gpustack.plugin import Host, InferenceBackend
@@ -33,17 +36,41 @@ from gpustack.server import api, docs, probes
 from gpustack.server.auth import routes as auth
 from gpustack.server.auth.authenticate import Authenticator, guard
 from gpustack.server.auth.passwords import hash_now
-from gpustack.server.config import ADMIN, FIRST_LOGIN_FILE, ServerConfig, kept_secret
+from gpustack.server.config import ADMIN, FIRST_LOGIN_FILE, ServerConfig, Tunables, kept_secret
+from gpustack.server.cors import Cors
 from gpustack.server.errors import MAX_BODY, answer, body
 from gpustack.server.heartbeats import Heartbeats
 from gpustack.server.listen import serve
 from gpustack.server.routing import Routing
 from gpustack.server.services import Services
+from gpustack.server.tls import Certificates
+from gpustack.server.updates import UpdateCheck
 from gpustack.server.upgrade import migrate
 
 log = logging.getLogger(__name__)
 
 App = Callable[[Scope, Receive, Send], Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listeners:
+    """The sockets of a server: for plain HTTP, and at most one for TLS."""
+
+    plain: tuple[socket.socket, ...]
+    tls: socket.socket | None = None
+
+    def with_certificates(self, tunables: Live[Tunables]) -> tuple[socket.socket, ssl.SSLContext] | None:
+        """Return the socket for TLS with what to listen with. Raises SettingsError when the files are no usable pair."""
+        if self.tls is None or tunables.now.tls is None:
+            return None
+        certificates = Certificates(*tunables.now.tls)
+
+        def exchange(new: Tunables) -> None:
+            if new.tls is not None:
+                certificates.use(*new.tls)
+
+        tunables.listen(exchange)
+        return self.tls, certificates.context
 
 
 def create_app(services: Services, inference: InferenceApp) -> App:
@@ -58,6 +85,17 @@ def create_app(services: Services, inference: InferenceApp) -> App:
             await management(scope, receive, send)
 
     return until_ended(app)
+
+
+def sharing(app: App, tunables: Live[Tunables]) -> App:
+    """Return ``app`` behind the policy for pages of other origins, as it is at each moment."""
+    cors = Cors(app, tunables.now.cors)
+
+    def exchange(new: Tunables) -> None:
+        cors.policy = new.cors
+
+    tunables.listen(exchange)
+    return cors
 
 
 def until_ended(app: App) -> App:
@@ -113,7 +151,7 @@ async def run_server(
     config: ServerConfig,
     database_url: str,
     catalogue: Catalogue,
-    listener: socket.socket,
+    listeners: Listeners,
     on_ready: Callable[[], None],
     *,
     alone: Callable[[], bool] = lambda: False,
@@ -129,12 +167,12 @@ async def run_server(
         serving = asyncio.create_task(
             serve(
                 app,
-                listener,
+                listeners.plain,
+                tls=listeners.with_certificates(config.tunables),
                 drain=config.drain,
                 closing=services.closing,
                 on_ready=on_ready,
                 more=lambda: config.drain_alone if alone() and services.store.away else 0.0,
-                debug=config.debug,
             )
         )
         try:
@@ -172,6 +210,12 @@ async def started(
         routing = Routing(store, feed, upstream, balancer, built_in=config.built_in_worker)
         await routing.load()
         heartbeats = Heartbeats(store)
+        updates = UpdateCheck(
+            config.tunables.now.update_check_url,
+            config.version,
+            kept=config.data_dir / "run" / "update.json",
+        )
+        config.tunables.listen(lambda new: updates.use(new.update_check_url))
         bundled = await stack.enter_async_context(BundledModels(catalogue, _host(config, "models")))
         services = Services(
             config=config,
@@ -183,17 +227,19 @@ async def started(
             authenticator=await _authenticator(store, routing, config),
             heartbeats=heartbeats,
             upstream=upstream,
+            updates=updates,
             broken=broken,
         )
         tasks = await stack.enter_async_context(Tasks("server", broke))
         tasks.start("routing", routing.run())
         tasks.start("heartbeats", heartbeats.run())
+        tasks.start("updates", updates.run())
         if reconcile:
             await _start_reconciling(stack, services)
         inference = InferenceApp(
             lambda: routing.table, upstream, balancer, fallback=services.authenticator.principal
         )
-        yield create_app(services, inference), services
+        yield sharing(create_app(services, inference), config.tunables), services
 
 
 async def _start_reconciling(stack: contextlib.AsyncExitStack, services: Services) -> None:

@@ -4,18 +4,36 @@ from __future__ import annotations
 
 import logging
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from gpustack.kit.errors import GPUStackError, system_line
+from gpustack.kit.live import Live
 from gpustack.kit.net import LOOPBACK
 from gpustack.kit.paths import make_dir, write_atomic
+from gpustack.server.cors import CorsPolicy
 
 log = logging.getLogger(__name__)
 
 #: The name of the first administrator, and the file that holds the password made up for it.
 ADMIN = "admin"
 FIRST_LOGIN_FILE = "initial_admin_password"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tunables:
+    """Settings that are applied without a restart."""
+
+    #: None is no sharing with pages of other origins.
+    cors: CorsPolicy | None = None
+    #: The files of certificate and key; None without TLS.
+    tls: tuple[Path, Path] | None = None
+    #: Where the update check asks for the latest version; empty asks nobody.
+    update_check_url: str = ""
+    #: Every option as people may see it.
+    effective: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +49,8 @@ class ServerConfig:
     #: What a worker shows to join; empty uses the one kept in the data directory.
     registration_token: str = ""
     disable_openapi_docs: bool = False
-    debug: bool = False
+    #: What may change while the server runs.
+    tunables: Live[Tunables] = field(default_factory=lambda: Live(Tunables()))
     #: Addresses of this machine: a worker that calls from one of them is here, and may name loopback as its own.
     own_addresses: frozenset[str] = field(default_factory=lambda: frozenset({LOOPBACK}))
     #: Connections to the database: kept, and at most.

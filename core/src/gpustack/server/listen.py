@@ -1,4 +1,4 @@
-"""uvicorn, run by us: on a socket that is handed in, without its signals, its lifespan and its access log."""
+"""uvicorn, run by us: on sockets that are handed in, without its signals, its lifespan and its access log."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Callable, Iterator
+import ssl
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import uvicorn
@@ -22,6 +24,10 @@ _ON_THEIR_WAY = 1.0
 _UNTOLD = 0.2
 #: Seconds that what is in flight has at least, and that the last word of what is cut off may take.
 _LEAST, _LAST_WORD = 1.0, 0.3
+#: Seconds that a client on TLS has to read what was left of its last answer; on plain HTTP it has all the time it wants.
+_READ_OUT = 300.0
+
+Tls = tuple[socket.socket, ssl.SSLContext]
 
 
 class _State(ServerState):
@@ -41,15 +47,29 @@ class _Connection(HttpToolsProtocol):
     #: Until when, on the loop's clock, a request is likely to arrive.
     _expecting = 0.0
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def expect(self) -> None:
+        """Give the client its time to send a request."""
         self._expecting = self.loop.time() + _ON_THEIR_WAY
+
+    @property
+    def in_handshake(self) -> bool:
+        """Whether the client has connected to a socket with TLS, and could say no more yet."""
+        # uvicorn's type leaves out that there is none until then.
+        return cast("asyncio.Transport | None", self.transport) is None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self.expect()
         super().connection_made(transport)
+        if self.server_state.ending:
+            self.shutdown()
 
     def data_received(self, data: bytes) -> None:
-        self._expecting = self.loop.time() + _ON_THEIR_WAY
+        self.expect()
         super().data_received(data)
 
     def on_headers_complete(self) -> None:
+        # Whether everything is logged may change while we run.
+        self.access_log = self.access_logger.isEnabledFor(logging.INFO)
         super().on_headers_complete()
         if self.server_state.ending:
             self.cycle.keep_alive = False
@@ -64,7 +84,11 @@ class _Connection(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         """Close as soon as nothing is under way, or on its way, on this connection; uvicorn waits for that."""
+        if self.in_handshake:
+            self._await_handshake()
+            return
         if self.transport.is_closing():
+            self._end_listening()
             return
         # uvicorn's type leaves out that there is none at first.
         cycle = cast("RequestResponseCycle | None", self.cycle)
@@ -78,33 +102,91 @@ class _Connection(HttpToolsProtocol):
             self.loop.call_later(max(left, 0.02), self.shutdown)
         else:
             self.transport.close()
+            self._end_listening()
+
+    def _await_handshake(self) -> None:
+        left = self._expecting - self.loop.time()
+        if left > 0:
+            self.loop.call_later(left, self.shutdown)
+        else:
+            self.connections.discard(self)
+
+    def _end_listening(self) -> None:
+        """Have TLS not wait for the client's own good-bye: one that keeps the connection for later says nothing."""
+        # What is lost already may have left its descriptor to another connection.
+        if (
+            self in self.connections
+            and _is_tls(self.transport)
+            and not self.transport.get_write_buffer_size()
+        ):
+            with contextlib.suppress(OSError), _socket_of(self.transport) as sock:
+                sock.shutdown(socket.SHUT_RD)
+
+
+def _is_tls(transport: asyncio.Transport) -> bool:
+    return transport.get_extra_info("ssl_object") is not None
+
+
+def _socket_of(transport: asyncio.Transport) -> socket.socket:
+    """Return the transport's socket with a descriptor of its own."""
+    ours = transport.get_extra_info("socket")
+    return socket.fromfd(ours.fileno(), ours.family, ours.type)
 
 
 def _said_good_bye(transport: asyncio.Transport) -> bool:
     """Tell the client that nothing more is read, unless something has arrived that is not read yet.
 
     Closing would answer that with a reset. The loop closes only after other work of its own, in which more could arrive.
+    TLS has a good-bye of its own, which the loop says at once when it closes.
     """
-    ours = transport.get_extra_info("socket")
-    with contextlib.suppress(OSError), socket.fromfd(ours.fileno(), ours.family, ours.type) as sock:
+    with contextlib.suppress(OSError), _socket_of(transport) as sock:
         sock.setblocking(False)
         try:
             if sock.recv(1, socket.MSG_PEEK):
                 return False
         except BlockingIOError:
-            if not transport.get_write_buffer_size():
+            if not transport.get_write_buffer_size() and not _is_tls(transport):
                 sock.shutdown(socket.SHUT_WR)
     return True
 
 
 class _Server(uvicorn.Server):
-    """A uvicorn server that leaves signals to the process's own supervisor."""
+    """A uvicorn server with TLS on one of its sockets, that leaves signals to the process's own supervisor."""
 
     server_state: _State
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, tls: Tls | None) -> None:
         super().__init__(config)
         self.server_state = _State()
+        self._tls = tls
+        #: Those on TLS that there are, and for a while some that failed in their handshakes.
+        self._secure: weakref.WeakSet[_Connection] = weakref.WeakSet()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen on ``sockets``, and on the one with TLS, which has to come first: uvicorn says afterwards that it listens."""
+        secure = [] if self._tls is None else [await self._listen_with_tls(*self._tls)]
+        await super().startup(sockets)
+        self.servers += secure
+
+    async def _listen_with_tls(self, listener: socket.socket, context: ssl.SSLContext) -> asyncio.Server:
+        return await asyncio.get_running_loop().create_server(
+            self._secure_connection,
+            sock=listener,
+            ssl=context,
+            ssl_shutdown_timeout=_READ_OUT,
+            backlog=self.config.backlog,
+        )
+
+    def _secure_connection(self) -> _Connection:
+        connection = _Connection(self.config, self.server_state, self.lifespan.state)
+        connection.expect()
+        self._secure.add(connection)
+        return connection
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close what is idle, and wait for the rest; uvicorn does not know of those in their handshakes."""
+        self.server_state.connections.update(each for each in self._secure if each.in_handshake)
+        await super().shutdown(sockets)
 
     def accept_no_more(self) -> None:
         """Leave what connects from now on to whoever comes next; uvicorn looks only now and then whether it should end."""
@@ -128,15 +210,15 @@ class _Server(uvicorn.Server):
 
 async def serve(
     app: Callable[..., Any],
-    listener: socket.socket,
+    listeners: Sequence[socket.socket],
     *,
+    tls: Tls | None = None,
     drain: float | Callable[[], float],
     closing: asyncio.Event,
     on_ready: Callable[[], None],
     more: Callable[[], float] = lambda: 0.0,
-    debug: bool = False,
 ) -> None:
-    """Answer requests on ``listener`` until cancelled.
+    """Answer requests on ``listeners``, and with TLS on the socket of ``tls``, until cancelled.
 
     Then ``closing`` is set, idle connections close, and what is in flight or on its way has ``drain`` seconds; a function
     is asked at that moment. Where that is not enough, ``more`` tells how many seconds are added.
@@ -148,15 +230,14 @@ async def serve(
             ws="none",
             lifespan="off",
             loop="none",
-            access_log=debug,
             log_config=None,
             server_header=False,
             proxy_headers=False,
             timeout_keep_alive=_KEEP_ALIVE,
-        )
+        ),
+        tls,
     )
-    logging.getLogger("uvicorn.error").setLevel(logging.INFO if debug else logging.WARNING)
-    serving = asyncio.create_task(server.serve(sockets=[listener]), name="server: http")
+    serving = asyncio.create_task(server.serve(sockets=list(listeners)), name="server: http")
     try:
         while not server.started and not serving.done():
             await asyncio.sleep(0.005)

@@ -53,6 +53,8 @@ _WRITTEN = (
     schemas.LoginReply,
     schemas.PasswordResetReply,
     schemas.VersionInfo,
+    schemas.UpdatePublic,
+    schemas.ConfigPublic,
     schemas.ErrorBody,
     schemas.Event,
     PluginsPublic,

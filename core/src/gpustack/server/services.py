@@ -17,6 +17,7 @@ from gpustack.server.auth.throttle import Throttle
 from gpustack.server.config import ServerConfig
 from gpustack.server.heartbeats import Heartbeats
 from gpustack.server.routing import Routing
+from gpustack.server.updates import UpdateCheck
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +33,7 @@ class Services:
     authenticator: Authenticator
     heartbeats: Heartbeats
     upstream: Upstream
+    updates: UpdateCheck
     #: Gets the name of the first background task that ends by itself, which none may.
     broken: asyncio.Future[str]
     passwords: Passwords = field(default_factory=Passwords)

@@ -1,253 +1,477 @@
 """Reads the settings: flag before environment variable before YAML file before default, for each option.
 
-dynaconf reads the variables and the file, as raw text: its casts (``@format``, ``@jinja``) stay off, so no
-value can run code. It ends here; what leaves this module is a checked :class:`Settings`.
+    loaded = read({"port": "9080"}, CORE)
+    loaded.problems, loaded.warnings, loaded.origin("port")
+    settings = loaded.checked()
+
+Nothing else in the program looks at the environment for settings.
 """
 
 from __future__ import annotations
 
 import difflib
-import os
-from collections.abc import Mapping
+import json
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from gpustack.kit.errors import SettingsError
+from gpustack.settings.declared import CORE, Declared, Options
+from gpustack.settings.deprecated import take_successors
+from gpustack.settings.kinds import absolute_path, is_shared_secret
 from gpustack.settings.model import Settings
-from gpustack.settings.options import BY_NAME, ENV_PREFIX, OPTIONS, Option
+from gpustack.settings.option import ENV_PREFIX
+from gpustack.settings.sources import (
+    CLIENT_VARIABLES,
+    FileError,
+    Given,
+    is_of_kubernetes,
+    is_service_link,
+    read_environment,
+    read_file,
+    shorten_key,
+)
+
+#: The flags as they were typed, by the option's name; those that may be repeated with all their values.
+Flags = Mapping[str, str | Sequence[str]]
 
 _ONLY_FOR_SERVERS = ("disable_worker", "database_url", "bootstrap_password")
+_YES = {"true", "1", "yes", "on"}
+_NO = {"false", "0", "no", "off"}
+#: How deep lists and objects may lie in each other; whoever writes them down later has a limit, too.
+_DEEPEST = 50
+#: The password in a URL: up to the last @ before its path, or else, for one with an unescaped slash, before its end.
+_PASSWORD = re.compile(r"://([^/?#\s:@]*):(?:[^/?#\s]*|(?!\d{1,5}[/?#])\S*)@")
+_SECRET_PARAMETER = re.compile(r"([?&][^=&#\s]*(?:password|secret|token|signature)=)[^&#\s]+", re.IGNORECASE)
+#: What pydantic says in words of its own, as our messages say it.
+_REASONS = {
+    "int_parsing": "give a whole number",
+    "int_type": "give a whole number",
+    "int_from_float": "give a whole number",
+    "float_parsing": "give a number",
+    "float_type": "give a number",
+    "finite_number": "give a number",
+    "string_type": "give text",
+    "dict_type": "give a JSON object",
+    "extra_forbidden": "there is no such key",
+    "missing": "this is missing",
+    "too_short": "give at least one",
+    "literal_error": "give {expected}",
+    "enum": "give {expected}",
+    "greater_than_equal": "give {ge:g} or more",
+    "less_than_equal": "give {le:g} or less",
+}
 
 
-@dataclass(frozen=True, slots=True)
-class _Given:
-    value: object
-    #: Where it came from, as a message names it.
-    origin: str
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """What was read. ``settings`` has the default where what was given is wrong."""
+
+    settings: Settings
+    options: Options
+    #: What was given and is right, by name.
+    given: Mapping[str, Given]
+    #: The names of what is wrong.
+    wrong: frozenset[str]
+    problems: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    def checked(self) -> Settings:
+        """Return the settings. Raises SettingsError with a line for each thing that is wrong."""
+        if self.problems:
+            raise SettingsError("\n".join(self.problems))
+        return self.settings
+
+    def origin(self, name: str) -> str:
+        """Return how a message names the option: where its value came from, or else its flag."""
+        return self.given[name].origin if name in self.given else self.options[name].flag or name
+
+    def value(self, name: str) -> Any:
+        """Return the effective value of any option."""
+        if name in Settings.model_fields:
+            return getattr(self.settings, name)
+        return self.settings.plugins.get(name, self.options[name].default)
 
 
-def load(flags: Mapping[str, str]) -> Settings:
-    """Return the settings for these flags (by option name, as typed) and this process's environment.
-
-    Raises SettingsError whose message has one line for each thing that is wrong.
-    """
-    variables = _from_environment()
-    file = flags.get("config_file") or _text(variables.get("config_file"))
-    given: dict[str, _Given] = {}
-    if file:
-        given.update(_from_file(Path(file).expanduser()))
-    given.update(variables)
-    given.update({name: _Given(value, BY_NAME[name].flag) for name, value in flags.items()})
-    given.pop("config_file", None)
-    problems = _contradictions(given)
-    if problems:
-        raise SettingsError("\n".join(problems))
-    settings = _checked(given)
-    _refuse_one_port_twice(settings, given)
-    return _with_token(settings, given)
+def load(flags: Flags, options: Options = CORE) -> Settings:
+    """Return the settings for these flags and this process's environment. Raises SettingsError, as ``checked`` does."""
+    return read(flags, options).checked()
 
 
-def _contradictions(given: Mapping[str, _Given]) -> list[str]:
-    """Return a line for each two settings of which only one can be meant."""
-    problems = []
-    if "token" in given and not _is_set(given, "token"):
-        problems.append(f"{given['token'].origin} is empty; leave it out, or give a token")
-    if _is_set(given, "token") and _is_set(given, "token_file"):
-        problems.append(
-            f"{given['token'].origin} and {given['token_file'].origin} both give the token; leave one out"
-        )
-    if _is_set(given, "server_url"):
-        problems += [
-            f"{given[name].origin} is for a server, and {given['server_url'].origin} makes this machine a worker of "
-            "another one; leave one out"
-            for name in _ONLY_FOR_SERVERS
-            if _is_set(given, name)
+def read(flags: Flags, options: Options = CORE) -> Loaded:
+    """Return what these flags, this process's environment and the file give; what is wrong is in the answer."""
+    reading = _Reading(options)
+    given = reading.collect(flags)
+    reading.warnings += take_successors(given, options)
+    reading.contradictions(given)
+    return reading.validated(given)
+
+
+class _Reading:
+    """One reading, with what has turned up so far."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.problems: list[str] = []
+        self.warnings: list[str] = []
+        self.wrong: set[str] = set()
+
+    # Sources --------------------------------------------------------------------------------------------
+
+    def collect(self, flags: Flags) -> dict[str, Given]:
+        """Return one value for each option that has one, of the source that wins."""
+        variables = self._variables()
+        typed = {
+            name: Given(value=value, kind="flag", origin=self.options[name].flag)
+            for name, value in flags.items()
+        }
+        given = {**self._file(typed.get("config_file") or variables.get("config_file")), **variables, **typed}
+        for name in list(given):
+            self._normalise(given, name)
+        self._typed_secrets(given)
+        return given
+
+    def _variables(self) -> dict[str, Given]:
+        environment = read_environment()
+        found: dict[str, Given] = {}
+        for name, option in self.options.items():
+            for variable in option.variables:
+                text = environment.get(variable, "")
+                if text and is_service_link(text):
+                    self.warnings.append(
+                        f"{variable}={text} is not used: Kubernetes sets it for a service called gpustack; "
+                        "`enableServiceLinks: false` in the pod stops that"
+                    )
+                elif text:
+                    found[name] = Given(value=text, kind="variable", origin=variable)
+                    break
+        self._unknown_variables(environment)
+        return found
+
+    def _unknown_variables(self, environment: Mapping[str, str]) -> None:
+        known = {variable for option in self.options.values() for variable in option.variables}
+        known |= {ENV_PREFIX + name for name in CLIENT_VARIABLES}
+        for name, text in sorted(environment.items()):
+            if name.startswith(ENV_PREFIX) and name not in known and not is_of_kubernetes(name, text):
+                self.warnings.append(
+                    f"{shorten_key(name)} is no option and has no effect{_meant(name, known)}"
+                )
+
+    def _file(self, named: Given | None) -> dict[str, Given]:
+        if named is None:
+            return {}
+        try:
+            path = absolute_path(named.value)
+        except ValueError:
+            return {}  # the check of the value says so
+        try:
+            values = read_file(path)
+        except FileError as error:
+            self.problems.append(error.message)
+            return {}
+        found: dict[str, Given] = {}
+        for key, item in values.items():
+            if key not in self.options or key == "config_file":
+                known = [name for name in self.options if name != "config_file"]
+                where = item.origin.removeprefix(shorten_key(key))
+                self.problems.append(f"{key[:60]!r}{where} is not an option{_meant(key, known)}")
+            elif item.value is not None:
+                found[key] = item
+        return found
+
+    # Values ---------------------------------------------------------------------------------------------
+
+    def _normalise(self, given: dict[str, Given], name: str) -> None:
+        """Give a value the form that its type is checked in; leave out one that cannot have it."""
+        item, option = given[name], self.options[name]
+        try:
+            value = _normal(item.value, option)
+        except ValueError as error:
+            self._refuse(given, name, str(error))
+        else:
+            given[name] = Given(value=value, kind=item.kind, origin=item.origin)
+
+    def _refuse(self, given: dict[str, Given], name: str, reason: str, where: Sequence[Any] = ()) -> None:
+        """Say what is wrong with a value, or with what is at ``where`` in it, and leave it out."""
+        item = given.pop(name)
+        self.wrong.add(name)
+        value, inner = item.value, list(where)
+        if inner and isinstance(inner[0], int) and isinstance(value, list):
+            value = value[inner.pop(0)]
+        shown = "" if self.options[name].secret else f" {_shown(value)}"
+        place = f"{'.'.join(map(str, inner))}: " if inner else ""
+        self.problems.append(f"{item.origin}{shown}: {place}{' '.join(reason.split())}")
+
+    def _typed_secrets(self, given: Mapping[str, Given]) -> None:
+        for name, item in given.items():
+            option = self.options[name]
+            if item.kind != "flag" or not holds_secret(option, item.value):
+                continue
+            file = ", --token-file" if name == "token" else ""
+            self.warnings.append(
+                f"{item.origin} shows in the list of processes; give it by {option.variable}{file} or in the "
+                "config file"
+            )
+
+    def contradictions(self, given: dict[str, Given]) -> None:
+        """Note each two settings of which only one can be meant."""
+        if "token" in given and not given["token"].value:
+            self._refuse(given, "token", "it is empty; leave it out, or give a token")
+        if "token" in given and "token_file" in given:
+            self._both(given, "token", "token_file", "both give the token; leave one out")
+        self._server_and_worker(given)
+        for one, other in (("ssl_keyfile", "ssl_certfile"), ("ssl_certfile", "ssl_keyfile")):
+            if one in given and other not in given and other not in self.wrong:
+                self.problems.append(
+                    f"{given[one].origin} is given without {self.options[other].flag}; give both"
+                )
+        origins = given.get("allow_origins")
+        everybody = "*" in origins.value if origins else "allow_origins" not in self.wrong
+        if everybody and _is_on(given, "enable_cors") and _is_on(given, "allow_credentials"):
+            where = origins.origin if origins else f"{self.options['allow_origins'].flag}, which is"
+            self.problems.append(
+                f"{given['allow_credentials'].origin} and {where} *: credentials are for origins that are named; "
+                "give --allow-origins https://example.com"
+            )
+
+    def _both(self, given: Mapping[str, Given], one: str, other: str, what: str) -> None:
+        self.problems.append(f"{given[one].origin} and {given[other].origin} {what}")
+
+    def _server_and_worker(self, given: dict[str, Given]) -> None:
+        """A file may be for all machines; what is typed is for this one."""
+        url = given.get("server_url")
+        if url is None or not url.value:
+            return
+        for name in _ONLY_FOR_SERVERS:
+            item = given.get(name)
+            if item is None or not item.value:
+                continue
+            line = (
+                f"{item.origin} is for a server, and {url.origin} makes this machine a worker of another one"
+            )
+            if item.kind == "file":
+                self.warnings.append(f"{line}; it has no effect")
+                del given[name]
+            else:
+                self.problems.append(f"{line}; leave one out")
+
+    # Checking -------------------------------------------------------------------------------------------
+
+    def validated(self, given: dict[str, Given]) -> Loaded:
+        """Return the settings of what is right; what is not is noted and left out."""
+        settings = Settings()
+        theirs: dict[str, Any] = {}
+        for model, plugin in self.options.models.items():
+            while True:
+                values = {name: given[name].value for name in model.model_fields if name in given}
+                try:
+                    made = model.model_validate(values, by_name=True)
+                except ValidationError as error:
+                    if not self._note(given, error, plugin):
+                        break
+                except Exception as error:
+                    if not plugin:
+                        raise
+                    # Without the error's own words, which may hold a secret.
+                    what = f"its check of options fails ({type(error).__name__})"
+                    self.problems.append(f"plugin {plugin}: {what}")
+                    break
+                else:
+                    if isinstance(made, Settings):
+                        settings = made
+                    else:
+                        theirs |= {name: _kept(getattr(made, name), value) for name, value in values.items()}
+                    break
+        settings = settings.model_copy(update={"plugins": theirs})
+        self._later(given)
+        return self._with_token(settings, given)
+
+    def _note(self, given: dict[str, Given], error: ValidationError, plugin: str) -> bool:
+        """Note what is wrong and leave it out; False when there is nothing to leave out, so that trying again is idle."""
+        found = False
+        for problem in error.errors(include_url=False):
+            reason = _REASONS.get(problem["type"], "").format_map(problem.get("ctx", {}))
+            reason = reason or problem["msg"].removeprefix("Value error, ")
+            name = str(problem["loc"][0]) if problem["loc"] else ""
+            if name in given:
+                found = True
+                self._refuse(given, name, reason, problem["loc"][1:])
+            elif name in self.wrong or problem["type"] == "missing":
+                pass  # who uses the extension is told what it needs
+            # What is wrong with the core's own follows from something given, as the places below the data directory do.
+            elif plugin:
+                self.problems.append(f"plugin {plugin}: {' '.join(reason.split())}")
+        self.problems[:] = dict.fromkeys(self.problems)
+        return found
+
+    def _later(self, given: dict[str, Given]) -> None:
+        """Say of what this version has no use for yet that it has none."""
+        idle: dict[str, list[str]] = {}
+        for name in list(given):
+            item, option = given[name], self.options[name]
+            what = option.option.later
+            # Kubernetes sets POD_NAMESPACE, and nobody who typed something.
+            if not what or item.origin == option.option.also or not item.value:
+                continue
+            if option.option.refused:
+                self._refuse(given, name, f"{what} is not part of this version yet; leave it out")
+            elif item.value not in (option.default, str(option.default), option.default_shown):
+                idle.setdefault(what, []).append(item.origin)
+        self.warnings += [
+            f"{', '.join(origins)}: read and checked, but without effect: this version has no {what} yet"
+            for what, origins in idle.items()
         ]
-    return problems
 
-
-def _refuse_one_port_twice(settings: Settings, given: Mapping[str, _Given]) -> None:
-    """Raise SettingsError when one machine is to listen twice on a port; 0 is any free one."""
-    alone = settings.server_url or settings.disable_worker
-    if settings.port and settings.port == settings.worker_port and not alone:
-        port, worker_port = (
-            given[name].origin if name in given else BY_NAME[name].flag for name in ("port", "worker_port")
+    def _with_token(self, settings: Settings, given: Mapping[str, Given]) -> Loaded:
+        """Read the file that holds the token, if one is named."""
+        if settings.token_file is not None and "token_file" in given and "token" not in given:
+            try:
+                token = _token_of(settings, given["token_file"].origin)
+            except SettingsError as error:
+                self.problems.append(error.message)
+                self.wrong.add("token_file")
+            else:
+                settings = settings.model_copy(update={"token": token})
+        return Loaded(
+            settings=settings,
+            options=self.options,
+            given=given,
+            wrong=frozenset(self.wrong),
+            problems=tuple(dict.fromkeys(self.problems)),
+            warnings=tuple(dict.fromkeys(self.warnings)),
         )
-        raise SettingsError(f"{port} and {worker_port} are both {settings.port}; give two ports")
 
 
-def _is_set(given: Mapping[str, _Given], name: str) -> bool:
-    """Tell whether a setting says something; a switch may be given as off."""
-    if name not in given:
+def _normal(value: Any, option: Declared) -> Any:
+    """Return ``value`` in the form that its type is checked in. Raises ValueError with what would be right."""
+    if option.switch:
+        return _boolean(value)
+    if option.repeatable:
+        value = _list(value)
+    elif option.structured and isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                "give a JSON object such as " + (option.default_shown or '{"key": "value"}')
+            ) from error
+    elif isinstance(value, dict | list | tuple) and not option.structured:
+        raise ValueError("give one value, not several")
+    elif option.annotation is str and isinstance(value, bool | int | float):
+        # YAML has read it as something else, and 0123 is 83 to it.
+        raise ValueError("give text; in the file, put it in quotes")
+    _check_plain(value, _DEEPEST)
+    if option.annotation is Path:
+        value = str(absolute_path(value))
+    return value
+
+
+def _check_plain(value: Any, levels: int) -> None:
+    """Raise ValueError for what nobody can read, in whatever it lies."""
+    if isinstance(value, str) and not value.replace("\n", "").replace("\t", "").isprintable():
+        raise ValueError("it has a character that cannot be shown; give plain text")
+    inner = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else ()
+    if inner and not levels:
+        raise ValueError("it is nested too deeply")
+    for each in inner:
+        _check_plain(each, levels - 1)
+
+
+def _boolean(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    text = str(value).strip().lower()
+    if text in _YES:
+        return True
+    if text in _NO:
         return False
-    text = str(given[name].value).strip().lower()
-    return bool(text) and not (BY_NAME[name].switch and text in ("false", "0", "no", "off"))
+    raise ValueError("give true or false")
 
 
-def _with_token(settings: Settings, given: Mapping[str, _Given]) -> Settings:
-    """Read the file that holds the token, if one is named."""
-    if settings.token_file is None:
-        return settings
-    where = f"{given['token_file'].origin} {settings.token_file}"
+def _list(value: object) -> list[Any]:
+    """Return several values: of a repeated flag or a YAML list, else of text with commas or a JSON array."""
+    if isinstance(value, dict):
+        raise ValueError("give a list")
+    if isinstance(value, list | tuple):
+        return [part for each in value for part in (_list(each) if isinstance(each, str) else [each])]
+    text = str(value).strip()
+    if text.startswith("["):
+        try:
+            parsed = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                'give values with commas between them, or a JSON array such as ["GET"]'
+            ) from error
+        return list(parsed)
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _is_on(given: Mapping[str, Given], name: str) -> bool:
+    return name in given and given[name].value is True
+
+
+def holds_secret(option: Declared, value: Any) -> bool:
+    """Tell whether a value has to stay out of output; where the database is, is no secret by itself."""
+    if option.name == "database_url":
+        return without_password(str(value)) != str(value)
+    return option.secret and bool(value)
+
+
+def _kept(checked: Any, given: Any) -> Any:
+    """Return a plugin's value as JSON can hold it: numbers and switches as they were checked, else as given."""
+    plain = isinstance(checked, bool | int | float) and not isinstance(checked, Enum)
+    return checked if plain else given
+
+
+def _token_of(settings: Settings, origin: str) -> str:
+    file = settings.token_file
+    assert file is not None
+    where = f"{origin} {file}"
     try:
-        token = settings.token_file.read_text(encoding="utf-8").strip()
+        token = file.read_text(encoding="utf-8").strip()
     except UnicodeDecodeError as error:
         raise SettingsError(f"{where} is no text; it must hold the token alone") from error
-    except OSError as error:
+    except (OSError, ValueError) as error:
         if _has_joined(settings):
-            return settings
-        raise SettingsError(f"{where} cannot be read: {error.strerror}") from error
+            return settings.token
+        raise SettingsError(f"{where} cannot be read: {getattr(error, 'strerror', error)}") from error
     if not token:
         raise SettingsError(f"{where} is empty; copy the token of the server there, its <data-dir>/token")
-    if len(token.split()) > 1 or not token.isprintable():
-        raise SettingsError(f"{where} holds more than a token; it must hold the token alone")
-    return settings.model_copy(update={"token": token})
+    if len(token.split()) > 1 or not is_shared_secret(token):
+        raise SettingsError(f"{where} holds more than a token; it must hold the token alone, in ASCII")
+    return token
 
 
 def _has_joined(settings: Settings) -> bool:
     """Tell whether this is a worker with a credential of its own, which needs the token no more."""
-    return bool(settings.server_url) and (settings.data_dir / "worker" / "credential").is_file()
-
-
-def _text(given: _Given | None) -> str:
-    return "" if given is None else str(given.value)
-
-
-def _from_environment() -> dict[str, _Given]:
-    from dynaconf import Dynaconf
-
-    raw = Dynaconf(
-        envvar_prefix=ENV_PREFIX.rstrip("_"),
-        settings_files=[],
-        core_loaders=[],
-        auto_cast=False,
-        load_dotenv=False,
-    ).as_dict()
-    # An empty variable is how container tools say "not set".
-    found = {
-        option.name: _Given(os.environ[option.also], option.also)
-        for option in OPTIONS
-        if option.also and os.environ.get(option.also)
-    }
-    found |= {
-        option.name: _Given(raw[option.name.upper()], option.variable)
-        for option in OPTIONS
-        if raw.get(option.name.upper()) not in (None, "")
-    }
-    return found
-
-
-def _from_file(path: Path) -> dict[str, _Given]:
-    values = _read_yaml(path)
-    problems = [
-        f"{path}: {_unknown(str(key))}" for key in values if key not in BY_NAME or key == "config_file"
-    ]
-    if problems:
-        raise SettingsError("\n".join(problems))
-    return {key: _Given(value, f"{key} in {path}") for key, value in values.items() if value is not None}
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    from yaml import YAMLError, safe_load
-
     try:
-        content = path.read_text(encoding="utf-8")
-        # dynaconf upper-cases keys and merges silently: the keys as written are needed to name a wrong one.
-        keys = safe_load(content)
-    except OSError as error:
-        raise SettingsError(f"--config-file {path} cannot be read: {error.strerror}") from error
-    # An impossible date is a ValueError, and what is nested too deeply a RecursionError.
-    except (ValueError, RecursionError, YAMLError) as error:
-        raise _not_yaml(path, error) from error
-    if keys is None:
-        return {}
-    if not isinstance(keys, dict):
-        raise SettingsError(f"--config-file {path} must hold keys with values, such as `port: 80`")
-    _refuse_keys_twice(path, content)
-    raw = _through_dynaconf(path)
-    return {str(key): raw.get(str(key).upper(), value) for key, value in keys.items()}
+        return bool(settings.server_url) and (settings.data_dir / "worker" / "credential").is_file()
+    except OSError:
+        return False
 
 
-def _through_dynaconf(path: Path) -> dict[str, Any]:
-    from dynaconf import Dynaconf
-
-    # By name, because its source is none that type checkers can read.
-    trouble: type[Exception] = import_module("dynaconf.vendor.ruamel.yaml.error").YAMLError
-    try:
-        return dict(
-            Dynaconf(
-                settings_files=[str(path)],
-                loaders=[],
-                core_loaders=["YAML"],
-                auto_cast=False,
-                load_dotenv=False,
-            ).as_dict()
-        )
-    # It has a parser of its own, which is of another opinion here and there.
-    except (ValueError, RecursionError, trouble) as error:
-        raise _not_yaml(path, error) from error
+def _meant(name: str, known: Any) -> str:
+    known = list(known)
+    # Also where it is written as a flag, or in the other case.
+    near = difflib.get_close_matches(name, known, n=1) or [each for each in known if each == _as_key(name)]
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def _not_yaml(path: Path, error: Exception) -> SettingsError:
-    where = getattr(error, "problem_mark", None)
-    place = f" at line {where.line + 1}" if where else ""
-    why = " ".join(str(getattr(error, "problem", None) or error).split())
-    return SettingsError(f"--config-file {path} is not YAML{place}: {why}")
+def _as_key(name: str) -> str:
+    return name.lower().replace("-", "_")
 
 
-def _refuse_keys_twice(path: Path, content: str) -> None:
-    """Raise SettingsError for a key that a mapping has twice: which one is meant, nobody can tell."""
-    from yaml import MappingNode, Node, SafeLoader, compose
-
-    nodes: list[Node | None] = [compose(content, Loader=SafeLoader)]
-    # An alias may lead into what it stands in.
-    seen: set[int] = set()
-    while nodes:
-        node = nodes.pop()
-        if not isinstance(node, MappingNode) or id(node) in seen:
-            continue
-        seen.add(id(node))
-        lines: dict[str, int] = {}
-        for key, value in node.value:
-            line = key.start_mark.line + 1
-            if (first := lines.setdefault(str(key.value), line)) != line:
-                raise SettingsError(
-                    f"--config-file {path} has {_shorten(key.value)} twice, at lines {first} and {line}; leave one out"
-                )
-            nodes.append(value)
-
-
-def _unknown(key: str) -> str:
-    near = difflib.get_close_matches(key, BY_NAME, n=1)
-    return f"{_shorten(key)} is not an option" + (f"; did you mean {near[0]!r}?" if near else "")
-
-
-def _checked(given: Mapping[str, _Given]) -> Settings:
-    try:
-        return Settings.model_validate({name: item.value for name, item in given.items()})
-    except ValidationError as error:
-        lines = [_problem(given, problem) for problem in error.errors(include_url=False)]
-        raise SettingsError("\n".join(dict.fromkeys(lines))) from error
-
-
-def _problem(given: Mapping[str, _Given], problem: Any) -> str:
-    name = str(problem["loc"][0]) if problem["loc"] else ""
-    option: Option | None = BY_NAME.get(name)
-    if option is None or name not in given:
-        return str(problem["msg"])
-    item = given[name]
-    shown = "" if option.secret else f" {_shorten(item.value)}"
-    reason = str(problem["msg"]).removeprefix("Value error, ")
-    if name == "database_url":
-        reason = "give a URL such as postgresql://user:password@host:5432/name"
-    inner = ".".join(str(part) for part in problem["loc"][1:])
-    return f"{item.origin}{shown}: {inner + ': ' if inner else ''}{reason}"
-
-
-def _shorten(value: object) -> str:
-    text = str(value)
+def _shown(value: object) -> str:
+    """Return a value as a message shows it, without the password of a URL."""
+    text = without_password(str(value))
     return repr(text if len(text) <= 80 else text[:77] + "…")
+
+
+def without_password(text: str) -> str:
+    """Return ``text`` with ``***`` in the place of passwords in URLs."""
+    return _SECRET_PARAMETER.sub(r"\1***", _PASSWORD.sub(r"://\1:***@", text))

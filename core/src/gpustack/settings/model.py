@@ -1,152 +1,44 @@
-"""The settings as the program uses them: typed, checked, frozen."""
+"""The core's options: each declared once, with its names, type, default, group and help; typed, checked, frozen.
+
+Plugins declare theirs the same way, in the ``settings_type`` of an extension.
+"""
 
 from __future__ import annotations
 
-import json
-import os
-import re
-from collections.abc import Iterator
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from gpustack.kit.paths import default_data_dir
-from gpustack.kit.text import GIB
+from gpustack.settings.kinds import (
+    AbsolutePath,
+    DatabaseUrl,
+    DnsLabel,
+    DnsName,
+    FixedPort,
+    Host,
+    HttpNames,
+    HttpUrl,
+    Image,
+    Origins,
+    Password,
+    PathOrUrl,
+    Port,
+    PortRange,
+    Ports,
+    Program,
+    Registry,
+    Repository,
+    SharedSecret,
+    SystemReserved,
+    Text,
+)
+from gpustack.settings.option import Option
 
-_LAST_PORT = 65535
-_HOST_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,62}(\.[A-Za-z0-9_][A-Za-z0-9_-]{0,62})*")
-_YES = {"true", "1", "yes", "on"}
-_NO = {"false", "0", "no", "off"}
-
-
-def _boolean(value: object) -> bool:
-    if isinstance(value, bool):
-        return value
-    text = str(value).strip().lower()
-    if text in _YES:
-        return True
-    if text in _NO:
-        return False
-    raise ValueError("give true or false")
-
-
-def _port(value: object) -> int:
-    try:
-        port = int(str(value))
-    except ValueError:
-        port = -1
-    if isinstance(value, bool) or not 0 <= port <= _LAST_PORT:
-        raise ValueError(f"give a port from 0 to {_LAST_PORT}")
-    return port
-
-
-def _path(value: object) -> object:
-    """Make a path absolute here and now: children have other working directories."""
-    if isinstance(value, str):
-        if not value.strip() or "\0" in value:
-            raise ValueError("give a path")
-        return Path(value).expanduser().absolute()
-    return value
-
-
-def _password(value: object) -> str:
-    text = str(value)
-    if not 8 <= len(text) <= 1024:
-        raise ValueError("give a password of at least 8 characters")
-    return text
-
-
-def _url(value: object) -> object:
-    if not isinstance(value, str) or not value:
-        return value
-    parts = urlsplit(value.rstrip("/"))
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise ValueError("give a URL such as http://10.0.0.1 or https://gpustack.example.com:8443")
-    return value.rstrip("/")
-
-
-def _host(value: object) -> str:
-    text = str(value).strip()
-    try:
-        return str(ip_address(text)) if text else ""
-    except ValueError:
-        # Names whose last part is a number are addresses with a slip of the pen.
-        if len(text) > 253 or not _HOST_NAME.fullmatch(text) or text.rsplit(".", 1)[-1].isdecimal():
-            raise ValueError(
-                "give an IP address or a host name, such as 10.0.0.1 or gpustack.example.com"
-            ) from None
-    return text
-
-
-Boolean = Annotated[bool, BeforeValidator(_boolean)]
-Port = Annotated[int, BeforeValidator(_port)]
-AbsolutePath = Annotated[Path, BeforeValidator(_path)]
-
-
-def _program(value: object) -> object:
-    if isinstance(value, str) and value:
-        path = Path(value).expanduser().absolute()
-        if not (path.is_file() and os.access(path, os.X_OK)):
-            raise ValueError("there is no such program; leave the option out to use GPUStack's own pipx")
-        return str(path)
-    return value
-
-
-class PortRange(BaseModel):
-    """Ports from ``first`` to ``last``, both included; iterating gives each."""
-
-    model_config = ConfigDict(frozen=True)
-
-    first: int = Field(ge=1, le=_LAST_PORT)
-    last: int = Field(ge=1, le=_LAST_PORT)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _parse(cls, value: object) -> object:
-        if not isinstance(value, str):
-            return value
-        first, dash, last = value.partition("-")
-        if not (dash and first.strip().isdecimal() and last.strip().isdecimal()):
-            raise ValueError("give two ports as N1-N2, e.g. 40000-40063")
-        if not 1 <= int(first) <= int(last) <= _LAST_PORT:
-            raise ValueError(f"give two ports from 1 to {_LAST_PORT}, the lower one first")
-        return {"first": int(first), "last": int(last)}
-
-    def ports(self) -> Iterator[int]:
-        """Return each port, lowest first."""
-        return iter(range(self.first, self.last + 1))
-
-    def __str__(self) -> str:
-        return f"{self.first}-{self.last}"
-
-
-class SystemReserved(BaseModel):
-    """Memory kept for the system, in GiB: ``ram`` of the worker, ``vram`` of each GPU."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    ram: float = Field(default=2, ge=0)
-    vram: float = Field(default=1, ge=0)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _parse(cls, value: object) -> object:
-        if not isinstance(value, str):
-            return value
-        try:
-            parsed = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise ValueError('give JSON such as {"ram": 2, "vram": 1}') from error
-        if not isinstance(parsed, dict):
-            raise ValueError('give a JSON object such as {"ram": 2, "vram": 1}')
-        return parsed
-
-    def in_bytes(self) -> dict[str, int]:
-        """Return both in bytes."""
-        return {"ram": int(self.ram * GIB), "vram": int(self.vram * GIB)}
+_RAY = "models that span machines by Ray"
+_METRICS = "metrics"
+_KUBERNETES = "Kubernetes"
 
 
 class Settings(BaseModel):
@@ -154,40 +46,410 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    advertise_address: Annotated[str, BeforeValidator(_host)] = ""
-    port: Port = 80
-    debug: Boolean = False
-    data_dir: AbsolutePath = Field(default_factory=default_data_dir)
-    cache_dir: AbsolutePath = Path()
-    huggingface_token: str = ""
-    bin_dir: AbsolutePath = Path()
+    # Common ---------------------------------------------------------------------------------------------
+
+    advertise_address: Annotated[
+        Host,
+        Option(
+            group="Common",
+            value="ADDRESS",
+            help="The IP address to expose for external access. If not set, a suitable local one is detected.",
+        ),
+    ] = ""
+    port: Annotated[Port, Option(group="Common", help="Port to bind the server to.")] = 80
+    tls_port: Annotated[
+        Port,
+        Option(
+            group="Common",
+            help="Port to bind the TLS server to. Used when --ssl-certfile and --ssl-keyfile are given.",
+        ),
+    ] = 443
+    config_file: Annotated[
+        AbsolutePath | None, Option(group="Common", value="PATH", help="Path to the YAML config file.")
+    ] = None
+    debug: Annotated[bool, Option(group="Common", short="-d", reload=True, help="To enable debug mode.")] = (
+        False
+    )
+    data_dir: Annotated[
+        AbsolutePath, Option(group="Common", help="Directory to store data. Default is OS specific.")
+    ] = Field(default_factory=default_data_dir)
+    cache_dir: Annotated[
+        AbsolutePath,
+        Option(
+            group="Common",
+            default_text="<data-dir>/cache",
+            help="Directory to store cache (e.g., model files).",
+        ),
+    ] = Path()
+    huggingface_token: Annotated[
+        Text,
+        Option(
+            group="Common",
+            value="TOKEN",
+            secret=True,
+            also="HF_TOKEN",
+            reload=True,
+            help="User Access Token to authenticate to the Hugging Face Hub. Can also be configured via the "
+            "HF_TOKEN environment variable.",
+        ),
+    ] = ""
+    hf_endpoint: Annotated[
+        HttpUrl,
+        Option(
+            group="Common",
+            flag=False,
+            variable="HF_ENDPOINT",
+            help="Hugging Face Hub endpoint. e.g., https://hf-mirror.com",
+        ),
+    ] = ""
+    hf_hub_offline: Annotated[
+        bool,
+        Option(
+            group="Common",
+            flag=False,
+            variable="HF_HUB_OFFLINE",
+            help="Ask no hub: models come from the cache alone.",
+        ),
+    ] = False
+    ray_node_manager_port: Annotated[
+        FixedPort,
+        Option(group="Common", later=_RAY, help="Port of Ray node manager. Used when Ray is enabled."),
+    ] = 40098
+    ray_object_manager_port: Annotated[
+        FixedPort,
+        Option(group="Common", later=_RAY, help="Port of Ray object manager. Used when Ray is enabled."),
+    ] = 40099
+    ray_runtime_env_agent_port: Annotated[
+        FixedPort,
+        Option(group="Common", later=_RAY, help="Port of Ray runtime env agent. Used when Ray is enabled."),
+    ] = 40100
+    ray_dashboard_agent_grpc_port: Annotated[
+        FixedPort,
+        Option(
+            group="Common",
+            later=_RAY,
+            help="Port for Ray dashboard agent gRPC listen. Used when Ray is enabled.",
+        ),
+    ] = 40101
+    ray_dashboard_agent_listen_port: Annotated[
+        FixedPort,
+        Option(
+            group="Common",
+            later=_RAY,
+            help="Port for Ray dashboard agent HTTP listen. Used when Ray is enabled.",
+        ),
+    ] = 52365
+    ray_metrics_export_port: Annotated[
+        FixedPort,
+        Option(group="Common", later=_RAY, help="Port for Ray metrics export. Used when Ray is enabled."),
+    ] = 40103
+    bin_dir: Annotated[
+        AbsolutePath,
+        Option(
+            group="Common",
+            default_text="<data-dir>/bin",
+            help="Directory to store additional binaries, e.g., versioned backend executables.",
+        ),
+    ] = Path()
     #: Empty is the pipx that came with GPUStack, or the one on PATH.
-    pipx_path: Annotated[str, BeforeValidator(_program)] = ""
-    disable_worker: Boolean = False
-    bootstrap_password: Annotated[str, BeforeValidator(_password)] | None = None
+    pipx_path: Annotated[
+        Program,
+        Option(
+            group="Common",
+            value="PATH",
+            help="Path to the pipx executable, used to install versioned backends.",
+        ),
+    ] = ""
+    system_default_container_registry: Annotated[
+        Registry,
+        Option(
+            group="Common",
+            value="REGISTRY",
+            help="Default container registry for GPUStack to pull system images.",
+        ),
+    ] = "docker.io"
+    image_name_override: Annotated[
+        Image,
+        Option(
+            group="Common",
+            value="IMAGE",
+            help="Override the default image name for the GPUStack container.",
+        ),
+    ] = ""
+    image_repo: Annotated[
+        Repository,
+        Option(
+            group="Common",
+            value="REPOSITORY",
+            help="Override the default image repository for the GPUStack container.",
+        ),
+    ] = "gpustack/gpustack"
+    service_discovery_name: Annotated[
+        DnsName,
+        Option(
+            group="Common",
+            value="NAME",
+            later=_KUBERNETES,
+            refused=True,
+            help="The name of the service discovery service in DNS. Only useful when deployed in Kubernetes with "
+            "service discovery.",
+        ),
+    ] = ""
+    namespace: Annotated[
+        DnsLabel,
+        Option(
+            group="Common",
+            value="NAME",
+            also="POD_NAMESPACE",
+            later=_KUBERNETES,
+            refused=True,
+            help="Kubernetes namespace for GPUStack to deploy gateway routing rules and model instances. Can also "
+            "be configured via the POD_NAMESPACE environment variable.",
+        ),
+    ] = ""
+
+    # Server ---------------------------------------------------------------------------------------------
+
+    api_port: Annotated[
+        Port,
+        Option(
+            help="Port to bind the gpustack server to. It is open to this machine alone: others use --port."
+        ),
+    ] = 8080
+    metrics_port: Annotated[Port, Option(later=_METRICS, help="Port to expose server metrics.")] = 10161
+    disable_metrics: Annotated[
+        bool,
+        Option(later=_METRICS, help="Disable server metrics. In the config file: those of the worker, too."),
+    ] = False
+    disable_worker: Annotated[bool, Option(help="Disable built-in worker.")] = False
+    bootstrap_password: Annotated[
+        Password | None,
+        Option(
+            value="PASSWORD",
+            default_text="Auto-generated.",
+            secret=True,
+            help="Initial password for the default admin user.",
+        ),
+    ] = None
     #: Empty is the embedded PostgreSQL.
-    database_url: str = Field(default="", pattern=r"^(postgres(ql)?://.+)?$")
-    disable_openapi_docs: Boolean = False
+    database_url: Annotated[
+        DatabaseUrl,
+        Option(
+            value="URL",
+            default_text="Embedded PostgreSQL.",
+            secret=True,
+            help="URL of the database. Supports PostgreSQL 13.0+. "
+            "Example: postgresql://user:password@host:port/db_name",
+        ),
+    ] = ""
+    ssl_keyfile: Annotated[
+        AbsolutePath | None, Option(value="PATH", reload=True, help="Path to the SSL key file.")
+    ] = None
+    ssl_certfile: Annotated[
+        AbsolutePath | None, Option(value="PATH", reload=True, help="Path to the SSL certificate file.")
+    ] = None
+    force_auth_localhost: Annotated[
+        bool,
+        Option(
+            later="unauthenticated requests from localhost",
+            help="Force authentication for requests originating from localhost (127.0.0.1).",
+        ),
+    ] = False
+    disable_update_check: Annotated[bool, Option(reload=True, help="Disable update check.")] = False
+    update_check_url: Annotated[
+        HttpUrl,
+        Option(
+            value="URL",
+            reload=True,
+            help="Where the version document is that the update check reads once a day.",
+        ),
+    ] = "https://update-service.gpustack.ai"
+    disable_openapi_docs: Annotated[
+        bool,
+        Option(
+            help="Disable autogenerated OpenAPI documentation endpoints (Swagger UI at /docs, ReDoc at /redoc, "
+            "and the raw spec at /openapi.json)."
+        ),
+    ] = False
+    model_catalog_file: Annotated[
+        PathOrUrl,
+        Option(
+            value="PATH|URL",
+            later="a model catalog from a file",
+            help="Path or URL to the model catalog file.",
+        ),
+    ] = ""
+    ray_port: Annotated[
+        FixedPort, Option(later=_RAY, help="Port of Ray (GCS server). Used when Ray is enabled.")
+    ] = 40096
+    ray_client_server_port: Annotated[
+        FixedPort, Option(later=_RAY, help="Port of Ray Client Server. Used when Ray is enabled.")
+    ] = 40097
+    ray_dashboard_port: Annotated[
+        FixedPort, Option(later=_RAY, help="Port of Ray dashboard. Used when Ray is enabled.")
+    ] = 8265
+    enable_cors: Annotated[
+        bool, Option(reload=True, help="Enable Cross-Origin Resource Sharing (CORS) on the server.")
+    ] = False
+    allow_credentials: Annotated[
+        bool, Option(reload=True, help="Allow cookies and credentials in cross-origin requests.")
+    ] = False
+    allow_origins: Annotated[
+        Origins,
+        Option(
+            value="ORIGIN",
+            reload=True,
+            help="Origins allowed for cross-origin requests. Specify the flag multiple times for multiple "
+            "origins. Example: --allow-origins https://example.com --allow-origins https://api.example.com",
+        ),
+    ] = ("*",)
+    allow_methods: Annotated[
+        HttpNames,
+        Option(
+            value="METHOD",
+            reload=True,
+            help="HTTP methods allowed in cross-origin requests. Specify the flag multiple times for multiple "
+            "methods. Example: --allow-methods GET --allow-methods POST",
+        ),
+    ] = ("GET", "POST")
+    allow_headers: Annotated[
+        HttpNames,
+        Option(
+            value="HEADER",
+            reload=True,
+            help="HTTP request headers allowed in cross-origin requests. Specify the flag multiple times for "
+            "multiple headers. Example: --allow-headers Authorization --allow-headers Content-Type",
+        ),
+    ] = ("Authorization", "Content-Type")
+    server_external_url: Annotated[
+        HttpUrl,
+        Option(
+            value="URL",
+            help="The external server URL for worker registration: the join command names it, so that workers "
+            "elsewhere, such as those of cloud providers, can connect to the server.",
+        ),
+    ] = ""
+
+    # Worker ---------------------------------------------------------------------------------------------
+
     #: Empty lets the server make one, which it keeps in its data directory.
-    token: str = ""
-    #: Empty when the token was given by itself.
-    token_file: AbsolutePath | None = None
+    token: Annotated[
+        SharedSecret,
+        Option(
+            group="Worker",
+            value="TOKEN",
+            short="-t",
+            default_text="Auto-generated.",
+            secret=True,
+            help="Shared secret used to register worker. A typed one shows in `ps`: prefer --token-file.",
+        ),
+    ] = ""
+    #: None when the token was given by itself.
+    token_file: Annotated[
+        AbsolutePath | None,
+        Option(
+            group="Worker",
+            value="PATH",
+            help="File that holds the token, e.g. a copy of <data-dir>/token of the server.",
+        ),
+    ] = None
     #: Empty makes this machine the server.
-    server_url: Annotated[str, BeforeValidator(_url)] = ""
+    server_url: Annotated[
+        HttpUrl, Option(group="Worker", value="URL", short="-s", help="Server to connect to.")
+    ] = ""
     #: Empty is the host's name.
-    worker_name: str = ""
-    worker_port: Port = 10150
-    service_port_range: PortRange = PortRange(first=40000, last=40063)
-    log_dir: AbsolutePath = Path()
-    system_reserved: SystemReserved = SystemReserved()
-    enable_hf_transfer: Boolean = False
-    enable_hf_xet: Boolean = False
+    worker_name: Annotated[
+        Text,
+        Option(group="Worker", value="NAME", help="Name of the worker node. Use the hostname by default."),
+    ] = ""
+    worker_ip: Annotated[
+        Host,
+        Option(
+            group="Worker",
+            value="ADDRESS",
+            successor="advertise_address",
+            help="Deprecated, use advertise-address instead.",
+        ),
+    ] = ""
+    disable_worker_metrics: Annotated[
+        bool, Option(group="Worker", later=_METRICS, help="Disable metrics.")
+    ] = False
+    worker_metrics_port: Annotated[
+        Port, Option(group="Worker", later=_METRICS, help="Port to expose metrics.")
+    ] = 10151
+    worker_port: Annotated[
+        Port,
+        Option(
+            group="Worker",
+            help="Port to bind the worker to; 0 takes any free one. Use a consistent value for all workers.",
+        ),
+    ] = 10150
+    service_port_range: Annotated[
+        Ports,
+        Option(
+            group="Worker",
+            help="Port range for inference services, specified as a string in the form 'N1-N2'. Both ends of the "
+            "range are inclusive.",
+        ),
+    ] = PortRange(first=40000, last=40063)
+    distributed_worker_port_range: Annotated[
+        Ports,
+        Option(
+            group="Worker",
+            later="models that span machines",
+            help="Generic port range for distributed worker processes (e.g., NCCL/TCP communication), specified as "
+            "a string in the form 'N1-N2'. Both ends of the range are inclusive.",
+        ),
+    ] = PortRange(first=40200, last=40999)
+    log_dir: Annotated[
+        AbsolutePath,
+        Option(group="Worker", default_text="<data-dir>/log", help="Directory to store logs."),
+    ] = Path()
+    system_reserved: Annotated[
+        SystemReserved,
+        Option(
+            group="Worker",
+            value="JSON",
+            unit="GiB",
+            help="The system reserves resources for the worker during scheduling, measured in GiB. By default, "
+            "2 GiB of RAM and 1G of VRAM is reserved.",
+        ),
+    ] = SystemReserved()
+    tools_download_base_url: Annotated[
+        HttpUrl,
+        Option(
+            group="Worker",
+            value="URL",
+            later="downloaded tools",
+            help="Base URL for downloading dependency tools.",
+        ),
+    ] = ""
+    enable_hf_transfer: Annotated[
+        bool,
+        Option(group="Worker", help="Enable faster downloads from the Hugging Face Hub using hf_transfer."),
+    ] = False
+    enable_hf_xet: Annotated[
+        bool, Option(group="Worker", help="Enable downloading model files using Hugging Face Xet.")
+    ] = False
+    worker_ifname: Annotated[
+        Text,
+        Option(
+            group="Worker",
+            value="NAME",
+            help="Network interface name of the worker node. Auto-detected by default.",
+        ),
+    ] = ""
+
+    #: What was given for the options of plugins, by name, as JSON can hold it.
+    plugins: dict[str, Any] = {}
+    #: Every option as people may see it, with its origin; see :func:`gpustack.settings.shown.shown`.
+    effective: tuple[dict[str, Any], ...] = ()
 
     @model_validator(mode="before")
     @classmethod
     def _places_below_data_dir(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        data_dir = Path(str(values.get("data_dir") or default_data_dir())).expanduser().absolute()
-        below = {f"{name}_dir": str(data_dir / name) for name in ("bin", "log", "cache")}
+        data_dir = values.get("data_dir") or default_data_dir()
+        below = {f"{name}_dir": str(Path(str(data_dir)) / name) for name in ("bin", "log", "cache")}
         return {**below, **values}

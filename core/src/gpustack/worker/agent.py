@@ -144,6 +144,7 @@ class Agent:
             stack.push_async_callback(downloads.stop)
             bundled = await stack.enter_async_context(BundledModels(self._catalogue, self._host()))
             hub = HubFiles(self._config.hub_config, downloads.put)
+            self._config.hub_token.listen(hub.use_token)
             shop = Workshop(
                 self._config,
                 desk,

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gpustack.kit.live import Live
 from gpustack.lifecycle.engine import EngineLimits
 from gpustack.worker.artifacts.hub import HubConfig
 
@@ -31,6 +32,8 @@ class WorkerConfig:
     pipx_path: str = ""
     #: Where models come from; None keeps the hub's cache below the data directory.
     hub: HubConfig | None = None
+    #: The hub's token, which may be exchanged while the worker runs; the one of ``hub`` is the first.
+    hub_token: Live[str] = field(default_factory=lambda: Live(""), repr=False)
     #: Bytes kept for the system: ``ram``, and ``vram`` of each GPU.
     system_reserved: Mapping[str, int] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)

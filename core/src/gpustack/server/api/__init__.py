@@ -5,6 +5,7 @@ from litestar.di import Provide
 
 from gpustack.server.api import (
     clusters,
+    config,
     gpu_devices,
     inference_backends,
     keys,
@@ -14,6 +15,7 @@ from gpustack.server.api import (
     model_sets,
     models,
     plugins,
+    update,
     users,
     workers,
 )
@@ -35,6 +37,8 @@ ROUTER = Router(
         *clusters.HANDLERS,
         *model_sets.HANDLERS,
         *plugins.HANDLERS,
+        *update.HANDLERS,
+        *config.HANDLERS,
     ],
 )
 

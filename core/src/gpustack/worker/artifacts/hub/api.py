@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ipaddress
 import re
-import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import httpx
 from gpustack import __version__
 from gpustack.kit.errors import InvalidInput, Unavailable
 from gpustack.kit.paths import stays_below
+from gpustack.kit.trust import authorities
 from gpustack.worker.artifacts.hub.config import HubConfig
 from gpustack.worker.artifacts.hub.errors import refusal, unreachable
 
@@ -73,7 +73,7 @@ class HubApi:
             follow_redirects=True,
             timeout=httpx.Timeout(config.stall, connect=min(_CONNECT, config.stall)),
             trust_env=not _is_loopback(url.hostname),
-            verify=_trusted() if url.scheme == "https" else False,
+            verify=authorities() if url.scheme == "https" else False,
         )
 
     def __enter__(self) -> Self:
@@ -181,17 +181,3 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def _trusted() -> ssl.SSLContext:
-    """Return the authorities that the system trusts, or those that the usual variables name."""
-    import os
-
-    named = (
-        os.environ.get("SSL_CERT_FILE")
-        or os.environ.get("REQUESTS_CA_BUNDLE")
-        or os.environ.get("CURL_CA_BUNDLE")
-    )
-    if named:
-        return ssl.create_default_context(cafile=named)
-    return httpx.create_ssl_context()

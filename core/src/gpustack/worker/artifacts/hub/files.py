@@ -80,6 +80,10 @@ class HubFiles:
         self._cache = HubCache(config.cache_dir)
         self._running: dict[tuple[HubSource, str], _Running] = {}
 
+    def use_token(self, token: str) -> None:
+        """Show another token from now on; what is being fetched goes on with the one it began with."""
+        self._config = replace(self._config, token=token)
+
     # Facts ----------------------------------------------------------------------------------------------
 
     async def facts(self, source: HubSource, commit: str = "") -> HubFacts:
