@@ -12,7 +12,7 @@ import pytest
 
 from gpustack.dataplane import Balancer, InferenceApp, Principal, Route, RoutingTable, Target, Upstream
 from gpustack.dataplane.door import instance_credential
-from gpustack.dataplane.table import digest
+from gpustack.plugin.routing import digest
 from support.door import TOKEN, RunningDoor, a_door
 from support.fake_engine import FakeEngine, hangs_up_silently, says_ok, thinks
 

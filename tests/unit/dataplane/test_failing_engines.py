@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gpustack.dataplane import Balancer, InferenceApp, Principal, Route, RoutingTable, Target, Upstream
-from gpustack.dataplane.table import digest
+from gpustack.plugin.routing import digest
 from support.fake_engine import (
     STREAM_HEAD,
     FakeEngine,

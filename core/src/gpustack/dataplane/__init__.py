@@ -7,8 +7,8 @@ application for the paths below ``/v1``.
 
 from gpustack.dataplane.app import InferenceApp
 from gpustack.dataplane.choose import Balancer
-from gpustack.dataplane.table import Principal, Route, RoutingTable, Target
 from gpustack.dataplane.upstream import ConnectFailed, Upstream, UpstreamDied
+from gpustack.plugin.routing import Principal, Route, RoutingTable, Target
 
 __all__ = [
     "Balancer",

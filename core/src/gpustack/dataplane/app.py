@@ -15,9 +15,9 @@ from gpustack.dataplane.asgi import Message, Receive, Scope, Send, answer, beare
 from gpustack.dataplane.choose import Balancer
 from gpustack.dataplane.errors import ApiError
 from gpustack.dataplane.forward import CutOff, Forwarder
-from gpustack.dataplane.table import Principal, Route, RoutingTable
 from gpustack.dataplane.upstream import Upstream
 from gpustack.kit.errors import GPUStackError
+from gpustack.plugin.routing import Principal, Route, RoutingTable
 
 log = logging.getLogger(__name__)
 

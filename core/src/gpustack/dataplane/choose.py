@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
-from gpustack.dataplane.table import Target
+from gpustack.plugin.routing import Target
 
 
 class Balancer:

@@ -9,8 +9,8 @@ from gpustack.dataplane import errors
 from gpustack.dataplane.asgi import Scope, Send
 from gpustack.dataplane.choose import Balancer
 from gpustack.dataplane.hops import DIED, DOOR_SAYS, for_clients, for_engines
-from gpustack.dataplane.table import Route, Target
 from gpustack.dataplane.upstream import ConnectFailed, Exchange, Upstream, UpstreamDied
+from gpustack.plugin.routing import Route, Target
 
 log = logging.getLogger(__name__)
 

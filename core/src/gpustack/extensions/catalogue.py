@@ -11,13 +11,16 @@ from pydantic import BaseModel, ValidationError
 
 from gpustack.kit.errors import SettingsError
 from gpustack.plugin import (
+    AuthProvider,
     BundledModel,
     Extension,
+    Gateway,
     GpuDetector,
     Host,
     InferenceBackend,
     PluginError,
     SystemDetector,
+    WebApp,
 )
 from gpustack.settings.declared import CORE, Options
 
@@ -62,6 +65,17 @@ class Failure:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plugin:
+    """One entry point. ``reason`` says in a line why it failed or was blocked, or what of it is deprecated."""
+
+    name: str
+    distribution: str
+    version: str
+    state: Literal["loaded", "partly", "failed", "blocked"]
+    reason: str = ""
+
+
 @dataclass(slots=True, kw_only=True)
 class Catalogue:
     """Every usable extension by its name, sorted by plugin; and every failure."""
@@ -70,6 +84,11 @@ class Catalogue:
     gpu_detectors: dict[str, Registered[GpuDetector[Any]]] = field(default_factory=dict)
     system_detectors: dict[str, Registered[SystemDetector[Any]]] = field(default_factory=dict)
     bundled_models: dict[str, Registered[BundledModel[Any]]] = field(default_factory=dict)
+    web_apps: dict[str, Registered[WebApp[Any]]] = field(default_factory=dict)
+    gateways: dict[str, Registered[Gateway[Any]]] = field(default_factory=dict)
+    auth_providers: dict[str, Registered[AuthProvider[Any]]] = field(default_factory=dict)
+    #: Every plugin that was found, by name, also those that bring nothing.
+    plugins: dict[str, Plugin] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
     #: The options of the core, and those that the plugins add.
     options: Options = field(default_factory=lambda: CORE)
@@ -79,10 +98,8 @@ class Catalogue:
     def names(self) -> dict[str, list[str]]:
         """Return the names by kind, the field of the catalogue, as a worker reports them."""
         return {
-            "backends": sorted(self.backends),
-            "gpu_detectors": sorted(self.gpu_detectors),
-            "system_detectors": sorted(self.system_detectors),
-            "bundled_models": sorted(self.bundled_models),
+            name: sorted(getattr(self, name))
+            for name in ("backends", "gpu_detectors", "system_detectors", "bundled_models")
         }
 
     def make(self, registered: Registered[E], host: Host) -> E:

@@ -10,7 +10,16 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from gpustack.plugin import BundledModel, Extension, GpuDetector, InferenceBackend, SystemDetector
+from gpustack.plugin import (
+    AuthProvider,
+    BundledModel,
+    Extension,
+    Gateway,
+    GpuDetector,
+    InferenceBackend,
+    SystemDetector,
+    WebApp,
+)
 
 _NAME = re.compile(r"^[a-z0-9]([a-z0-9._-]*[a-z0-9])?$")
 
@@ -53,6 +62,25 @@ KINDS = (
         field="bundled_models",
         base=BundledModel,
         label="bundled model",
+    ),
+    Kind(
+        hook="register_web_apps",
+        field="web_apps",
+        base=WebApp,
+        label="web app",
+        texts=("path",),
+    ),
+    Kind(
+        hook="register_gateways",
+        field="gateways",
+        base=Gateway,
+        label="gateway",
+    ),
+    Kind(
+        hook="register_auth_providers",
+        field="auth_providers",
+        base=AuthProvider,
+        label="login provider",
     ),
 )
 #: The hook for options that belong to no extension.

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Collection, Iterable, Mapping
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import Any, Literal
 
 import pluggy
 from pydantic import BaseModel
 
-from gpustack.extensions.catalogue import Catalogue, Failure, Registered, Stage, one_line
+from gpustack.extensions.catalogue import Catalogue, Failure, Plugin, Registered, Stage, one_line
 from gpustack.extensions.kinds import KINDS, SETTINGS_HOOK, Kind, defect
-from gpustack.plugin import hookspecs
+from gpustack.plugin import API_VERSION, hookspecs
+from gpustack.settings.sources import blocked_plugins
 
 log = logging.getLogger(__name__)
 
@@ -27,18 +29,27 @@ class _DefectError(Exception):
 
 
 def load_catalogue(
-    found: Iterable[EntryPoint] | None = None, *, given: Mapping[str, Any] | None = None
+    found: Iterable[EntryPoint] | None = None,
+    *,
+    given: Mapping[str, Any] | None = None,
+    blocked: Collection[str] | None = None,
 ) -> Catalogue:
     """Load every plugin of the entry-point group ``gpustack``, sorted by name, and return what they bring.
 
     Never raises for a plugin: what fails is in :attr:`Catalogue.failures` and logged as one warning. Of two
     plugins that claim one name the first keeps it, and the failure of the second names both. ``found``
-    replaces the search through the installed distributions; ``given`` is what the settings have for plugins.
+    replaces the search through the installed distributions; ``given`` is what the settings have for plugins. Those
+    whose names are ``blocked`` are not even imported; by default GPUSTACK_PLUGINS_BLOCK names them.
     """
     catalogue = Catalogue(given=given or {})
     points = entry_points(group=hookspecs.PROJECT) if found is None else found
+    blocked = blocked_plugins() if blocked is None else blocked
     for point in sorted(points, key=lambda each: (each.name, _distribution(each))):
-        _Loading(point, catalogue).run()
+        loading = _Loading(point, catalogue)
+        if point.name in blocked:
+            loading.block()
+        else:
+            loading.run()
     return catalogue
 
 
@@ -51,15 +62,39 @@ class _Loading:
         self._plugin = point.name
         self._distribution = _distribution(point)
         self._version = point.dist.version if point.dist is not None else ""
+        #: Something of it is in the catalogue.
+        self._added = False
+        self._deprecated: list[str] = []
 
     def run(self) -> None:
         """Import, register, check, then collect and add kind by kind."""
+        before = len(self._catalogue.failures)
         manager = self._opened()
-        if manager is None:
-            return
-        for kind in KINDS:
-            self._take(kind, manager)
-        self._take_settings(manager)
+        if manager is not None:
+            for kind in KINDS:
+                self._take(kind, manager)
+            self._take_settings(manager)
+        failures = [each.error for each in self._catalogue.failures[before:]]
+        if manager is None or (failures and not self._added):
+            self._note("failed", "; ".join(failures))
+        else:
+            self._note("partly" if failures else "loaded", "; ".join([*failures, *self._deprecated]))
+
+    def block(self) -> None:
+        """Leave the plugin alone."""
+        self._note("blocked", "GPUSTACK_PLUGINS_BLOCK names it")
+
+    def _note(self, state: Literal["loaded", "partly", "failed", "blocked"], reason: str) -> None:
+        known = self._catalogue.plugins
+        # Two distributions may call their plugins alike.
+        name = self._plugin if self._plugin not in known else f"{self._plugin} ({self._distribution})"
+        known[name] = Plugin(
+            name=self._plugin,
+            distribution=self._distribution,
+            version=self._version,
+            state=state,
+            reason=reason,
+        )
 
     def _opened(self) -> pluggy.PluginManager | None:
         """Return a plugin manager that knows this plugin alone, or None when it cannot be used at all."""
@@ -70,8 +105,14 @@ class _Loading:
         try:
             module = self._point.load()
             stage = "register"
-            manager.register(module, name=self._plugin)
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always", DeprecationWarning)
+                manager.register(module, name=self._plugin)
+            self._deprecated = [
+                one_line(each.message) for each in said if isinstance(each.message, DeprecationWarning)
+            ]
             stage = "check"
+            _check_version(module)
             _check_hooks(manager)
         except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever it is, it is the plugin's
             self._fail(stage, error)
@@ -105,6 +146,7 @@ class _Loading:
             )
         self._add_options(cls.settings_type)
         known[cls.name] = new
+        self._added = True
 
     def _take_settings(self, manager: pluggy.PluginManager) -> None:
         try:
@@ -125,6 +167,7 @@ class _Loading:
     def _add_options(self, model: type[BaseModel]) -> None:
         try:
             self._catalogue.options = self._catalogue.options.adding(model, self._plugin)
+            self._added = True
         except ValueError as error:
             raise _DefectError(f"{model.__qualname__}: {error}") from error
 
@@ -138,6 +181,25 @@ class _Loading:
         )
         self._catalogue.failures.append(failure)
         log.warning("%s", failure, exc_info=error if log.isEnabledFor(logging.DEBUG) else None)
+
+
+def _check_version(module: object) -> None:
+    """Refuse a plugin that was written for another API: ``plugin_api_version = "1.0"`` in its module says for which."""
+    wanted = getattr(module, "plugin_api_version", None)
+    if wanted is None:
+        return
+    try:
+        major, minor = (int(part) for part in str(wanted).split("."))
+    except ValueError as error:
+        raise _DefectError(
+            f"its plugin_api_version is {wanted!r}; give one such as {API_VERSION!r}"
+        ) from error
+    ours, most = (int(part) for part in API_VERSION.split("."))
+    if major != ours or minor > most:
+        raise _DefectError(
+            f"it needs version {wanted} of the plugin API, and this GPUStack has {API_VERSION}; "
+            + ("upgrade GPUStack" if (major, minor) > (ours, most) else "install a newer version of it")
+        )
 
 
 def _check_hooks(manager: pluggy.PluginManager) -> None:

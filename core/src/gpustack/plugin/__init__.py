@@ -47,7 +47,10 @@ from gpustack.plugin.contracts import (
     SystemDetector,
 )
 from gpustack.plugin.errors import PluginError, Refused, TryAgain
+from gpustack.plugin.gateways import Gateway
 from gpustack.plugin.hookspecs import hookimpl
+from gpustack.plugin.login import AuthProvider, Identity, LoginAttempt, LoginRefused, LoginReply, Redirect
+from gpustack.plugin.routing import Principal, Route, RoutingDelta, RoutingTable, Target, UsageRecord
 from gpustack.plugin.values import (
     Artifact,
     Category,
@@ -69,11 +72,18 @@ from gpustack.plugin.values import (
     SystemReading,
     Verdict,
 )
+from gpustack.plugin.web import WebApp
 from gpustack.settings.kinds import HttpUrl
 from gpustack.settings.option import Option
 
+#: Version of all that is in this module, MAJOR.MINOR: a plugin that says ``plugin_api_version = "1.0"`` in its module is
+#: loaded by every GPUStack with the same major and at least that minor number.
+API_VERSION = "1.0"
+
 __all__ = [
+    "API_VERSION",
     "Artifact",
+    "AuthProvider",
     "BundledModel",
     "Category",
     "ContainerImage",
@@ -81,14 +91,19 @@ __all__ = [
     "EstimateRequest",
     "Extension",
     "Filesystem",
+    "Gateway",
     "GpuDetector",
     "GpuDevice",
     "GpuUsage",
     "Host",
     "HttpUrl",
+    "Identity",
     "InferenceBackend",
     "LaunchPlan",
     "LaunchRequest",
+    "LoginAttempt",
+    "LoginRefused",
+    "LoginReply",
     "ModelCard",
     "ModelFacts",
     "NoSettings",
@@ -96,13 +111,21 @@ __all__ = [
     "PipxPackage",
     "Platform",
     "PluginError",
+    "Principal",
     "Probe",
+    "Redirect",
     "Refused",
     "ReleaseBinary",
     "ResourceClaim",
+    "Route",
+    "RoutingDelta",
+    "RoutingTable",
     "SystemDetector",
     "SystemReading",
+    "Target",
     "TryAgain",
+    "UsageRecord",
     "Verdict",
+    "WebApp",
     "hookimpl",
 ]

@@ -13,6 +13,9 @@ import pluggy
 from pydantic import BaseModel
 
 from gpustack.plugin.contracts import BundledModel, GpuDetector, InferenceBackend, SystemDetector
+from gpustack.plugin.gateways import Gateway
+from gpustack.plugin.login import AuthProvider
+from gpustack.plugin.web import WebApp
 
 #: The name of the entry-point group, and of the pluggy project.
 PROJECT = "gpustack"
@@ -43,6 +46,24 @@ def register_system_detectors() -> Iterable[type[SystemDetector[Any]]]:
 @hookspec
 def register_bundled_models() -> Iterable[type[BundledModel[Any]]]:
     """Return the classes of models whose files this plugin carries. Their ``name`` is what ``gpustack deploy`` takes."""
+    return ()
+
+
+@hookspec
+def register_web_apps() -> Iterable[type[WebApp[Any]]]:
+    """Return the classes of web pages that the server shows, each below a path of its own."""
+    return ()
+
+
+@hookspec
+def register_gateways() -> Iterable[type[Gateway[Any]]]:
+    """Return the gateway classes this plugin brings. Experimental: no gateway is run yet."""
+    return ()
+
+
+@hookspec
+def register_auth_providers() -> Iterable[type[AuthProvider[Any]]]:
+    """Return the login providers this plugin brings. Experimental: nobody is signed in by one yet."""
     return ()
 
 

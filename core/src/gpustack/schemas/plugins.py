@@ -25,8 +25,19 @@ class PluginFailurePublic(Output):
     error: str
 
 
+class PluginStatePublic(Output):
+    """One plugin: ``loaded``, ``partly``, ``failed`` or ``blocked``, and why."""
+
+    name: str
+    distribution: str
+    version: str
+    state: str
+    reason: str
+
+
 class PluginsPublic(Output):
     """Everything that was found."""
 
     items: list[PluginPublic]
     failures: list[PluginFailurePublic]
+    plugins: list[PluginStatePublic] = []

@@ -12,7 +12,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -27,7 +27,7 @@ from gpustack.settings.kinds import absolute_path, is_shared_secret
 from gpustack.settings.model import Settings
 from gpustack.settings.option import ENV_PREFIX
 from gpustack.settings.sources import (
-    CLIENT_VARIABLES,
+    OTHER_VARIABLES,
     FileError,
     Given,
     is_of_kubernetes,
@@ -155,11 +155,11 @@ class _Reading:
 
     def _unknown_variables(self, environment: Mapping[str, str]) -> None:
         known = {variable for option in self.options.values() for variable in option.variables}
-        known |= {ENV_PREFIX + name for name in CLIENT_VARIABLES}
+        known |= {ENV_PREFIX + name for name in OTHER_VARIABLES}
         for name, text in sorted(environment.items()):
             if name.startswith(ENV_PREFIX) and name not in known and not is_of_kubernetes(name, text):
                 self.warnings.append(
-                    f"{shorten_key(name)} is no option and has no effect{_meant(name, known)}"
+                    f"{shorten_key(name)} is no option and has no effect{_meant(name, known, ENV_PREFIX)}"
                 )
 
     def _file(self, named: Given | None) -> dict[str, Given]:
@@ -455,11 +455,12 @@ def _has_joined(settings: Settings) -> bool:
         return False
 
 
-def _meant(name: str, known: Any) -> str:
-    known = list(known)
+def _meant(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """Return what was probably meant, as the end of a line; names alike in nothing but the prefix are not."""
     # Also where it is written as a flag, or in the other case.
-    near = difflib.get_close_matches(name, known, n=1) or [each for each in known if each == _as_key(name)]
-    return f"; did you mean {near[0]!r}?" if near else ""
+    names = {_as_key(each.removeprefix(prefix)): each for each in known}
+    near = difflib.get_close_matches(_as_key(name.removeprefix(prefix)), names, n=1)
+    return f"; did you mean {names[near[0]]!r}?" if near else ""
 
 
 def _as_key(name: str) -> str:

@@ -19,6 +19,10 @@ from gpustack.settings.option import ENV_PREFIX
 
 #: Read by the command line itself, not by ``gpustack start``.
 CLIENT_VARIABLES = frozenset({"SERVER", "API_KEY", "DEBUG"})
+#: Read before there are options.
+_BLOCK = "PLUGINS_BLOCK"
+#: What is no option and known all the same.
+OTHER_VARIABLES = CLIENT_VARIABLES | {_BLOCK}
 #: What Kubernetes puts into every container for a service that is called gpustack, such as GPUSTACK_PORT=tcp://10.0.0.1:80.
 _SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://[0-9a-fA-F.:\[\]]+")
 _SERVICE_NAME = re.compile(r"(.+_)?(SERVICE_(HOST|PORT)(_.*)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_.+)?)")
@@ -54,6 +58,15 @@ def read_environment() -> dict[str, str]:
 def load(obj: Any, *_: object, **__: object) -> None:
     """Be dynaconf's loader of variables. An empty one is how container tools say "not set"."""
     obj.set("VARIABLES", {name: text for name, text in os.environ.items() if text})
+
+
+def blocked_plugins() -> frozenset[str]:
+    """Return the names of plugins that GPUSTACK_PLUGINS_BLOCK keeps from being loaded, separated by commas.
+
+    No option like the others: which options there are depends on it.
+    """
+    names = os.environ.get(f"{ENV_PREFIX}{_BLOCK}", "").split(",")
+    return frozenset(name.strip() for name in names if name.strip())
 
 
 def is_service_link(text: str) -> bool:
@@ -116,7 +129,8 @@ def _plain(path: Path, key: object, value: object) -> Any:
 def shorten_key(key: object) -> str:
     """Return a key as a message has it."""
     text = str(key)
-    return text if len(text) <= 60 and text.isprintable() else repr(text[:57] + "…")
+    short = text if len(text) <= 60 else text[:57] + "…"
+    return short if short == text and text.isprintable() else repr(short)
 
 
 def _through_dynaconf(path: Path) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from datetime import UTC, datetime, timedelta
 from litestar import Response, delete, get, post
 from litestar.params import FromPath, JSONBody
 
-from gpustack.dataplane.table import digest
 from gpustack.kit.errors import Forbidden, NotFound
+from gpustack.plugin.routing import digest
 from gpustack.schemas import ApiKeyCreate, ApiKeyCreated, ApiKeyPublic, Page
 from gpustack.server.api.listing import Select, listed
 from gpustack.server.auth.caller import Access, Caller, Req

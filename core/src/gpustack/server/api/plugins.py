@@ -7,7 +7,7 @@ from typing import Any
 from litestar import Response, get
 
 from gpustack.extensions import Catalogue, Registered
-from gpustack.schemas.plugins import PluginFailurePublic, PluginPublic, PluginsPublic
+from gpustack.schemas.plugins import PluginFailurePublic, PluginPublic, PluginsPublic, PluginStatePublic
 from gpustack.server.auth.caller import Req
 from gpustack.server.body import one
 from gpustack.server.services import services
@@ -26,6 +26,9 @@ def describe(catalogue: Catalogue) -> PluginsPublic:
         "gpu_detector": dict(catalogue.gpu_detectors),
         "system_detector": dict(catalogue.system_detectors),
         "bundled_model": dict(catalogue.bundled_models),
+        "web_app": dict(catalogue.web_apps),
+        "gateway": dict(catalogue.gateways),
+        "auth_provider": dict(catalogue.auth_providers),
     }
     items = [
         PluginPublic(
@@ -44,7 +47,17 @@ def describe(catalogue: Catalogue) -> PluginsPublic:
         )
         for each in catalogue.failures
     ]
-    return PluginsPublic(items=items, failures=failures)
+    plugins = [
+        PluginStatePublic(
+            name=each.name,
+            distribution=each.distribution,
+            version=each.version,
+            state=each.state,
+            reason=each.reason,
+        )
+        for each in catalogue.plugins.values()
+    ]
+    return PluginsPublic(items=items, failures=failures, plugins=plugins)
 
 
 HANDLERS = [list_plugins]

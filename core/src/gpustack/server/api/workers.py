@@ -9,9 +9,9 @@ from litestar import Response, delete, get, post, put
 from litestar.params import FromPath, FromQuery, JSONBody
 
 from gpustack.dataplane.asgi import bearer
-from gpustack.dataplane.table import digest
 from gpustack.kit.errors import Forbidden, InvalidInput
 from gpustack.kit.versions import misfit
+from gpustack.plugin.routing import digest
 from gpustack.schemas import Heartbeat, Page, WorkerPublic, WorkerRegistered, WorkerRegistration
 from gpustack.schemas.workers import WorkerUpdate
 from gpustack.server.api.listing import Select, listed

@@ -14,9 +14,9 @@ from litestar.handlers.base import BaseRouteHandler
 
 from gpustack.dataplane import Principal
 from gpustack.dataplane.asgi import bearer, header
-from gpustack.dataplane.table import digest
 from gpustack.db import Store
 from gpustack.kit.errors import Forbidden, NotFound, Unauthenticated, Unavailable
+from gpustack.plugin.routing import digest
 from gpustack.schemas import UserPublic
 from gpustack.server.auth.caller import Access, Caller, Via
 from gpustack.server.routing import Routing

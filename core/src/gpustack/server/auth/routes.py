@@ -14,9 +14,9 @@ from litestar.datastructures import Cookie
 from litestar.params import JSONBody
 from pydantic import ValidationError
 
-from gpustack.dataplane.table import digest
 from gpustack.db import UserRow
 from gpustack.kit.errors import Forbidden, InvalidInput, NotFound, Unauthenticated
+from gpustack.plugin.routing import digest
 from gpustack.schemas import Login, LoginReply, PasswordChange, PasswordReset, PasswordResetReply
 from gpustack.server.auth.authenticate import COOKIE, check_origin, session_token
 from gpustack.server.auth.caller import Access, Req, Via

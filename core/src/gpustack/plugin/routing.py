@@ -1,4 +1,4 @@
-"""What the data path serves: models with their targets, and who may ask for them. Values, no behaviour of their own."""
+"""What a gateway serves: models with their targets, and who may ask for them. Values, no behaviour of their own."""
 
 from __future__ import annotations
 
@@ -65,6 +65,41 @@ class RoutingTable:
         """Return who holds ``credential``, or None when it is unknown or over."""
         found = self.principals.get(digest(credential))
         return None if found is None or found.expired(now) else found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutingDelta:
+    """What differs between two tables, for gateways that send changes on. A hint: the whole table is always there too."""
+
+    #: The version of the table that it starts from.
+    since: int
+    #: Public names of models that are new or others, and of those that are gone.
+    changed: frozenset[str] = frozenset()
+    removed: frozenset[str] = frozenset()
+    #: Digests of credentials that are new or others, and of those that are gone.
+    principals_changed: frozenset[str] = frozenset()
+    principals_removed: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsageRecord:
+    """What one request took. Told at least once; ``id`` makes that exactly once. Counts are tokens, times seconds."""
+
+    id: str
+    #: When the request ended, in seconds since the epoch.
+    at: float
+    model: str
+    instance_id: int | None = None
+    user_id: int | None = None
+    key_id: int | None = None
+    #: The HTTP status; 499 when the client left before the answer was whole.
+    status: int = 200
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    #: None when nothing was streamed.
+    time_to_first_token: float | None = None
+    duration: float = 0.0
 
 
 def digest(credential: str) -> str:
