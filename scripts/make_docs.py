@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import plugin_reference
+
 from gpustack.extensions import load_catalogue
 from gpustack.settings.reference import page
 
@@ -10,7 +12,10 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 def pages() -> dict[Path, str]:
     """Return each generated page's text by its path."""
-    return {DOCS / "reference" / "start.md": page(load_catalogue().options)}
+    return {
+        DOCS / "reference" / "start.md": page(load_catalogue().options),
+        DOCS / "reference" / "plugins.md": plugin_reference.page(),
+    }
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from gpustack.extensions import Catalogue, load_catalogue
+from gpustack.plugin import API_VERSION, hookspecs
 
 GOOD = """
 from gpustack.plugin import InferenceBackend, NoSettings, ResourceClaim, Verdict, hookimpl
@@ -153,6 +154,21 @@ BROKEN = {
         "validate",
         "has no default_version",
     ),
+    "an API of the future": (
+        'plugin_api_version = "1.99"\n' + backend("t-bad"),
+        "check",
+        "it needs version 1.99 of the plugin API, and this GPUStack has 1.0; upgrade GPUStack",
+    ),
+    "an API of the past": (
+        'plugin_api_version = "0.9"\n' + backend("t-bad"),
+        "check",
+        "install a newer version of it",
+    ),
+    "an API version that is none": (
+        'plugin_api_version = "soon"\n' + backend("t-bad"),
+        "check",
+        "its plugin_api_version is 'soon'",
+    ),
     "a method that nobody would await": (
         backend("t-bad").replace("def accepts", "async def accepts"),
         "validate",
@@ -176,6 +192,9 @@ def test_a_broken_plugin_is_a_named_failure_and_its_neighbours_work(install: Ins
     assert "\n" not in error
     assert {"t-before", "t-after"} <= set(catalogue.backends)
     assert "t-bad" not in catalogue.backends
+    assert catalogue.plugins["t_bad"].state == "failed"
+    assert words in catalogue.plugins["t_bad"].reason
+    assert (catalogue.plugins["t_after"].state, catalogue.plugins["t_after"].reason) == ("loaded", "")
 
 
 def test_what_is_whole_of_a_half_broken_plugin_is_used(install: Install) -> None:
@@ -186,6 +205,8 @@ def test_what_is_whole_of_a_half_broken_plugin_is_used(install: Install) -> None
 
     assert "t-whole" in catalogue.backends
     assert [stage for stage, _ in failures(catalogue, "t_mixed")] == ["validate"]
+    assert catalogue.plugins["t_mixed"].state == "partly"
+    assert "Half" in catalogue.plugins["t_mixed"].reason
 
 
 def test_two_plugins_claiming_one_name_are_both_named(install: Install) -> None:
@@ -212,6 +233,39 @@ def test_two_distributions_with_one_plugin_name_are_told_apart(install: Install)
     ((_, error),) = failures(catalogue, "t_same")
     assert "left 1.2.3" in error
     assert "right 1.2.3" in error
+
+
+def test_a_blocked_plugin_is_not_even_imported(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    install("t_bad", "raise SystemExit('imported')")
+    install("t_fine", backend("t-fine"))
+    monkeypatch.setenv("GPUSTACK_PLUGINS_BLOCK", "t_bad, other")
+
+    catalogue = load_catalogue()
+
+    assert failures(catalogue, "t_bad") == []
+    assert "t-fine" in catalogue.backends
+    assert catalogue.plugins["t_bad"].state == "blocked"
+    assert "t_bad_dist_module" not in sys.modules
+
+
+def test_the_version_of_the_api_that_a_plugin_needs_may_be_ours(install: Install) -> None:
+    install("t_fine", f"plugin_api_version = {API_VERSION!r}\n" + backend("t-fine"))
+
+    assert "t-fine" in load_catalogue().backends
+
+
+def test_a_deprecated_hook_is_told_and_works(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No hook is deprecated now: pluggy's own mark makes one so for a moment."""
+    mark = {**hookspecs.register_inference_backends.gpustack_spec}  # type: ignore[attr-defined]
+    mark["warn_on_impl"] = DeprecationWarning("register_inference_backends goes with 2.0; use another")
+    monkeypatch.setattr(hookspecs.register_inference_backends, "gpustack_spec", mark)
+    install("t_old", backend("t-old"))
+
+    catalogue = load_catalogue()
+
+    assert "t-old" in catalogue.backends
+    assert catalogue.plugins["t_old"].state == "loaded"
+    assert "goes with 2.0; use another" in catalogue.plugins["t_old"].reason
 
 
 def test_loading_twice_gives_the_same(install: Install) -> None:

@@ -1,11 +1,16 @@
-"""The environment is read for settings in one place, and the pages made from the options are those of the options."""
+"""The environment is read for settings in one place, and generated pages are as the code is."""
 
 from __future__ import annotations
 
 import ast
+import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
+
+from gpustack.extensions.kinds import KINDS, SETTINGS_HOOK
+from gpustack.plugin import hookspecs
 
 ROOT = Path(__file__).parents[2]
 #: Modules that look at the environment for something that is no setting of ours, and what that is.
@@ -50,7 +55,18 @@ def test_nothing_else_reads_the_environment() -> None:
     assert [path for path in plugins if _reads(path)] == []
 
 
-def test_the_generated_pages_are_as_the_options_are() -> None:
+def test_the_hooks_are_those_that_are_collected() -> None:
+    named = {
+        name
+        for name, each in vars(hookspecs).items()
+        if inspect.isfunction(each) and hasattr(each, "gpustack_spec")
+    }
+    assert named == {kind.hook for kind in KINDS} | {SETTINGS_HOOK}
+    page = (ROOT / "docs/reference/plugins.md").read_text()
+    assert set(re.findall(r"^### (register_\w+)$", page, re.MULTILINE)) == named
+
+
+def test_the_generated_pages_are_as_the_code_is() -> None:
     code = "import make_docs; [print(path) for path, text in make_docs.pages().items() if path.read_text() != text]"
     stale = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT / "scripts", capture_output=True, text=True, check=True
