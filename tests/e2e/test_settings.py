@@ -197,6 +197,27 @@ def test_a_terminal_that_is_closed_ends_it(place: Path) -> None:
             left.kill()
 
 
+def test_others_are_told_the_name_that_they_know_the_server_by(place: Path) -> None:
+    flags = ["--disable-worker", "--server-external-url", "https://models.example/", "--worker-ifname", "lo"]
+    flags += ["--image-repo", "acme/gpustack", "--system-default-container-registry", "registry.example:5000"]
+    with gpustack(place / "named data", place / "named home", flags) as running:
+        assert "gpustack start --server-url https://models.example --token-file" in running.output
+        joining = json.loads(running.cli("workers", "join-command", "--json").stdout)
+        assert joining["server_url"] == "https://models.example"
+        contained = running.cli("workers", "join-command", "--container").stdout
+        assert " registry.example:5000/acme/gpustack:" in contained
+        assert contained.startswith(f"GPUSTACK_TOKEN={joining['token']} docker run ")
+        assert running.cli("ls").returncode == 0  # this machine's own commands need no name
+
+
+def test_a_worker_tells_the_address_of_the_interface_that_is_named(place: Path) -> None:
+    with gpustack(place / "lo data", place / "lo home", ["--worker-ifname", "lo"]) as running:
+        with running.admin() as admin:
+            (worker,) = admin.get("/v2/workers").json()["items"]
+        assert worker["ip"] == "127.0.0.1"
+        assert "http://127.0.0.1:" in running.output
+
+
 def test_the_update_check_is_heard_of_in_the_api_and_on_the_command_line(place: Path) -> None:
     with fake_api() as site:
         site.on("GET", "/latest", Reply(body={"latest_version": "99.0", "url": "https://example.org/99"}))
