@@ -132,6 +132,54 @@ def test_what_needs_no_restart_is_applied_and_the_rest_is_named(configured: Conf
     assert sorted(configured.reload()["applied"]) == ["allow_origins", "debug"]
 
 
+def test_a_reload_reaches_a_server_that_is_just_starting(configured: Configured) -> None:
+    def shared() -> bool:
+        answer = httpx.get(configured.running.url + "/readyz", headers={"Origin": PAGE}, timeout=30)
+        return "access-control-allow-origin" in answer.headers
+
+    for wanted in (False, True) * 2:
+        configured.write(enable_cors=wanted)
+        psutil.Process(configured.running.state()["children"]["server"]["pid"]).kill()
+        eventually(
+            lambda: configured.running.state()["children"]["server"]["state"] == "starting", "it starts again"
+        )
+        assert "enable_cors" in configured.reload()["applied"]
+        eventually(lambda now=wanted: shared() is now, "the new server has the new settings")
+
+
+def test_a_server_that_does_not_answer_is_named_and_catches_up(configured: Configured) -> None:
+    server = psutil.Process(configured.running.state()["children"]["server"]["pid"])
+    other = "https://late.example"
+    configured.write(allow_origins=[other])
+    server.suspend()
+    try:
+        done = configured.running.cli("config", "reload", check=False)
+    finally:
+        server.resume()
+    assert done.returncode == 1
+    assert "Applied: allow_origins" in done.stdout
+    assert "server does not answer" in done.stderr
+
+    def caught_up() -> bool:
+        asked = httpx.get(configured.running.url + "/readyz", headers={"Origin": other})
+        return "access-control-allow-origin" in asked.headers
+
+    eventually(caught_up, "it has applied them")
+    configured.write()
+    assert configured.reload()["applied"] == ["allow_origins"]
+
+
+def test_settings_may_be_longer_than_a_pipe_holds(configured: Configured) -> None:
+    certificate = "-----BEGIN CERTIFICATE-----\n" + "A" * 300_000
+    configured.write(saml_idp_x509_cert=certificate)
+    assert configured.reload()["needs_restart"] == ["saml_idp_x509_cert"]
+    configured.running.cli("restart")
+    configured.write(saml_idp_x509_cert=certificate, allow_origins=["https://long.example"])
+    assert configured.reload()["applied"] == ["allow_origins"]
+    configured.write()
+    configured.running.cli("restart")
+
+
 def test_wrong_settings_change_nothing_and_are_all_named(configured: Configured) -> None:
     configured.write(allow_origins=["nonsense"], debug="perhaps", no_such_option=1)
     refused = configured.running.cli("config", "reload", check=False)

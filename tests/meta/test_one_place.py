@@ -29,6 +29,10 @@ OTHER_REASONS = {
     "worker/artifacts/hub/library.py": "handed on to the hub's library",
     "worker/artifacts/installer.py": "handed on to pipx",
     "settings/sources.py": "the one place",
+    "cli/plugin_check.py": "handed on to pytest",
+    "cli/plugin_environment.py": "handed on to pip",
+    "cli/plugin_reporter.py": "where its answer goes",
+    "testing/server.py": "handed on to the server that a test starts",
 }
 
 

@@ -89,6 +89,14 @@ def _as_nobody(read: Callable[[Path], bytes]) -> Callable[[Path], bytes]:
     return reading
 
 
+def test_two_files_that_are_not_there_are_both_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError) as caught:
+        Certificates(tmp_path / "no certificate", tmp_path / "no key")
+    first, second = caught.value.message.splitlines()
+    assert first.startswith(f"--ssl-certfile {tmp_path / 'no certificate'} cannot be read")
+    assert second.startswith(f"--ssl-keyfile {tmp_path / 'no key'} cannot be read")
+
+
 def test_swapped_files(a_pair: APair, tmp_path: Path) -> None:
     certfile, keyfile = a_pair().write(tmp_path)
 

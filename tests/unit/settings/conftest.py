@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 
 from gpustack.extensions import load_catalogue
 from gpustack.settings.declared import Options
-
-_OTHERS = {"HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "POD_NAMESPACE"}
+from support.settings import forget_variables
 
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in list(os.environ):
-        if name.startswith("GPUSTACK_") or name in _OTHERS:
-            monkeypatch.delenv(name)
+    forget_variables(monkeypatch)
 
 
 @pytest.fixture(scope="session")

@@ -13,9 +13,7 @@ URL = {"server_url": "http://10.0.0.1"}
 
 
 @pytest.fixture(autouse=True)
-def _no_variables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("GPUSTACK_TOKEN", "GPUSTACK_TOKEN_FILE", "GPUSTACK_SERVER_URL", "GPUSTACK_DISABLE_WORKER"):
-        monkeypatch.delenv(name, raising=False)
+def _own_data_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("GPUSTACK_DATA_DIR", str(tmp_path / "data"))
 
 
@@ -53,6 +51,7 @@ def test_the_token_is_read_from_its_file(tmp_path: Path) -> None:
         (b"", "is empty"),
         (b" \n", "is empty"),
         (b"two words\n", "more than a token"),
+        ("schlüssel".encode(), "more than a token"),
         (b"\xff\xfe\x00", "no text"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,28 @@ def test_the_file_can_be_named_by_a_variable(file: Path, monkeypatch: pytest.Mon
 def test_places_lie_below_the_data_directory_unless_named(tmp_path: Path) -> None:
     found = load({"data_dir": str(tmp_path), "log_dir": "/elsewhere"})
     assert (found.bin_dir, found.log_dir) == (tmp_path / "bin", Path("/elsewhere"))
+
+
+def test_a_relative_path_needs_a_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert load({"data_dir": "data"}).data_dir == tmp_path / "here" / "data"
+    (tmp_path / "here").rmdir()
+    with pytest.raises(
+        SettingsError, match=r"^--data-dir 'data': give a path that begins with /: the working"
+    ):
+        load({"data_dir": "data"})
+    assert load({"data_dir": "/srv/data"}).log_dir == Path("/srv/data/log")
+
+
+def test_a_user_whom_nobody_knows_has_a_data_directory_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", unknown)
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    assert load({}).data_dir == Path("/.local/share/gpustack")
 
 
 def test_every_declared_default_is_the_settings_own() -> None:
@@ -174,6 +197,6 @@ def test_passwords_in_urls_stay_out_of_messages(url: str, name: str) -> None:
 @pytest.mark.parametrize("text", ["*very-secret", "!very-secret", "!very-secret x", "!!int very-secret"])
 def test_a_password_that_yaml_takes_for_something_stays_out_of_messages(file: Path, text: str) -> None:
     file.write_text(f"bootstrap_password: {text}\n")
-    with pytest.raises(SettingsError, match="line 1|is not YAML") as caught:
+    with pytest.raises(SettingsError, match=r"line 1|is not YAML") as caught:
         load({"config_file": str(file)})
     assert "very-secret" not in caught.value.message

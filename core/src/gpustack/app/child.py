@@ -27,6 +27,9 @@ from gpustack.kit.process import end_with_parent
 
 log = logging.getLogger(__name__)
 
+#: Bytes of a configuration: a file of settings may have certificates in it.
+_LONGEST = 64 << 20
+
 Run = Callable[[dict[str, Any], dict[str, socket.socket], Parent], Awaitable[None]]
 
 
@@ -103,7 +106,7 @@ def _first_line(fd: int) -> bytes:
 
 async def _follow(fd: int, parent: Parent) -> None:
     """Apply each further configuration that comes."""
-    stream = asyncio.StreamReader(limit=1 << 20)
+    stream = asyncio.StreamReader(limit=_LONGEST)
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(stream), os.fdopen(fd, "rb", 0)
     )

@@ -77,6 +77,9 @@ class PythonChild:
         self._restarts = 0
         self._ready = asyncio.Event()
         self._refusal = ""
+        #: Configurations that were sent, of which the running process has got at least one.
+        self._number = 0
+        self._configured = False
         self._reloading: asyncio.Future[str] | None = None
 
     async def run(self) -> None:
@@ -110,10 +113,10 @@ class PythonChild:
     async def reload(self) -> str:
         """Have the process apply the configuration as it is now; return what was in the way, empty for nothing.
 
-        One between two lives begins the next with it.
+        One that has got none yet begins with it.
         """
         process = self._process
-        if process is None or process.returncode is not None or self._state != "ready":
+        if process is None or process.returncode is not None or not self._configured:
             return ""
         said: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._reloading = said
@@ -122,7 +125,9 @@ class PythonChild:
         either: set[asyncio.Future[Any]] = {said, ended}
         done, _ = await asyncio.wait(either, timeout=_RELOAD, return_when=asyncio.FIRST_COMPLETED)
         ended.cancel()
-        return said.result() if said.done() else "" if done else f"{self.name} does not answer"
+        if said.done():
+            return f"{self.name}: {said.result()}" if said.result() else ""
+        return "" if done else f"{self.name} does not answer; it takes the new settings once it does"
 
     async def stop(self, grace: float) -> None:
         """End the process: SIGTERM, and SIGKILL after ``grace`` seconds."""
@@ -148,6 +153,7 @@ class PythonChild:
     async def _run_once(self) -> str:
         """Run the process until it ends, and return how it did; also when it could not be started."""
         self._refusal = ""
+        self._configured = False
         self._set("starting")
         try:
             process, reader = await self._spawn()
@@ -187,6 +193,9 @@ class PythonChild:
     async def _send(self, process: asyncio.subprocess.Process) -> None:
         """Send the configuration as it is now."""
         configuration = await self._configuration()
+        self._number += 1
+        configuration["number"] = self._number
+        self._configured = True
         assert process.stdin is not None
         with contextlib.suppress(ConnectionError):
             process.stdin.write(json.dumps(configuration).encode() + b"\n")
@@ -201,8 +210,12 @@ class PythonChild:
                 self._refusal = rest
             elif word == "SAY":
                 self._say(f"{self.name}: {rest}")
-            elif word == "RELOADED" and self._reloading is not None and not self._reloading.done():
-                self._reloading.set_result(rest)
+            elif word == "RELOADED":
+                number, _, trouble = rest.partition(" ")
+                # One that comes too late is of a reload that nobody waits for any more.
+                waiting = self._reloading is not None and not self._reloading.done()
+                if waiting and self._reloading is not None and number == str(self._number):
+                    self._reloading.set_result(trouble)
 
     def _set(self, state: str) -> None:
         self._state = state

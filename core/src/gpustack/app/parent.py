@@ -32,15 +32,16 @@ class Parent:
         self._write("SAY " + " ".join(message.split()) + "\n")
 
     def reload(self, configuration: dict[str, Any]) -> None:
-        """Apply another configuration, and say how that went."""
+        """Apply another configuration, and say of that number how it went."""
+        number = configuration["number"]
         try:
             if self.on_reload is not None:
                 self.on_reload(configuration)
         except Exception as error:
             log.exception("the new settings cannot be applied")
-            self._write("RELOADED " + " ".join(str(error).split()) + "\n")
+            self._write(f"RELOADED {number} {' '.join(str(error).split())}\n")
         else:
-            self._write("RELOADED\n")
+            self._write(f"RELOADED {number}\n")
 
     def _write(self, line: str) -> None:
         with contextlib.suppress(OSError):

@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -147,14 +148,22 @@ def replace(settings: dict[str, Any], flags: Mapping[str, Any], inherited: Inher
         "flags": dict(flags),
         "inherited": None if inherited is None else inherited.describe(),
     }
-    reader, writer = os.pipe()
-    with os.fdopen(writer, "w", encoding="utf-8") as pipe:
-        pipe.write(json.dumps(start))
-    keep = [reader]
+    # Not a pipe: nobody reads before the end of what is written, and settings may be longer than a pipe holds.
+    handed_down = tempfile.TemporaryFile()  # noqa: SIM115 - the program that reads it takes our place
+    handed_down.write(json.dumps(start).encode())
+    handed_down.seek(0)
+    keep = [handed_down.fileno()]
     if inherited is not None:
         keep += [sock.fileno() for sock in inherited.sockets.values()]
         keep += [*inherited.waiting, *([] if inherited.lock is None else [inherited.lock])]
         # A signal that comes before the new program can take it would end it without its children.
         signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
-    program = [sys.executable, "-P", "-m", "gpustack.app.supervisor", str(reader), settings["data_dir"]]
+    program = [
+        sys.executable,
+        "-P",
+        "-m",
+        "gpustack.app.supervisor",
+        str(handed_down.fileno()),
+        settings["data_dir"],
+    ]
     become(program, keep_fds=keep)

@@ -20,8 +20,8 @@ from gpustack.settings.model import Settings
 async def run(configuration: dict[str, Any], sockets: dict[str, socket.socket], parent: Parent) -> None:
     """Be the server until cancelled."""
     settings = Settings.model_validate(configuration["settings"])
-    tunables = Live(_tunables(settings))
-    parent.on_reload = lambda new: tunables.change(_tunables(Settings.model_validate(new["settings"])))
+    tunables = Live(tunables_of(settings))
+    parent.on_reload = lambda new: tunables.change(tunables_of(Settings.model_validate(new["settings"])))
     config = ServerConfig(
         data_dir=settings.data_dir,
         bin_dir=settings.bin_dir,
@@ -43,7 +43,8 @@ async def run(configuration: dict[str, Any], sockets: dict[str, socket.socket], 
     )
 
 
-def _tunables(settings: Settings) -> Tunables:
+def tunables_of(settings: Settings) -> Tunables:
+    """Return what of the settings is applied without a restart."""
     cors = CorsPolicy(
         allow_origins=settings.allow_origins,
         allow_methods=settings.allow_methods,

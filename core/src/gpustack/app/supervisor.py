@@ -341,12 +341,17 @@ class Supervisor:
 
     async def _reload_for(self, channel: Channel) -> None:
         try:
-            done, warnings = await self._reload()
+            done, warnings, troubles = await self._reload()
         except (GPUStackError, OSError, RuntimeError) as error:
             answer(channel, error=str(error), settings_are_wrong=isinstance(error, SettingsError))
         else:
             answer(
-                channel, ok=True, applied=done.applied, needs_restart=done.needs_restart, warnings=warnings
+                channel,
+                ok=True,
+                applied=done.applied,
+                needs_restart=done.needs_restart,
+                warnings=warnings,
+                troubles=troubles,
             )
 
     async def _reload_when_asked(self) -> NoReturn:
@@ -355,7 +360,7 @@ class Supervisor:
             await self._reload_asked.wait()
             self._reload_asked.clear()
             try:
-                done, warnings = await self._reload()
+                done, warnings, troubles = await self._reload()
             except (GPUStackError, OSError, RuntimeError) as error:
                 for line in str(error).splitlines():
                     say(f"Error: {line}")
@@ -363,10 +368,15 @@ class Supervisor:
                 continue
             for line in warnings:
                 say(f"Warning: {line}")
+            for line in troubles:
+                say(f"Error: {line}")
             say(banner.reloaded(done.applied, done.needs_restart))
 
-    async def _reload(self) -> tuple[Change, list[str]]:
-        """Read the settings again and apply what can be; raises GPUStackError, with nothing applied, for wrong ones."""
+    async def _reload(self) -> tuple[Change, list[str], list[str]]:
+        """Read the settings again and apply what can be; return that with warnings, and who has not confirmed it.
+
+        Raises GPUStackError, with nothing applied, for wrong ones.
+        """
         async with self._changing:
             new, warnings = await settings_now(self._flags, self.data_dir, self.settings["database_url"])
             done = change(self._as_read, new)
@@ -375,9 +385,7 @@ class Supervisor:
             # Also without a change: the files of a certificate may be others.
             troubles = [await unit.reload() for unit in self._units if isinstance(unit, PythonChild)]
             troubles.append(await self._door.use_debug(self.settings["debug"]))
-        if any(troubles):
-            raise GPUStackError("; ".join(filter(None, troubles)))
-        return done, warnings
+        return done, warnings, [line for line in troubles if line]
 
     def _replace(self) -> NoReturn:
         inherited = Inherited(

@@ -33,7 +33,7 @@ async def run(configuration: dict[str, Any], sockets: dict[str, socket.socket], 
         log_dir=settings.log_dir,
         service_ports=tuple(settings.service_port_range.ports()),
         pipx_path=settings.pipx_path,
-        hub=_hub(settings),
+        hub=hub_of(settings),
         hub_token=hub_token,
         system_reserved=settings.system_reserved.in_bytes(),
         remote=bool(settings.server_url),
@@ -43,7 +43,8 @@ async def run(configuration: dict[str, Any], sockets: dict[str, socket.socket], 
     await run_worker(config, load_catalogue(given=settings.plugins), sockets["http"], parent.ready)
 
 
-def _hub(settings: Settings) -> HubConfig:
+def hub_of(settings: Settings) -> HubConfig:
+    """Return where models come from."""
     return HubConfig(
         cache_dir=settings.cache_dir / "huggingface",
         endpoint=settings.hf_endpoint or ENDPOINT,

@@ -39,6 +39,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "restore": ("restore", "Restore the backup FILE, all of it or nothing."),
         "workers": ("workers", "List, add and remove workers."),
         "backends": ("backends", "List inference backends, and install or remove their engines here."),
+        "plugins": ("plugins", "List plugins, install, remove and check them, and begin a new one."),
     },
     "Access": {
         "keys": ("keys", "List, create and revoke API keys."),

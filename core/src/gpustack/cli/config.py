@@ -100,21 +100,28 @@ def schema() -> None:
 @command.command("reload")
 @data_dir_option
 @json_option
-def reload(data_dir: str, as_json: bool) -> None:
+def reload(data_dir: str, as_json: bool) -> int:
     """Apply what has changed in the settings of the running GPUStack, without a restart.
 
     They are read again, with the flags and variables of `gpustack start` and its file as it is now. Applied are debug,
     the CORS options, the TLS files, the hub's token and the update check; what else has changed is named, and takes
     `gpustack restart` or a new start. When something is wrong, nothing is applied.
     """
+    from dataclasses import asdict
+
+    from gpustack.cli.entry import FAILED, OK
     from gpustack.client.local import reload as ordered
 
     done = ordered(Target(data_dir=data_dir).directory)
+    status = FAILED if done.troubles else OK
     if as_json:
-        emit_json({"applied": done.applied, "needs_restart": done.needs_restart, "warnings": done.warnings})
-        return
+        emit_json(asdict(done))
+        return status
     for line in done.warnings:
         note(f"Warning: {line}")
     click.echo(f"Applied: {', '.join(done.applied)}." if done.applied else "Nothing to apply has changed.")
     if done.needs_restart:
         note(f"Changed, and takes `gpustack restart`: {', '.join(done.needs_restart)}.")
+    for line in done.troubles:
+        note(f"Error: {line}")
+    return status

@@ -139,7 +139,7 @@ def join_command(target: Target, container: bool, as_json: bool) -> None:
         line = _in_container(here, url, token)
     else:
         start = f"gpustack start --server-url {shlex.quote(url)}"
-        line = f"GPUSTACK_TOKEN={token} {start}" if token else f"{start} --token-file {file}"
+        line = f"GPUSTACK_TOKEN={shlex.quote(token)} {start}" if token else f"{start} --token-file {file}"
     if as_json:
         emit_json({"command": line, "server_url": url, "token": token or None})
         return
@@ -167,7 +167,7 @@ def _in_container(here: Connection, url: str, token: str) -> str:
         ),
         *("--env", "GPUSTACK_TOKEN", image, "start", "--server-url", url),
     ]
-    return f"GPUSTACK_TOKEN={token} {shlex.join(words)}"
+    return f"GPUSTACK_TOKEN={shlex.quote(token)} {shlex.join(words)}"
 
 
 def _explain(here: Connection, url: str, file: Path) -> None:

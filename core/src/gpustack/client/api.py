@@ -37,6 +37,7 @@ from gpustack.schemas import (
     WorkerRegistered,
     WorkerRegistration,
 )
+from gpustack.schemas.plugins import PluginsPublic
 
 
 class Client:
@@ -139,6 +140,10 @@ class Client:
     async def version(self) -> VersionInfo:
         """Return what the server says it is."""
         return read_as(VersionInfo, await self._transport.send("GET", "/version"))
+
+    async def plugins(self) -> PluginsPublic:
+        """Return what the server's plugins bring, and what of them does not work."""
+        return read_as(PluginsPublic, await self._transport.send("GET", "/v2/plugins"))
 
     async def ready(self) -> bool:
         """Tell whether the server answers that it is ready; False when it cannot be reached."""

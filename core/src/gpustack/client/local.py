@@ -141,11 +141,13 @@ def restart(data_dir: Path, *, say: Callable[[str], None], patience: float = 120
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reloaded:
-    """What came of reading the settings again: names of options that changed."""
+    """What came of reading the settings again: names of options that changed, and lines for people."""
 
     applied: list[str]
     needs_restart: list[str]
     warnings: list[str]
+    #: Who has not confirmed that what is applied is.
+    troubles: list[str]
 
 
 def reload(data_dir: Path, *, patience: float = 60.0) -> Reloaded:
@@ -169,7 +171,9 @@ def reload(data_dir: Path, *, patience: float = 60.0) -> Reloaded:
         raise GPUStackError("GPUStack takes no orders now; is it restarting? Try again") from error
     if "error" in found:
         raise (SettingsError if found.get("settings_are_wrong") else GPUStackError)(str(found["error"]))
-    return Reloaded(**{name: list(found[name]) for name in ("applied", "needs_restart", "warnings")})
+    return Reloaded(
+        **{name: list(found[name]) for name in ("applied", "needs_restart", "warnings", "troubles")}
+    )
 
 
 def _ordered(

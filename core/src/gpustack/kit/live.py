@@ -17,11 +17,17 @@ class Live(Generic[T]):
         self._listeners: list[Callable[[T], None]] = []
 
     def listen(self, changed: Callable[[T], None]) -> None:
-        """Call ``changed`` with each new value; it must not raise."""
+        """Call ``changed`` with each new value."""
         self._listeners.append(changed)
 
     def change(self, new: T) -> None:
-        """Take a new value and tell everybody."""
+        """Take a new value and tell everybody; raises the first error of theirs once all have been told."""
         self.now = new
+        first: Exception | None = None
         for changed in self._listeners:
-            changed(new)
+            try:
+                changed(new)
+            except Exception as error:  # noqa: BLE001 - raised below
+                first = first or error
+        if first is not None:
+            raise first

@@ -32,7 +32,7 @@ def listen(port: int, *, host: str = "0.0.0.0", option: str = "--port", backlog:
 
 def _refused(port: int, host: str, option: str, error: OSError) -> str:
     if error.errno in (errno.EACCES, errno.EPERM):
-        return f"port {port} needs a privilege this user lacks; choose one above 1023 with {option}, e.g. {option} 9080"
+        return f"port {port} needs a privilege this user lacks; choose one above 1023, such as 9080, with {option}"
     if error.errno == errno.EADDRINUSE:
         return f"port {port} on {host} is taken by {_named(holder(port))}; choose another with {option}"
     return f"port {port} on {host} cannot be opened ({error.strerror}); choose another with {option}"

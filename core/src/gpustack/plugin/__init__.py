@@ -25,7 +25,7 @@ A backend says *what* to install and run; the worker owns *how*. This is a whole
 
         def launch(self, request):
             return LaunchPlan(argv=(request.command, "--model", request.model_path,
-                                    "--port", str(request.port)))
+                                    "--port", str(request.port), *request.parameters))
 
     @hookimpl
     def register_inference_backends():

@@ -46,6 +46,7 @@ from gpustack.server.services import Services
 from gpustack.server.tls import Certificates
 from gpustack.server.updates import UpdateCheck
 from gpustack.server.upgrade import migrate
+from gpustack.server.web import WebApps
 
 log = logging.getLogger(__name__)
 
@@ -73,18 +74,20 @@ class Listeners:
         return self.tls, certificates.context
 
 
-def create_app(services: Services, inference: InferenceApp) -> App:
-    """Return the ASGI application: paths below ``/v1`` go to ``inference``, all others to the management API."""
+def create_app(services: Services, inference: InferenceApp, web: WebApps) -> App:
+    """Return the ASGI application: ``/v1`` goes to ``inference``, then come the web apps, then the management API."""
     # litestar has names of its own for the same types.
     management = cast("App", create_management_app(services))
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and serves(scope["path"]):
+        if scope["type"] != "http":
+            await management(scope, receive, send)
+        elif serves(scope["path"]):
             await inference(scope, receive, send)
         else:
-            await management(scope, receive, send)
+            await (web.at(scope["path"]) or management)(scope, receive, send)
 
-    return until_ended(app)
+    return app
 
 
 def sharing(app: App, tunables: Live[Tunables]) -> App:
@@ -141,7 +144,7 @@ def create_management_app(services: Services) -> Litestar:
         openapi_config=OpenAPIConfig(
             title="GPUStack", version=services.config.version, path="/_openapi", use_handler_docstrings=True
         ),
-        state=State({"services": services}),
+        state=State({"services": services, "description": docs.Description()}),
         request_max_body_size=MAX_BODY,
         logging_config=None,
     )
@@ -188,9 +191,18 @@ async def run_server(
 
 @contextlib.asynccontextmanager
 async def started(
-    config: ServerConfig, database_url: str, catalogue: Catalogue, *, reconcile: bool = True
+    config: ServerConfig,
+    database_url: str,
+    catalogue: Catalogue,
+    *,
+    reconcile: bool = True,
+    last_word: bool = True,
 ) -> AsyncIterator[tuple[App, Services]]:
-    """Run everything but the socket: yields the application and its parts."""
+    """Run everything but the socket: yields the application and its parts.
+
+    Without its ``last_word`` the application says nothing to requests that are cancelled: whoever else serves it may
+    cancel them for reasons of its own.
+    """
     broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     def broke(task: str, _error: BaseException) -> None:
@@ -239,7 +251,9 @@ async def started(
         inference = InferenceApp(
             lambda: routing.table, upstream, balancer, fallback=services.authenticator.principal
         )
-        yield sharing(create_app(services, inference), config.tunables), services
+        web = await WebApps.opened(stack, catalogue, lambda name: _host(config, name))
+        app = create_app(services, inference, web)
+        yield sharing(until_ended(app) if last_word else app, config.tunables), services
 
 
 async def _start_reconciling(stack: contextlib.AsyncExitStack, services: Services) -> None:

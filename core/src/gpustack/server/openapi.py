@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any, cast
 
 from litestar import Litestar
@@ -93,18 +92,9 @@ _ERRORS = {
 }
 _PUBLIC_ERRORS = (400, 429)
 
-_documents: dict[int, bytes] = {}
 
-
-def document(app: Litestar) -> bytes:
-    """Return the document of ``app`` as JSON; it is made once. Takes some tenths of a second the first time."""
-    found = _documents.get(id(app))
-    if found is None:
-        found = _documents[id(app)] = json.dumps(_build(app)).encode()
-    return found
-
-
-def _build(app: Litestar) -> dict[str, Any]:
+def build(app: Litestar) -> dict[str, Any]:
+    """Return the document of ``app``. Takes some tenths of a second."""
     made = app.openapi_schema.to_schema()
     access = _access_by_operation(app)
     for path, item in made["paths"].items():

@@ -94,7 +94,7 @@ def _context(certfile: Path, keyfile: Path) -> ssl.SSLContext:
 
 
 def _refuse_other_content(certfile: Path, keyfile: Path) -> None:
-    certificate, key = _read("--ssl-certfile", certfile), _read("--ssl-keyfile", keyfile)
+    certificate, key = _read_both(("--ssl-certfile", certfile), ("--ssl-keyfile", keyfile))
     no_certificate, no_key = not _CERTIFICATE.search(certificate), not _PRIVATE_KEY.search(key)
     if no_certificate and no_key and _PRIVATE_KEY.search(certificate) and _CERTIFICATE.search(key):
         raise SettingsError(
@@ -108,6 +108,19 @@ def _refuse_other_content(certfile: Path, keyfile: Path) -> None:
         raise SettingsError(
             f"--ssl-keyfile {keyfile} has no private key in PEM form; give a file with -----BEGIN PRIVATE KEY----- in it"
         )
+
+
+def _read_both(*files: tuple[str, Path]) -> list[bytes]:
+    """Return what is in the files. Raises SettingsError with a line for each that cannot be read."""
+    contents, problems = [], []
+    for option, path in files:
+        try:
+            contents.append(_read(option, path))
+        except SettingsError as error:
+            problems.append(error.message)
+    if problems:
+        raise SettingsError("\n".join(problems))
+    return contents
 
 
 def _read(option: str, path: Path) -> bytes:

@@ -65,7 +65,7 @@ class Declared:
     @property
     def secret(self) -> bool:
         """Whether its value stays out of all output."""
-        return self.option.secret or self.annotation in (SecretStr, SecretBytes)
+        return self.option.secret or _has_secrets(self.annotation)
 
     @property
     def reload(self) -> bool:
@@ -165,11 +165,34 @@ class Options(Mapping[str, Declared]):
                 same = variables.setdefault(variable, each)
                 if same.name != each.name:
                     raise ValueError(f"its variable {variable} is that of {same.name} of {_owner(same)}")
+            for switch in (each, *added.values()):
+                other = each if switch is not each else added.get(f"no_{each.name}")
+                if switch.switch and other is not None and other.name == f"no_{switch.name}":
+                    raise ValueError(
+                        f"its option {each.name!r} would be {switch.flag} turned off or on; rename it"
+                    )
             if reason := _unusable(each):
                 raise ValueError(f"its option {each.name!r} {reason}")
             added[each.name] = each
         _check_successors(added)
         return Options(added, {**self.models, model: plugin})
+
+
+def _has_secrets(annotation: Any) -> bool:
+    """Tell whether a type has secrets in it, at any depth."""
+    seen: list[Any] = []
+    kinds = [annotation]
+    while kinds:
+        kind = kinds.pop()
+        if kind in (SecretStr, SecretBytes):
+            return True
+        if kind in seen:
+            continue
+        seen.append(kind)
+        kinds += get_args(kind)
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            kinds += [field.annotation for field in kind.model_fields.values()]
+    return False
 
 
 def _owner(option: Declared) -> str:

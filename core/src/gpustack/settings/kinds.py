@@ -39,7 +39,7 @@ _REPOSITORY = re.compile(
     r"([A-Za-z0-9.-]+(:[0-9]{1,5})?/)?[a-z0-9]+([._-]+[a-z0-9]+)*(/[a-z0-9]+([._-]+[a-z0-9]+)*)*"
 )
 #: What goes into a header as it is.
-_SHARED_SECRET = re.compile(r"[!-~]([ -~]{0,1022}[!-~])?")
+_SHARED_SECRET = re.compile(r"[!-~]{1,1024}")
 _IMAGE = re.compile(rf"{_REPOSITORY.pattern}(:[A-Za-z0-9_][A-Za-z0-9_.-]{{0,127}})?(@sha256:[0-9a-f]{{64}})?")
 
 
@@ -150,6 +150,8 @@ def _path_or_url(value: object) -> object:
 def _database_url(value: object) -> str:
     text = str(value).strip()
     scheme, colon, rest = text.partition("://")
+    if any(each.isspace() for each in text):
+        raise ValueError("it has a space; write it as %20")
     if not text or (scheme in ("postgres", "postgresql") and colon and rest):
         return text
     if scheme == "mysql":
@@ -210,7 +212,13 @@ def _origin(text: str) -> str:
         or "*" in text
     ):
         raise ValueError("give origins such as https://example.com, or * alone for any")
-    return text.rstrip("/")
+    # As browsers write them, or none would ever match.
+    try:
+        host = parts.hostname.encode("idna").decode()
+    except UnicodeError as error:
+        raise ValueError("give origins such as https://example.com; this name is none") from error
+    port = "" if parts.port in (None, 80 if parts.scheme == "http" else 443) else f":{parts.port}"
+    return f"{parts.scheme}://{f'[{host}]' if ':' in host else host}{port}"
 
 
 def _token(text: str) -> str:
@@ -310,5 +318,8 @@ Repository = Annotated[
     Text, _matching(_REPOSITORY, "give a repository without a tag, such as gpustack/gpustack")
 ]
 Image = Annotated[Text, _matching(_IMAGE, "give an image such as registry.example.com/gpustack:1.0")]
+HttpMethods = Annotated[
+    tuple[Annotated[Text, AfterValidator(_token), AfterValidator(str.upper)], ...], Field(min_length=1)
+]
 Origins = Annotated[tuple[Annotated[Text, AfterValidator(_origin)], ...], Field(min_length=1)]
 HttpNames = Annotated[tuple[Annotated[Text, AfterValidator(_token)], ...], Field(min_length=1)]

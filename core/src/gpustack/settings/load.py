@@ -45,9 +45,9 @@ _YES = {"true", "1", "yes", "on"}
 _NO = {"false", "0", "no", "off"}
 #: How deep lists and objects may lie in each other; whoever writes them down later has a limit, too.
 _DEEPEST = 50
-#: The password in a URL: up to the last @ before its path, or else, for one with an unescaped slash, before its end.
-_PASSWORD = re.compile(r"://([^/?#\s:@]*):(?:[^/?#\s]*|(?!\d{1,5}[/?#])\S*)@")
-_SECRET_PARAMETER = re.compile(r"([?&][^=&#\s]*(?:password|secret|token|signature)=)[^&#\s]+", re.IGNORECASE)
+#: The password in a URL: up to the last @ before its path, or else, for one with a slash or space in it, before its end.
+_PASSWORD = re.compile(r"://([^/?#:\[]*):(?:[^/?#\s]*|(?!\d{1,5}[/?#\s])[\s\S]*)@")
+_SECRET_PARAMETER = re.compile(r"([?&][^=&#]*(?:password|secret|token|signature)=)[^&#]+", re.IGNORECASE)
 #: What pydantic says in words of its own, as our messages say it.
 _REASONS = {
     "int_parsing": "give a whole number",
@@ -172,7 +172,7 @@ class _Reading:
         try:
             values = read_file(path)
         except FileError as error:
-            self.problems.append(error.message)
+            self.problems.append(error.message.replace("--config-file", named.origin, 1))
             return {}
         found: dict[str, Given] = {}
         for key, item in values.items():
@@ -198,7 +198,9 @@ class _Reading:
 
     def _refuse(self, given: dict[str, Given], name: str, reason: str, where: Sequence[Any] = ()) -> None:
         """Say what is wrong with a value, or with what is at ``where`` in it, and leave it out."""
-        item = given.pop(name)
+        self._say(given.pop(name), name, reason, where)
+
+    def _say(self, item: Given, name: str, reason: str, where: Sequence[Any] = ()) -> None:
         self.wrong.add(name)
         value, inner = item.value, list(where)
         if inner and isinstance(inner[0], int) and isinstance(value, list):
@@ -259,6 +261,18 @@ class _Reading:
                 del given[name]
             else:
                 self.problems.append(f"{line}; leave one out")
+        idle = [
+            item.origin
+            for name, item in given.items()
+            if self.options[name].group == "Server"
+            and name not in _ONLY_FOR_SERVERS
+            and not self.options[name].option.later
+            and item.value not in (self.options[name].default, list(_several(self.options[name].default)))
+        ]
+        if idle:
+            self.warnings.append(
+                f"{', '.join(idle)}: for a server, and without effect on a worker of another one"
+            )
 
     # Checking -------------------------------------------------------------------------------------------
 
@@ -293,21 +307,29 @@ class _Reading:
 
     def _note(self, given: dict[str, Given], error: ValidationError, plugin: str) -> bool:
         """Note what is wrong and leave it out; False when there is nothing to leave out, so that trying again is idle."""
-        found = False
-        for problem in error.errors(include_url=False):
+        before = dict(given)
+        problems = error.errors(include_url=False)
+        # A list is also too short when what is in it is wrong.
+        others = {problem["loc"][:1] for problem in problems if problem["type"] != "too_short"}
+        for problem in problems:
+            if problem["type"] == "too_short" and problem["loc"][:1] in others:
+                continue
             reason = _REASONS.get(problem["type"], "").format_map(problem.get("ctx", {}))
             reason = reason or problem["msg"].removeprefix("Value error, ")
             name = str(problem["loc"][0]) if problem["loc"] else ""
-            if name in given:
-                found = True
-                self._refuse(given, name, reason, problem["loc"][1:])
+            if name in before:
+                given.pop(name, None)
+                option = self.options[name]
+                if option.secret and option.plugin and problem["type"] not in _REASONS:
+                    reason = "it is not right"  # a plugin's own words may quote it
+                self._say(before[name], name, reason, problem["loc"][1:])
             elif name in self.wrong or problem["type"] == "missing":
                 pass  # who uses the extension is told what it needs
             # What is wrong with the core's own follows from something given, as the places below the data directory do.
             elif plugin:
                 self.problems.append(f"plugin {plugin}: {' '.join(reason.split())}")
         self.problems[:] = dict.fromkeys(self.problems)
-        return found
+        return len(given) < len(before)
 
     def _later(self, given: dict[str, Given]) -> None:
         """Say of what this version has no use for yet that it has none."""
@@ -411,6 +433,10 @@ def _list(value: object) -> list[Any]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
+def _several(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, tuple | list) else ()
+
+
 def _is_on(given: Mapping[str, Given], name: str) -> bool:
     return name in given and given[name].value is True
 
@@ -469,7 +495,8 @@ def _as_key(name: str) -> str:
 
 def _shown(value: object) -> str:
     """Return a value as a message shows it, without the password of a URL."""
-    text = without_password(str(value))
+    plain = json.dumps(value, default=str) if isinstance(value, dict | list) else str(value)
+    text = without_password(plain)
     return repr(text if len(text) <= 80 else text[:77] + "…")
 
 

@@ -18,6 +18,7 @@ from gpustack.settings.kinds import (
     DnsName,
     FixedPort,
     Host,
+    HttpMethods,
     HttpNames,
     HttpUrl,
     Image,
@@ -275,7 +276,7 @@ class Settings(BaseModel):
         PathOrUrl,
         Option(
             value="PATH|URL",
-            later="a model catalog from a file",
+            later="model catalogs from a file",
             help="Path or URL to the model catalog file.",
         ),
     ] = ""
@@ -304,7 +305,7 @@ class Settings(BaseModel):
         ),
     ] = ("*",)
     allow_methods: Annotated[
-        HttpNames,
+        HttpMethods,
         Option(
             value="METHOD",
             reload=True,

@@ -194,7 +194,7 @@ def _table(members: Iterable[Declared]) -> Iterator[str]:
             said += f" **{_later(option)}**"
         if marks:
             said += f" ({', '.join(marks)})"
-        yield f"| {'<br>'.join(filter(None, names))} | {_cell(shown)} | {_cell(said)} |"
+        yield f"| {_cell('<br>'.join(filter(None, names)))} | {_cell(shown)} | {_cell(said)} |"
 
 
 def _cell(text: str) -> str:

@@ -59,7 +59,7 @@ def _visible(option: Declared, value: Any) -> Any:
     if isinstance(value, tuple | list | set | frozenset):
         return [_visible(option, each) for each in value]
     if isinstance(value, dict):
-        return json.loads(without_password(json.dumps(value, default=str)))
+        return {str(key): _visible(option, each) for key, each in value.items()}
     if isinstance(value, Enum):
         return _visible(option, value.value)
     # Of a plugin's default nobody knows what it is.

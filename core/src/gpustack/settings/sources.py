@@ -108,7 +108,8 @@ def _found(path: Path, content: str, keys: Any) -> dict[str, Given]:
     raw = _through_dynaconf(path)
     return {
         str(key): Given(
-            value=_plain(path, key, raw.get(str(key).upper(), value)),
+            # What one of the two parsers takes for text is text: 1e5 is to the first, and `no` to dynaconf's.
+            value=_plain(path, key, value if isinstance(value, str) else raw.get(str(key).upper(), value)),
             kind="file",
             origin=f"{shorten_key(key)} in {path}, line {lines.get(str(key), 1)}",
         )

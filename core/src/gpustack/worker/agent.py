@@ -144,7 +144,9 @@ class Agent:
             stack.push_async_callback(downloads.stop)
             bundled = await stack.enter_async_context(BundledModels(self._catalogue, self._host()))
             hub = HubFiles(self._config.hub_config, downloads.put)
-            self._config.hub_token.listen(hub.use_token)
+            if self._config.hub_token is not None:
+                hub.use_token(self._config.hub_token.now)
+                self._config.hub_token.listen(hub.use_token)
             shop = Workshop(
                 self._config,
                 desk,

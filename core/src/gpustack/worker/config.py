@@ -32,8 +32,8 @@ class WorkerConfig:
     pipx_path: str = ""
     #: Where models come from; None keeps the hub's cache below the data directory.
     hub: HubConfig | None = None
-    #: The hub's token, which may be exchanged while the worker runs; the one of ``hub`` is the first.
-    hub_token: Live[str] = field(default_factory=lambda: Live(""), repr=False)
+    #: The hub's token where it may be exchanged while the worker runs; that of ``hub`` does not count then.
+    hub_token: Live[str] | None = field(default=None, repr=False)
     #: Bytes kept for the system: ``ram``, and ``vram`` of each GPU.
     system_reserved: Mapping[str, int] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)

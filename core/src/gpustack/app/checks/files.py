@@ -21,10 +21,11 @@ def certificate(loaded: Loaded) -> Iterator[Finding]:
     try:
         Certificates(certfile, keyfile)
     except SettingsError as error:
-        text = error.message
-        for name in ("ssl_certfile", "ssl_keyfile"):
-            text = text.replace(loaded.options[name].flag, loaded.origin(name))
-        yield Finding(level="problem", options=("ssl_keyfile", "ssl_certfile"), text=text)
+        for line in error.message.splitlines():
+            text = line
+            for name in ("ssl_certfile", "ssl_keyfile"):
+                text = text.replace(loaded.options[name].flag, loaded.origin(name))
+            yield Finding(level="problem", options=("ssl_keyfile", "ssl_certfile"), text=text)
 
 
 def readable_secrets(loaded: Loaded) -> Iterator[Finding]:

@@ -18,7 +18,8 @@ def directories(loaded: Loaded) -> Iterator[Finding]:
     said: set[Path] = set()
     for name, path in _places(loaded):
         there = _nearest(path)
-        if there in said:
+        # What is not given lies below the data directory.
+        if there in said or (said and name not in loaded.given):
             continue
         if reason := _unusable(path, there):
             said.add(there)

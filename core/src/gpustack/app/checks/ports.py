@@ -137,7 +137,8 @@ def _ours(loaded: Loaded, port: int) -> bool:
     return (
         bool(words)
         and words[-1] == str(loaded.settings.data_dir)
-        and any("gpustack" in each for each in words)
+        # Not the directory itself, which often has that name, too.
+        and any(each.startswith("gpustack.app.") for each in words[:-1])
     )
 
 

@@ -1,0 +1,186 @@
+"""``gpustack plugins``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from gpustack.cli.output import emit_json, emit_table, note
+from gpustack.cli.target import Target, json_option, server_options
+from gpustack.kit.errors import GPUStackError
+
+if TYPE_CHECKING:
+    from gpustack.cli.plugin_found import Found
+
+_HEADERS = ["NAME", "KIND", "BRINGS", "DISTRIBUTION", "VERSION", "STATE", "REASON"]
+_RESTART = "`gpustack restart` makes a running GPUStack see it."
+
+
+@click.group("plugins", invoke_without_command=True)
+@server_options
+@json_option
+@click.pass_context
+def command(ctx: click.Context, target: Target, as_json: bool) -> None:
+    """List plugins, install, remove and check them, and begin a new one."""
+    if ctx.invoked_subcommand is None:
+        _list(target, as_json)
+
+
+@command.command("list")
+@server_options
+@json_option
+def list_plugins(target: Target, as_json: bool) -> None:
+    """List the plugins of the server with what they bring, those that do not work too, and why.
+
+    When no server is named and none runs, these are the plugins of this machine.
+    """
+    _list(target, as_json)
+
+
+@command.command("install")
+@click.argument("what", metavar="NAME[==VERSION]|PATH")
+@json_option
+def install_plugin(what: str, as_json: bool) -> None:
+    """Install a plugin into GPUStack's own environment.
+
+    It is a distribution of the package index, a wheel, a source archive, or the folder of a project. What GPUStack
+    itself needs keeps its version.
+    """
+    from gpustack.cli.plugin_environment import canonical, installer, plugins_now, wanted
+    from gpustack.cli.plugin_found import afresh
+
+    asked, by = wanted(what), installer()
+    before = plugins_now()
+    note(f"installing {asked.what} with {by.name}")
+    by.install(asked)
+    new = [
+        each
+        for each in afresh()
+        if (each.name, each.distribution, each.version) not in before
+        or canonical(each.distribution) == asked.distribution
+    ]
+    if as_json:
+        emit_json([each.document() for each in new])
+    if not new:
+        raise GPUStackError(
+            f"{asked.distribution or asked.what} is installed, and brings no plugin: it has no entry point of the group "
+            "gpustack"
+        )
+    if not as_json:
+        for each in new:
+            click.echo(_said(each))
+    if broken := [each for each in new if not each.works]:
+        raise GPUStackError("; ".join(f"{each} does not work: {each.reason}" for each in broken))
+    note(_RESTART)
+
+
+@command.command("remove")
+@click.argument("name", metavar="NAME")
+@json_option
+def remove_plugin(name: str, as_json: bool) -> None:
+    """Remove a plugin, by its name or that of its distribution.
+
+    What GPUStack itself is made of is not removed.
+    """
+    from gpustack.cli.plugin_environment import installer, removable
+
+    distribution = removable(name)
+    by = installer()
+    note(f"removing {distribution} with {by.name}")
+    by.remove(distribution)
+    if as_json:
+        emit_json({"distribution": distribution})
+    else:
+        click.echo(f"Removed {distribution}.")
+    note("`gpustack restart` makes a running GPUStack forget it.")
+
+
+@command.command("check")
+@click.argument("name", metavar="NAME")
+@json_option
+def check_plugin(name: str, as_json: bool) -> int:
+    """Check that an installed plugin keeps what its kinds of extension promise.
+
+    Runs the contract suites of gpustack.testing, without a server. Exit status 1 when something does not hold.
+    """
+    from gpustack.cli.plugin_check import examined
+
+    results = examined(name)
+    if as_json:
+        emit_json([each.document() for each in results])
+    else:
+        for each in results:
+            click.echo(f"{'ok   ' if each.ok else 'fails'}  {each.extension}: {each.promise}")
+            if not each.ok:
+                click.echo(f"       {each.why}")
+    broken = sum(not each.ok for each in results)
+    if not as_json:
+        note(f"{len(results) - broken} of {len(results)} hold." if broken else "Everything holds.")
+    return 1 if broken else 0
+
+
+@command.command("new")
+@click.argument("kind", metavar="KIND")
+@click.argument("name", metavar="NAME")
+@click.option(
+    "--directory",
+    type=click.Path(path_type=Path),
+    default=Path(),
+    show_default=False,
+    metavar="PATH",
+    help="Where the folder NAME is made. [default: here]",
+)
+def new_plugin(kind: str, name: str, directory: Path) -> None:
+    """Write a complete plugin of KIND (such as backend) into the folder NAME, tests included."""
+    from gpustack.cli.plugin_new import write
+
+    folder = write(kind, name, directory)
+    click.echo(f"Wrote {folder}.")
+    note(
+        f"Next, in that folder:  pip install -e '.[test]'  &&  python -m pytest  &&  gpustack plugins check {name}"
+    )
+
+
+def _list(target: Target, as_json: bool) -> None:
+    found = _known(target)
+    if as_json:
+        emit_json([each.document() for each in found])
+    else:
+        rows = (row for each in found for row in _rows(each))
+        emit_table(_HEADERS, rows, empty="No plugin is installed; `pip install gpustack` brings ours.")
+
+
+def _known(target: Target) -> list[Found]:
+    """Return the server's plugins, or those of this machine when no server was named and none runs."""
+    from gpustack.cli.plugin_found import by_plugin, here
+    from gpustack.client.local import NothingRuns
+
+    try:
+        return by_plugin(target.ask(lambda client: client.plugins()))
+    except NothingRuns:
+        return here()
+
+
+def _rows(found: Found) -> Iterator[tuple[str, ...]]:
+    """One for each extension; a plugin that brings none, as one that failed or has only options, has one too."""
+    for kind, name in found.brings or (("-", "-"),):
+        yield (
+            found.name,
+            kind.replace("_", " "),
+            name,
+            found.distribution,
+            found.version,
+            found.state,
+            found.reason or "-",
+        )
+
+
+def _said(found: Found) -> str:
+    how = {"loaded": "works", "partly": "works in part", "failed": "does not work"}.get(
+        found.state, found.state
+    )
+    brings = ", ".join(f"{kind.replace('_', ' ')} {name}" for kind, name in found.brings)
+    return f"Installed {found}: {how}" + (f", and brings {brings}." if brings else ".")
