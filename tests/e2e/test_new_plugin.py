@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sysconfig
 import venv
@@ -39,6 +40,17 @@ MEMBERS = (
 )
 PAGE = ROOT / "docs/write-a-backend-plugin.md"
 _BLOCK = re.compile(r"^```bash\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+DEVICES = [
+    {
+        "uuid": f"acme-{index}",
+        "index": index,
+        "name": f"Acme {name}",
+        "memory_total": 8 << 30,
+        "memory_used": 0,
+    }
+    for index, name in enumerate(("One", "Two"))
+]
 
 #: One plugin for each way to be broken: its module, and what the list says of it.
 BROKEN = {
@@ -158,9 +170,12 @@ def stack(
     work.mkdir()
     shell(environment, before(), work)
     install_broken(environment, place)
+    install_examples(environment, place)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(support_running, "COMMAND", str(environment.folder / "bin" / "gpustack"))
         flags = ["--bin-dir", str(engine.bin_dir), "--service-port-range", a_port_range(4)]
+        (place / "devices.json").write_text(json.dumps(DEVICES))
+        flags += ["--acme-gpu-devices", str(place / "devices.json")]
         with gpustack(place / "data", place / "gpustack home", flags, env=environment.variables) as running:
             (running.home / "tiny.gguf").symlink_to(tiny_gguf)
             yield running
@@ -216,6 +231,26 @@ def a_wheel(folder: Path, name: str, module: str | None) -> Path:
 def install_broken(environment: Environment, place: Path) -> None:
     wheels = [str(a_wheel(place, name, module)) for name, (module, _, _) in BROKEN.items()]
     environment.run("python", "-m", "pip", "install", "--quiet", "--no-deps", *wheels)
+
+
+def install_examples(environment: Environment, place: Path) -> None:
+    """Build and install the other examples, as whoever copies one does."""
+    for name in ("detector-plugin", "login-plugin", "gateway-plugin", "web-plugin"):
+        copy = place / name
+        shutil.copytree(ROOT / "examples" / name, copy)
+        environment.run("python", "-m", "pip", "install", "--quiet", "--no-deps", str(copy))
+
+
+def test_the_examples_do_what_they_are_for(stack: Running, environment: Environment) -> None:
+    assert "--acme-gpu-devices PATH" in environment.run("gpustack", "start", "--help").stdout
+    with stack.admin() as admin:
+        (worker,) = admin.get("/v2/workers").json()["items"]
+        found = {each["name"]: each for each in admin.get("/v2/plugins").json()["items"]}
+    assert [each["name"] for each in worker["status"]["gpu_devices"]] == ["Acme One", "Acme Two"]
+    page = httpx.get(f"{stack.url}/acme-pages/")
+    assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert found["acme-login"]["kind"] == "auth_provider"
+    assert found["acme-gateway"]["kind"] == "gateway"
 
 
 def test_the_new_plugin_serves(stack: Running, environment: Environment) -> None:

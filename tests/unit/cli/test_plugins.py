@@ -257,9 +257,21 @@ def test_what_is_no_plugin_is_not_removed(name: str) -> None:
 # Beginning one -------------------------------------------------------------------------------------------
 
 
-def test_the_example_is_what_the_command_writes(cli: Cli, tmp_path: Path) -> None:
-    assert cli("plugins", "new", "backend", "acme", "--directory", str(tmp_path)).status == 0
-    assert _files(tmp_path / "acme") == _files(EXAMPLE)
+@pytest.mark.parametrize(
+    ("kind", "name", "example"),
+    [
+        ("backend", "acme", EXAMPLE.name),
+        ("detector", "acme-gpu", "detector-plugin"),
+        ("login", "acme-login", "login-plugin"),
+        ("gateway", "acme-gateway", "gateway-plugin"),
+        ("web", "acme-pages", "web-plugin"),
+    ],
+)
+def test_an_example_is_what_the_command_writes(
+    cli: Cli, tmp_path: Path, kind: str, name: str, example: str
+) -> None:
+    assert cli("plugins", "new", kind, name, "--directory", str(tmp_path)).status == 0
+    assert _files(tmp_path / name) == _files(EXAMPLE.with_name(example))
 
 
 def test_a_backend_is_70_lines_of_code_at_most() -> None:

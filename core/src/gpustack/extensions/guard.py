@@ -23,7 +23,7 @@ class Guard:
 
     @classmethod
     async def call(cls, plugin: str, method: Callable[..., T], *args: Any, timeout: float = 5.0) -> T:
-        """Return ``method(*args)``, run in a thread of its own; of one plugin a few run at a time.
+        """Return ``method(*args)``, run in a thread of its own; of one object of a plugin a few run at a time.
 
         Raises what the plugin raises when that is a PluginError. After ``timeout`` seconds raises TryAgain; the
         thread is left to itself and does not keep the program from ending. While all of the plugin's threads
@@ -33,7 +33,7 @@ class Guard:
         what = f"plugin {plugin}: {getattr(method, '__name__', 'call')}"
         try:
             value, error = await call_aside(
-                f"plugin {plugin}", lambda: _outcome(method, args), timeout=timeout
+                _kind(plugin, method), lambda: _outcome(method, args), timeout=timeout
             )
         except StillHangingError:
             raise TryAgain(
@@ -48,6 +48,12 @@ class Guard:
             log.error("%s failed", what, exc_info=error)
             raise PluginError(f"{what} failed: {one_line(error)}") from error
         return cast("T", value)  # without an error it is the method's own answer
+
+
+def _kind(plugin: str, method: Callable[..., Any]) -> str:
+    """Return what shares its few threads: the calls of one object, so that two servers in a process share none."""
+    owner = getattr(method, "__self__", None)
+    return f"plugin {plugin}" if owner is None else f"plugin {plugin} {id(owner):x}"
 
 
 def _outcome(method: Callable[..., T], args: tuple[Any, ...]) -> tuple[T | None, BaseException | None]:
