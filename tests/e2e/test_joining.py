@@ -85,11 +85,11 @@ def the_end(running: Running) -> str:
 def test_it_waits_for_its_server_and_says_so(server: Running, workers: Any, place: Path) -> None:
     [port] = free_ports(1)
     url = f"http://127.0.0.1:{port}"
-    early = workers("early", url=url, token="the shared secret of this test")
+    early = workers("early", url=url, token="the-shared-secret-of-this-test")
     told(early, f"cannot reach {url}")
     assert early.process.poll() is None
 
-    env = {"GPUSTACK_TOKEN": "the shared secret of this test"}
+    env = {"GPUSTACK_TOKEN": "the-shared-secret-of-this-test"}
     with gpustack(place / "late", place / "late home", ["--disable-worker"], port=port, env=env) as late:
         wait_ready(early)
         with late.admin() as api:

@@ -56,7 +56,7 @@ def by_litestar(app: Any) -> Any:
     async def mounted(scope: Any, receive: Any, send: Any) -> None:
         await app(scope, receive, send)
 
-    return Litestar([mounted], openapi_config=None)
+    return Litestar([mounted], openapi_config=None, logging_config=None)
 
 
 class Page(WebApp[NoSettings]):

@@ -165,6 +165,12 @@ def test_a_wrong_value_is_one_line(acme: Catalogue, name: str, text: str, line: 
     assert problem.startswith(line)
 
 
+def test_a_wrong_value_of_a_field_with_an_alias_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = create_model("Model", acme_count=(int, Field(1, alias="acmeCount")))
+    (line,) = read({"acme_count": "x"}, loaded_with(monkeypatch, model).options).problems
+    assert line == "--acme-count 'x': give a whole number"
+
+
 def test_a_secret_is_one(acme: Catalogue) -> None:
     loaded = read({"acme_key": "very-secret"}, acme.options)
     assert [line for line in loaded.warnings if line.startswith("--acme-key shows in the list of processes")]
