@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 import pytest
-from gpustack_acme_gpu import AcmeGpuDetector, Settings
+from gpustack_acme_gpu import AcmeGpuDetector, AcmeGpuSettings
 
 from gpustack.plugin import Host
 from gpustack.testing import GpuDetectorSuite
@@ -17,11 +17,11 @@ DEVICES = [
 ]
 
 
-def a_driver(folder: Path) -> Settings:
+def a_driver(folder: Path) -> AcmeGpuSettings:
     """Return settings that lead to a driver with two devices."""
     path = folder / "devices.json"
     path.write_text(json.dumps(DEVICES), encoding="utf-8")
-    return Settings(acme_gpu_devices=str(path))
+    return AcmeGpuSettings(acme_gpu_devices=str(path))
 
 
 class TestContract(GpuDetectorSuite):
@@ -31,7 +31,7 @@ class TestContract(GpuDetectorSuite):
     must_be_present = True
 
     @pytest.fixture
-    def settings(self, tmp_path: Path) -> Settings:
+    def settings(self, tmp_path: Path) -> AcmeGpuSettings:
         """Those of a machine with devices."""
         return a_driver(tmp_path)
 

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from gpustack_acme_login import AcmeLoginLogin, Settings
+from gpustack_acme_login import AcmeLoginLogin, AcmeLoginSettings
 
 from gpustack.plugin import Host, LoginRefused, LoginReply
 from gpustack.testing import AuthProviderSuite
@@ -50,14 +50,14 @@ class TestContract(AuthProviderSuite):
     extension = AcmeLoginLogin
 
     @pytest.fixture
-    def settings(self, url: str) -> Settings:
+    def settings(self, url: str) -> AcmeLoginSettings:
         """Those that lead to the Acme Login of the tests."""
-        return Settings(acme_login_url=url)
+        return AcmeLoginSettings(acme_login_url=url)
 
 
 def test_who_brings_the_right_code_is_signed_in(url: str, tmp_path: Path) -> None:
     host = Host(log=logging.getLogger("test"), data_dir=tmp_path, bin_dir=tmp_path)
-    login = AcmeLoginLogin(Settings(acme_login_url=url), host)
+    login = AcmeLoginLogin(AcmeLoginSettings(acme_login_url=url), host)
     right = LoginReply(parameters={"code": "right"}, callback_url="https://gpustack.invalid/callback")
     identity = asyncio.run(login.complete(right))
     assert (identity.subject, identity.username) == ("7", "ada")

@@ -23,7 +23,7 @@ from gpustack.plugin import (
 plugin_api_version = "1.0"
 
 
-class Settings(BaseModel):
+class AcmeGpuSettings(BaseModel):
     """An option of `gpustack start`, on workers."""
 
     acme_gpu_devices: Annotated[
@@ -31,11 +31,11 @@ class Settings(BaseModel):
     ] = "/run/acme-gpu/devices.json"
 
 
-class AcmeGpuDetector(GpuDetector[Settings]):
+class AcmeGpuDetector(GpuDetector[AcmeGpuSettings]):
     """Reads what the driver says at every call: devices may come and go."""
 
     name = "acme-gpu"
-    settings_type = Settings
+    settings_type = AcmeGpuSettings
     vendor = "acme-gpu"
 
     def present(self) -> Verdict:

@@ -14,7 +14,7 @@ from gpustack.plugin import Gateway, Option, RoutingDelta, RoutingTable, TryAgai
 plugin_api_version = "1.0"
 
 
-class Settings(BaseModel):
+class AcmeGatewaySettings(BaseModel):
     """An option of `gpustack start`."""
 
     acme_gateway_gateway_url: Annotated[
@@ -22,11 +22,11 @@ class Settings(BaseModel):
     ] = "http://localhost:8080"
 
 
-class AcmeGatewayGateway(Gateway[Settings]):
+class AcmeGatewayGateway(Gateway[AcmeGatewaySettings]):
     """Writes the whole table each time: the proxy finds out itself what is new."""
 
     name = "acme-gateway"
-    settings_type = Settings
+    settings_type = AcmeGatewaySettings
     #: Why it does not serve; empty when it does.
     trouble = "it is not entered"
 

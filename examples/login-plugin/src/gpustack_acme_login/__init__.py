@@ -22,7 +22,7 @@ from gpustack.plugin import (
 plugin_api_version = "1.0"
 
 
-class Settings(BaseModel):
+class AcmeLoginSettings(BaseModel):
     """Options of `gpustack start`."""
 
     acme_login_url: Annotated[str, Option(help="Where Acme Login is.", value="URL")] = "https://acme-login.invalid"
@@ -30,11 +30,11 @@ class Settings(BaseModel):
     acme_login_client_secret: Annotated[str, Option(help="What Acme Login gave GPUStack.", secret=True)] = ""
 
 
-class AcmeLoginLogin(AuthProvider[Settings]):
+class AcmeLoginLogin(AuthProvider[AcmeLoginSettings]):
     """Sends the browser to ``/authorize``, and asks ``/token`` and ``/userinfo`` who came back."""
 
     name = "acme-login"
-    settings_type = Settings
+    settings_type = AcmeLoginSettings
     label = "Acme Login"
 
     async def begin(self, attempt: LoginAttempt) -> Redirect:
