@@ -65,7 +65,9 @@ async def _answer(send: Any, status: int, content: Any) -> None:
 
 def main(data_dir: str, database_url: str | None = None, port: str = "8000") -> None:
     """Serve until Ctrl-C. Watches are endless answers: a limit lets them end."""
-    server = EmbeddedServer(data_dir=data_dir, database_url=database_url)
+    server = EmbeddedServer(
+        data_dir=data_dir, database_url=database_url, settings={"disable_update_check": True}
+    )
     uvicorn.run(Site(server), port=int(port), timeout_graceful_shutdown=5)
 
 

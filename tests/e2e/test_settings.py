@@ -137,7 +137,7 @@ def test_a_reload_reaches_a_server_that_is_just_starting(configured: Configured)
         answer = httpx.get(configured.running.url + "/readyz", headers={"Origin": PAGE}, timeout=30)
         return "access-control-allow-origin" in answer.headers
 
-    for wanted in (False, True) * 2:
+    for wanted in (False, True):
         configured.write(enable_cors=wanted)
         psutil.Process(configured.running.state()["children"]["server"]["pid"]).kill()
         eventually(
@@ -147,6 +147,7 @@ def test_a_reload_reaches_a_server_that_is_just_starting(configured: Configured)
         eventually(lambda now=wanted: shared() is now, "the new server has the new settings")
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_answer_is_named_and_catches_up(configured: Configured) -> None:
     server = psutil.Process(configured.running.state()["children"]["server"]["pid"])
     other = "https://late.example"
@@ -177,7 +178,7 @@ def test_settings_may_be_longer_than_a_pipe_holds(configured: Configured) -> Non
     configured.write(saml_idp_x509_cert=certificate, allow_origins=["https://long.example"])
     assert configured.reload()["applied"] == ["allow_origins"]
     configured.write()
-    configured.running.cli("restart")
+    configured.reload()
 
 
 def test_wrong_settings_change_nothing_and_are_all_named(configured: Configured) -> None:
@@ -266,6 +267,7 @@ def test_a_worker_tells_the_address_of_the_interface_that_is_named(place: Path) 
         assert "http://127.0.0.1:" in running.output
 
 
+@pytest.mark.slow
 def test_the_update_check_is_heard_of_in_the_api_and_on_the_command_line(place: Path) -> None:
     with fake_api() as site:
         site.on("GET", "/latest", Reply(body={"latest_version": "99.0", "url": "https://example.org/99"}))
