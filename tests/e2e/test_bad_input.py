@@ -134,6 +134,7 @@ def test_a_pipx_that_is_not_there(place: Path) -> None:
     assert "--pipx-path" in said
 
 
+@pytest.mark.slow
 def test_a_pipx_that_does_not_work(place: Path, tiny_gguf: Path) -> None:
     with gpustack(place / "pipx", place / "pipx home", ["--pipx-path", "/bin/false"]) as running:
         said = refused(running, "deploy", str(tiny_gguf), "--name", "tiny", "--timeout", "15")
@@ -163,6 +164,7 @@ def test_a_password_that_is_too_short(place: Path) -> None:
     assert "geheim" not in said
 
 
+@pytest.mark.slow
 def test_a_database_that_cannot_be_reached(place: Path) -> None:
     url = f"postgresql://someone:very-secret@127.0.0.1:{free_ports(1)[0]}/gpustack"
     said = refused_start(place / "unreachable", place / "home", ["--database-url", url])

@@ -284,6 +284,7 @@ def test_the_broken_ones_beside_it_are_told_truthfully(stack: Running) -> None:
     assert re.search(r"^acme +inference backend +acme +gpustack-acme +0\.1\.0 +loaded", table, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_one_is_installed_and_removed_by_the_command(
     stack: Running, environment: Environment, place: Path
 ) -> None:

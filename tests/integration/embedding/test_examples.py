@@ -93,9 +93,9 @@ def test_both_examples_run_at_once(
     leaving_nothing(lambda: asyncio.run(both()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "number"),
-    [("plain_asgi", signal.SIGINT), pytest.param("with_litestar", signal.SIGTERM, marks=pytest.mark.slow)],
+    ("name", "number"), [("plain_asgi", signal.SIGINT), ("with_litestar", signal.SIGTERM)]
 )
 def test_a_signal_to_its_own_process_ends_an_example(
     name: str, number: int, new_database: Callable[[], str], tmp_path: Path, tools: Any
