@@ -38,15 +38,15 @@ def server_ready(settings: dict[str, Any], url: str, tls: str, seconds: float) -
         f"GPUStack {__version__} is ready after {seconds:.1f} s.",
         "",
         f"  URL       {url}",
-        f"  TLS       {tls}" if tls else "",
+        *([f"  TLS       {tls}"] if tls else []),
         "  User      admin, password in " + str(password) if password.exists() else "  User      admin",
-        f"  API docs  {url}/docs" if not settings["disable_openapi_docs"] else "",
+        *([] if settings["disable_openapi_docs"] else [f"  API docs  {url}/docs"]),
         f"  Logs      {settings['log_dir']}",
         f"  Workers   gpustack start --server-url {shlex.quote(url)} --token-file TOKEN, a copy of {data_dir / 'token'}",
         "",
         f"Next, in another terminal:  {command} catalog   (then: {command} deploy NAME, or a MODEL.gguf of yours)",
     ]
-    return "\n".join(line for number, line in enumerate(lines) if line or lines[number - 1])
+    return "\n".join(lines)
 
 
 def worker_ready(settings: dict[str, Any], door: tuple[str, int], seconds: float) -> str:
