@@ -27,12 +27,11 @@ TOKEN = "the-token-of-this-door"
 
 
 @dataclass
-class RunningDoor:
-    """A door in the background. ``listener`` is the test's own copy of what it accepts on."""
+class Doorway:
+    """Where a door answers, whichever process that is. ``listener`` is the test's own copy of what it accepts on."""
 
     data_dir: Path
     listener: socket.socket
-    process: subprocess.Popen[bytes]
 
     @property
     def port(self) -> int:
@@ -73,6 +72,13 @@ class RunningDoor:
     def client(self) -> httpx.AsyncClient:
         """Return a client of the door."""
         return httpx.AsyncClient(base_url=self.url, timeout=20)
+
+
+@dataclass
+class RunningDoor(Doorway):
+    """A door in the background."""
+
+    process: subprocess.Popen[bytes]
 
     def channel(self) -> Channel:
         """Connect as a supervisor does."""

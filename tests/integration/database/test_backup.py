@@ -300,7 +300,9 @@ def repacked(path: Path, change: dict[str, Any]) -> Path:
     copy = path.with_name("changed.tar.gz")
     with tarfile.open(path) as old, tarfile.open(copy, "w:gz") as new:
         for member in old:
-            content = old.extractfile(member).read()  # type: ignore[union-attr]
+            file = old.extractfile(member)
+            assert file is not None
+            content = file.read()
             if member.name.endswith(".json"):
                 content = json.dumps(json.loads(content) | change).encode()
             member.size = len(content)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from gpustack.kit.process import identify
 from support.door import TOKEN, RunningDoor, a_door
 from support.fake_engine import (
     FakeEngine,
+    Script,
     Seen,
     dies_in_the_middle_of_json,
     hangs_up_silently,
@@ -174,9 +175,11 @@ async def test_a_stream_comes_piece_by_piece(door: RunningDoor) -> None:
 
 
 @pytest.mark.parametrize("script", [streams, thinks])
-async def test_a_client_that_leaves_is_noticed_by_the_engine(door: RunningDoor, script: object) -> None:
+async def test_a_client_that_leaves_is_noticed_by_the_engine(
+    door: RunningDoor, script: Callable[[FakeEngine], Script]
+) -> None:
     async with FakeEngine(says_ok) as engine:
-        engine.script = script(engine)  # type: ignore[operator]
+        engine.script = script(engine)
         door.engine_at(1, engine.port)
         reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
         credential = door.headers(1)["Authorization"]

@@ -17,7 +17,7 @@ import pytest
 from gpustack.app import door_orders, door_unit, doors
 from gpustack.app.door_unit import DoorUnit
 from gpustack.kit.process import identify
-from support.door import TOKEN, RunningDoor, a_door
+from support.door import TOKEN, Doorway, a_door
 from support.fake_engine import FakeEngine, says_ok, streams
 
 
@@ -52,9 +52,9 @@ class House:
     def pid(self) -> int:
         return int(self.unit.describe()["pid"] or 0)
 
-    def client_of(self) -> RunningDoor:
+    def client_of(self) -> Doorway:
         """Return what a test asks the doors with; they share a port."""
-        return RunningDoor(self.data_dir, self.listener, process=None)  # type: ignore[arg-type]
+        return Doorway(self.data_dir, self.listener)
 
 
 @contextlib.asynccontextmanager

@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -77,8 +78,8 @@ async def supervised() -> AsyncIterator[Callable[[Path], EmbeddedPostgres]]:
     """Makes embedded PostgreSQLs and stops them afterwards."""
     made: list[EmbeddedPostgres] = []
 
-    def make(place: Path, **options: object) -> EmbeddedPostgres:
-        made.append(EmbeddedPostgres(place, place / "log", **options))  # type: ignore[arg-type]
+    def make(place: Path, **options: Any) -> EmbeddedPostgres:
+        made.append(EmbeddedPostgres(place, place / "log", **options))
         return made[-1]
 
     yield make

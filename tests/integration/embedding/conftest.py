@@ -15,7 +15,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import psutil
@@ -200,19 +200,12 @@ async def until(holds: Callable[[], Any], *, seconds: float = 20.0) -> None:
 
 def others() -> set[asyncio.Task[Any]]:
     """Return the tasks of the running loop but the present one."""
-    return asyncio.all_tasks() - {asyncio.current_task()}  # type: ignore[arg-type]
+    return {task for task in asyncio.all_tasks() if task is not asyncio.current_task()}
 
 
 @pytest.fixture
 def tools() -> Any:
     """What tests share; a conftest cannot be imported with ``--import-mode=importlib``."""
-
-    class Tools:
-        settings = QUIET
-        password = PASSWORD
-
-    Tools.hosted = staticmethod(hosted)  # type: ignore[attr-defined]
-    Tools.example = staticmethod(example)  # type: ignore[attr-defined]
-    Tools.until = staticmethod(until)  # type: ignore[attr-defined]
-    Tools.others = staticmethod(others)  # type: ignore[attr-defined]
-    return Tools
+    return SimpleNamespace(
+        settings=QUIET, password=PASSWORD, hosted=hosted, example=example, until=until, others=others
+    )

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from gpustack.app.checks import ports
-from gpustack.cli.start import CATALOGUE
+from gpustack.cli.start import options
 from support.running import free_ports
 from support.settings import forget_variables
 
@@ -60,7 +60,7 @@ def test_show_tells_each_value_and_where_it_comes_from(
     )
     assert (ended.status, ended.err) == (0, "")
     found = table(ended.out)
-    assert set(found) == set(CATALOGUE.options)
+    assert set(found) == set(options())
     assert found["port"] == ("80", "default")
     assert found["worker_name"] == ("-", "default")
     assert found["data_dir"] == (str(tmp_path / "data"), "GPUSTACK_DATA_DIR")
@@ -74,7 +74,7 @@ def test_show_tells_each_value_and_where_it_comes_from(
 
 def test_show_has_the_order_of_the_help(cli: Cli) -> None:
     names = list(table(cli("config", "show").out))
-    groups = [CATALOGUE.options[name].group for name in names]
+    groups = [options()[name].group for name in names]
     assert groups == sorted(groups, key=["Common", "Server", "Worker"].index)
     assert names[:3] == ["advertise_address", "port", "tls_port"]
 
@@ -84,7 +84,7 @@ def test_show_as_json(cli: Cli, config: Path) -> None:
     assert (ended.status, ended.err) == (0, "")
     assert "very-secret" not in ended.out
     rows = {row["name"]: row for row in json.loads(ended.out)}
-    assert list(rows) == list(CATALOGUE.options)
+    assert list(rows) == list(options())
     assert (rows["port"]["value"], rows["port"]["default"], rows["port"]["origin"]) == (9080, 80, "--port")
     assert (rows["token"]["value"], rows["token"]["secret"]) == ("***", True)
 
@@ -179,7 +179,7 @@ def test_they_take_the_options_of_start_and_no_others(cli: Cli, command: str) ->
     assert "--port" in ended.err
     ended = cli("config", command, "--help")
     assert ended.status == 0
-    for option in CATALOGUE.options.values():
+    for option in options().values():
         assert option.flag in ended.out
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import click
 
 from gpustack.cli.output import emit_json, emit_table, note
-from gpustack.cli.start import CATALOGUE, flags_of
+from gpustack.cli.start import flags_of, options
 from gpustack.cli.target import Target, data_dir_option, json_option
-from gpustack.settings.click_bridge import GroupedCommand, click_options
+from gpustack.settings.click_bridge import GroupedCommand
 from gpustack.settings.option import GROUPS
 
 
@@ -20,7 +20,7 @@ def command() -> None:
 
 def _like_start(name: str, callback: Any, text: str, *more: click.Parameter) -> None:
     command.add_command(
-        GroupedCommand(name, params=[*click_options(CATALOGUE.options), *more], callback=callback, help=text)
+        GroupedCommand(name, params=list(more), options=options, callback=callback, help=text)
     )
 
 
@@ -31,7 +31,7 @@ def _show(as_json: bool, **values: Any) -> None:
     from gpustack.settings.load import read
     from gpustack.settings.shown import as_text, shown
 
-    loaded = read(flags_of(values), CATALOGUE.options)
+    loaded = read(flags_of(values), options())
     for line in loaded.warnings:
         note(f"Warning: {line}")
     loaded.checked()
@@ -60,7 +60,7 @@ def _check(as_json: bool, **values: Any) -> int:
     from gpustack.app.checks import examine
     from gpustack.cli.entry import OK, USAGE
 
-    found = examine(flags_of(values), CATALOGUE.options)
+    found = examine(flags_of(values), options())
     warnings = [*found.warnings, *found.hints]
     if as_json:
         emit_json({"ok": not found.problems, "problems": list(found.problems), "warnings": warnings})
@@ -86,7 +86,7 @@ def example() -> None:
     """Print a YAML file for --config-file with every option in it, commented out."""
     from gpustack.settings.reference import example as text
 
-    click.echo(text(CATALOGUE.options), nl=False)
+    click.echo(text(options()), nl=False)
 
 
 @command.command("schema")
@@ -94,7 +94,7 @@ def schema() -> None:
     """Print the JSON Schema of the YAML file, for editors."""
     from gpustack.settings.reference import schema as made
 
-    emit_json(made(CATALOGUE.options))
+    emit_json(made(options()))
 
 
 @command.command("reload")

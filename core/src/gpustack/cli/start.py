@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from gpustack.cli.commands import given_data_dir
 from gpustack.cli.output import note
-from gpustack.extensions import load_catalogue
-from gpustack.settings.click_bridge import GroupedCommand, click_options, typed
-from gpustack.settings.load import Flags
+from gpustack.settings.click_bridge import GroupedCommand, typed
+
+if TYPE_CHECKING:
+    from gpustack.extensions import Catalogue
+    from gpustack.settings.declared import Options
+    from gpustack.settings.load import Flags
+
+
+@cache
+def catalogue() -> Catalogue:
+    """Return what the installed plugins bring; their options are among the flags. They are loaded at the first call."""
+    from gpustack.extensions import load_catalogue
+
+    return load_catalogue()
+
+
+def options() -> Options:
+    """Return every option there is here."""
+    return catalogue().options
 
 
 def flags_of(values: dict[str, Any]) -> Flags:
@@ -24,15 +41,12 @@ def flags_of(values: dict[str, Any]) -> Flags:
 def _start(**values: Any) -> None:
     from gpustack.app.start import start
 
-    start(flags_of(values), CATALOGUE, warn=lambda line: note(f"Warning: {line}"))
+    start(flags_of(values), catalogue(), warn=lambda line: note(f"Warning: {line}"))
 
-
-#: What the installed plugins bring; their options are among the flags.
-CATALOGUE = load_catalogue()
 
 command = GroupedCommand(
     "start",
-    params=click_options(CATALOGUE.options),
+    options=options,
     callback=_start,
     help="Start GPUStack on this machine.\n\nRuns the server with a built-in worker until Ctrl-C, `gpustack stop` "
     "or SIGTERM. Each option can also be given by the variable GPUSTACK_<OPTION> or in the file of --config-file; "

@@ -57,6 +57,7 @@ class _Connection(HttpToolsProtocol):
         # uvicorn's type leaves out that there is none until then.
         return cast("asyncio.Transport | None", self.transport) is None
 
+    # uvicorn narrows the type as well.
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self.expect()
         super().connection_made(transport)

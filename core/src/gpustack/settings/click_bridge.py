@@ -6,7 +6,7 @@ Values stay the text that was typed; they are checked with those of the other so
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import click
@@ -44,14 +44,30 @@ def _help(declared: Declared) -> str:
 
 
 class GroupedCommand(click.Command):
-    """A command whose help shows its options under their groups' headings, and whose switches have a ``--no-`` form."""
+    """A command whose help shows its options under their groups' headings, and whose switches have a ``--no-`` form.
+
+    Its declared ``options`` come before its other parameters. They are asked for when they are needed: plugins have to be
+    loaded for them.
+    """
+
+    def __init__(self, *args: Any, options: Callable[[], Options] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._options = options
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Return all parameters, those of the declared options first."""
+        if self._options is not None:
+            self.params = [*click_options(self._options()), *self.params]
+            self._options = None
+        return super().get_params(ctx)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Understand ``--no-debug`` as ``--debug false``."""
-        flags = {name for parameter in self.params for name in parameter.opts}
+        parameters = self.get_params(ctx)
+        flags = {name for parameter in parameters for name in parameter.opts}
         negated = {
             no: name
-            for parameter in self.params
+            for parameter in parameters
             if isinstance(parameter, DeclaredOption) and parameter.switch
             for name in parameter.opts
             if name.startswith("--") and (no := f"--no-{name.removeprefix('--')}") not in flags

@@ -13,8 +13,9 @@ def is_text(value: object) -> bool:
 
 def is_count(value: object, *, least: int = 0, most: int | None = None) -> bool:
     """Tell whether it is a whole number within the limits; True and False are none."""
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    return whole and least <= value and (most is None or value <= most)  # type: ignore[operator]
+    if not isinstance(value, int) or isinstance(value, bool):
+        return False
+    return least <= value and (most is None or value <= most)
 
 
 def is_sequence(value: object) -> bool:
