@@ -50,7 +50,16 @@ from gpustack.plugin.errors import PluginError, Refused, TryAgain
 from gpustack.plugin.gateways import Gateway
 from gpustack.plugin.hookspecs import hookimpl
 from gpustack.plugin.login import AuthProvider, Identity, LoginAttempt, LoginRefused, LoginReply, Redirect
-from gpustack.plugin.routing import Principal, Route, RoutingDelta, RoutingTable, Target, UsageRecord
+from gpustack.plugin.routing import (
+    Limits,
+    Principal,
+    Route,
+    RoutingDelta,
+    RoutingTable,
+    Target,
+    Timeouts,
+    UsageRecord,
+)
 from gpustack.plugin.values import (
     Artifact,
     Category,
@@ -101,6 +110,7 @@ __all__ = [
     "InferenceBackend",
     "LaunchPlan",
     "LaunchRequest",
+    "Limits",
     "LoginAttempt",
     "LoginRefused",
     "LoginReply",
@@ -123,6 +133,7 @@ __all__ = [
     "SystemDetector",
     "SystemReading",
     "Target",
+    "Timeouts",
     "TryAgain",
     "UsageRecord",
     "Verdict",

@@ -18,6 +18,42 @@ class Target:
     path_prefix: str = ""
     #: What the door wants to see; empty for an engine.
     credential: str = field(default="", repr=False)
+    #: The model that the instance belongs to, for metering; empty: the route's own name.
+    model: str = ""
+    #: What the engine calls the model; empty: whatever the client wrote.
+    served_name: str = ""
+    #: Its share of the requests, relative to the other targets'; 0 gets none that another one can take.
+    weight: int = 100
+    #: Requests that the engine works on at the same time; None when that is not known.
+    slots: int | None = None
+    #: When it became ready, in seconds since the epoch: it gets less at first, until its caches are warm. 0 is long ago.
+    ready_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timeouts:
+    """How long a gateway waits for each step, in seconds. There is no limit for a whole answer."""
+
+    connect: float = 2.0
+    #: Until the first byte of the answer; a long prompt is read before it.
+    first_byte: float = 600.0
+    #: Between two pieces of an answer.
+    between: float = 120.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one principal may take; None is without limit. A gateway of several processes holds them over all of them."""
+
+    requests_per_minute: int | None = None
+    #: Tokens of prompts and answers together.
+    tokens_per_minute: int | None = None
+    #: Requests at the same time, those that wait in a queue included.
+    concurrency: int | None = None
+    #: Who has a higher one goes first when requests wait.
+    priority: int = 0
+    #: Among equal priorities, the share of the tokens relative to others'.
+    weight: int = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +65,15 @@ class Route:
     targets: tuple[Target, ...] = ()
     obstacle: str = "has no running instance"
     categories: tuple[str, ...] = ()
+    #: Other names of the same.
+    aliases: tuple[str, ...] = ()
+    #: The route that is asked when no target of this one can answer; empty when there is none.
+    fallback: str = ""
+    timeouts: Timeouts = Timeouts()
+    #: Tokens that may wait for one instance; what comes beyond is refused. None: the gateway's own bound.
+    queue_tokens: int | None = None
+    #: Scaled to zero, and started when somebody asks: requests wait meanwhile.
+    asleep: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +86,7 @@ class Principal:
     key_id: int | None = None
     allowed: frozenset[str] | None = None
     expires_at: float | None = None
+    limits: Limits = Limits()
 
     def may_use(self, model: str) -> bool:
         """Tell whether this principal may ask ``model``."""
@@ -100,6 +146,16 @@ class UsageRecord:
     #: None when nothing was streamed.
     time_to_first_token: float | None = None
     duration: float = 0.0
+    #: What was asked, as in ``/v1/chat/completions``.
+    operation: str = ""
+    #: The public name that was asked for; ``model`` is what answered.
+    route: str = ""
+    #: Seconds that the request waited for its turn.
+    queued: float = 0.0
+    #: Mean seconds between two pieces of a stream; None with less than two.
+    between_tokens: float | None = None
+    #: Whether the counts are the gateway's own, because the engine told none (a stream that was cut off, say).
+    estimated: bool = False
 
 
 def digest(credential: str) -> str:
