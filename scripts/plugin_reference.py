@@ -7,6 +7,7 @@ import re
 import textwrap
 from collections.abc import Iterator
 from dataclasses import is_dataclass
+from enum import Enum
 from typing import Any
 
 from gpustack import plugin
@@ -39,8 +40,15 @@ def page() -> str:
     parts += [_hook(name, each) for name, each in hooks().items()]
     parts.append("## Contracts")
     parts += [_class(name, each, methods=True) for name, each in contracts.items()]
+    shared = {
+        name: each
+        for name, each in classes.items()
+        if name not in contracts and (inspect.isabstract(each) or getattr(each, "_is_protocol", False))
+    }
+    parts += [_class(name, each, methods=True) for name, each in shared.items()]
     parts.append("## Values")
     parts += [_class(name, each, methods=False) for name, each in values.items()]
+    parts += [_choices(name, each) for name, each in classes.items() if issubclass(each, Enum)]
     parts.append("## Errors")
     parts += [f"### {name}\n\n{_doc(each)}" for name, each in errors.items()]
     return "\n\n".join(parts) + "\n"
@@ -72,6 +80,19 @@ def _class(name: str, cls: type, *, methods: bool) -> str:
             _method(each, function) for each, function in vars(cls).items() if _is_public(each, function)
         ]
     return "\n\n".join(parts)
+
+
+def _choices(name: str, enum: type[Enum]) -> str:
+    """Return its members, each with the comment that stands above it."""
+    comment, rows = "", ["| value | |", "| --- | --- |"]
+    for line in textwrap.dedent(inspect.getsource(enum)).splitlines():
+        stripped = line.strip()
+        if stripped.startswith("#:"):
+            comment = stripped.removeprefix("#:").strip()
+        elif found := re.match(r"(\w+) = ", stripped):
+            rows.append(f"| `{name}.{found[1]}` | {comment} |")
+            comment = ""
+    return "\n\n".join([f"### {name}", _doc(enum), "\n".join(rows)])
 
 
 def _is_public(name: str, member: Any) -> bool:

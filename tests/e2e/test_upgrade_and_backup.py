@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gpustack.db import url as urls
-from gpustack.db.connection import connect
 from gpustack.db.embedded import EmbeddedPostgres
+from gpustack.db.source import source_of
 from support.engine import InstalledEngine
 from support.old_database import at_the_first_step
 from support.running import Running, gpustack, spawn
@@ -26,10 +25,10 @@ async def in_its_database(data_dir: Path, *statements: str, old: bool = False) -
     try:
         if old:
             await at_the_first_step(postgres.url)
-        connection = await connect(urls.parse(postgres.url))
-        found = [await connection.fetchval(statement) for statement in statements]
-        await connection.close()
-        return found
+        connection = await source_of(postgres.url).open()
+        rows = [await connection.fetch(statement) for statement in statements]
+        connection.terminate()
+        return [next(iter(found[0].values())) if found else None for found in rows]
     finally:
         await postgres.stop()
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from gpustack.db import migrations
-from gpustack.db import url as urls
-from gpustack.db.connection import connect
+from gpustack.db.connection import inside
+from gpustack.db.source import source_of
 
 OLD_ROWS = """
 INSERT INTO users VALUES (nextval('users_id_seq'), 'admin', '', 'hash', true, true, false, 'Local', now(), now());
@@ -23,8 +23,10 @@ UPDATE event_counter SET value = 7;
 
 async def at_the_first_step(url: str) -> None:
     """Make a database as the first version left it, with a row in each table."""
-    connection = await connect(urls.parse(url))
-    async with connection.transaction():
+    connection = await source_of(url).open()
+    async with inside(connection):
         await migrations.apply(connection, ["0001_initial"], "it")
-        await connection.execute(OLD_ROWS)
-    await connection.close()
+        for statement in OLD_ROWS.split(";\n"):
+            if statement.strip():
+                await connection.fetch(statement)
+    connection.terminate()

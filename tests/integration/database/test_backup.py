@@ -20,10 +20,9 @@ import pytest
 from piccolo.querystring import QueryString
 
 from gpustack.db import Store, backup, migrations
-from gpustack.db import url as urls
 from gpustack.db.backup import archive
-from gpustack.db.connection import connect
 from gpustack.db.repositories.base import sql
+from gpustack.db.source import source_of
 from gpustack.kit.errors import Conflict, GPUStackError, InvalidInput, NewerData, NotFound, SettingsError
 from support.old_database import at_the_first_step
 from support.postgres import PostgresServer
@@ -76,7 +75,7 @@ async def everything(store: Store) -> dict[str, list[Any]]:
 
 
 async def load(url: str, data_dir: Path, path: Path, *, replace: bool = False) -> None:
-    connection = await connect(urls.parse(url), application_name="a restore")
+    connection = await source_of(url, application="a restore").open()
     try:
         await backup.load(connection, "the database", data_dir, path, replace=replace)
     finally:
@@ -126,7 +125,7 @@ async def test_numbers_that_were_given_after_the_backup_are_not_given_again(
     full: Store, written: Path, database_url: str, data_dir: Path, tmp_path: Path
 ) -> None:
     """Engines and watchers may go by them, whether the database of then is replaced or gone."""
-    url, later = full._pool.url.text, []
+    url, later = full._pool._source.address.url, []
     for number in range(3):
         model = await full.models.create(a_model_wanted(f"later-{number}"), 1)
         later.append(await full.instances.create(model, f"later-{number}-1"))
@@ -194,7 +193,7 @@ async def test_a_file_that_cannot_be_read_is_named(
 async def test_a_restore_does_not_take_itself_for_a_server(
     full: Store, written: Path, data_dir: Path
 ) -> None:
-    url = full._pool.url.text
+    url = full._pool._source.address.url
     await full.close()
     for _ in range(5):
         async with await Store.open(url, application="gpustack restore") as own:
@@ -245,7 +244,7 @@ async def test_it_is_the_state_of_one_moment(store: Store, data_dir: Path, tmp_p
 async def test_a_database_with_rows_is_replaced_only_when_that_is_wanted(
     full: Store, written: Path, data_dir: Path
 ) -> None:
-    url = full._pool.url.text
+    url = full._pool._source.address.url
     await full.models.create(a_model_wanted("made-later"), 1)
     before = await everything(full)
     (data_dir / "token").write_text("another")
@@ -268,7 +267,7 @@ async def test_a_database_that_a_server_works_on_is_left_alone(
     full: Store, written: Path, data_dir: Path
 ) -> None:
     with pytest.raises(Conflict, match="a GPUStack works on the database; stop it first"):
-        await load(full._pool.url.text, data_dir, written, replace=True)
+        await load(full._pool._source.address.url, data_dir, written, replace=True)
 
 
 async def test_tables_of_something_else_are_not_touched(
@@ -469,7 +468,7 @@ async def test_memory_does_not_grow_with_the_database(store: Store, data_dir: Pa
     )
     done = await asyncio.to_thread(
         subprocess.run,
-        [sys.executable, "-c", code, store._pool.url.text, str(data_dir), str(tmp_path / "big.tar.gz")],
+        [sys.executable, "-c", code, store._pool._source.address.url, str(data_dir), str(tmp_path / "big.tar.gz")],
         check=True, capture_output=True, text=True, env={**os.environ, "MALLOC_ARENA_MAX": "2"},
     )  # fmt: skip
     rows, grown = map(int, done.stdout.split())

@@ -113,7 +113,7 @@ async def test_the_feed_goes_on_after_its_connection_is_killed(
         assert (await anext(subscription)).data["name"] == "before"
         await postgres_server.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-            f"WHERE datname = '{store._pool.url.database}' AND query LIKE '%events%'"
+            f"WHERE datname = '{store._pool._source.address.database}' AND query LIKE '%events%'"
         )
         for attempt in range(50):
             try:

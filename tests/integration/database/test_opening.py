@@ -74,7 +74,7 @@ async def test_it_waits_for_a_database_that_comes_up(
 async def test_a_killed_connection_is_an_outage_not_a_traceback(
     store: Store, postgres_server: PostgresServer
 ) -> None:
-    database = store._pool.url.database
+    database = store._pool._source.address.database
 
     async def write() -> None:
         async with store.transaction() as tx:

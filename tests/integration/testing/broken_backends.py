@@ -450,3 +450,31 @@ class NotTwoAtOnce(Good):
 TestMetricsOfNumbers = broken("test_metrics_are_names_for_names", metrics=lambda self: {"good:tokens": 5})
 TestMetricsList = broken("test_metrics_are_names_for_names", metrics=lambda self: ["tokens"])
 TestNotTwoAtOnce = suite(NotTwoAtOnce, "test_several_threads_may_ask_at_once")
+
+
+class Spans(Good):
+    def members(self, request, workers):
+        return [ResourceClaim(ram=0, vram=1, gpus=len(devices)) for devices in workers]
+
+    def launch_member(self, request):
+        return LaunchPlan(
+            argv=(request.command, request.model_path, str(request.members[request.member].number))
+        )
+
+
+class TestSpans(InferenceBackendSuite):
+    extension = Spans
+    caught_by = ""
+
+
+TestSpansHalfway = broken("test_members_of_an_instance_each_have_a_plan", launch_member=Spans.launch_member)
+TestClaimsForOne = broken(
+    "test_members_of_an_instance_each_have_a_plan",
+    launch_member=Spans.launch_member,
+    members=lambda self, request, workers: [ResourceClaim(ram=0, vram=1)],
+)
+TestPlansText = broken(
+    "test_members_of_an_instance_each_have_a_plan",
+    launch_member=lambda self, request: "engine",
+    members=Spans.members,
+)

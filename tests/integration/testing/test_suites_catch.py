@@ -6,6 +6,7 @@ The broken extensions are in ``broken_*.py``. They are run as their authors woul
 from __future__ import annotations
 
 import ast
+import asyncio
 import os
 import subprocess
 import sys
@@ -17,8 +18,10 @@ from pathlib import Path
 
 import pytest
 
+from support.postgres import PostgresServer
+
 HERE = Path(__file__).parent
-FILES = ("broken_backends.py", "broken_others.py")
+FILES = ("broken_backends.py", "broken_databases.py", "broken_others.py")
 pytestmark = pytest.mark.xdist_group("suites-catch")
 
 
@@ -78,8 +81,9 @@ def outcomes(file: str) -> dict[str, Outcome]:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _reports(tmp_path_factory: pytest.TempPathFactory) -> None:
+def _places(tmp_path_factory: pytest.TempPathFactory, postgres_server: PostgresServer) -> None:
     os.environ["BROKEN_REPORTS"] = str(tmp_path_factory.mktemp("reports"))
+    os.environ["BROKEN_DATABASE_URL"] = postgres_server.url(asyncio.run(postgres_server.create_database()))
 
 
 def classes(file: str) -> list[str]:

@@ -93,6 +93,14 @@ def test_a_url_that_is_none_is_named_without_its_password(
     assert "very-secret" not in line + again
 
 
+def test_a_scheme_that_no_plugin_brings_is_named_with_those_there_are(look: Look) -> None:
+    (line,) = look(database_url="mysql://user:very-secret@host/name").problems
+    assert line.startswith(
+        "--database-url starts with mysql://, for which no plugin is installed; there are postgres://, postgresql://"
+    )
+    assert "very-secret" not in line
+
+
 # All together -------------------------------------------------------------------------------------------
 
 

@@ -73,7 +73,7 @@ def test_every_declared_default_is_the_settings_own() -> None:
         ("service_port_range", "0-70000"),
         ("system_reserved", "[1]"),
         ("system_reserved", '{"disk": 1}'),
-        ("database_url", "mysql://x"),
+        ("database_url", "https://x"),
         ("data_dir", " "),
         ("advertise_address", "not an ip"),
         ("advertise_address", "http://10.0.0.1"),

@@ -68,7 +68,7 @@ SAMPLES: dict[str, tuple[str, str, str, str]] = {
     "image_repo": ("one/a", "two.example:5000/b", "three", "One/A"),
     "gateway_mode": ("embedded", "disabled", "auto", "sideways"),
     "gateway_concurrency": ("1", "2", "3", "none"),
-    "database_url": (*(f"postgresql://u:p@h{number}/d" for number in "123"), "sqlite:///x"),
+    "database_url": (*(f"postgresql://u:p@h{number}/d" for number in "123"), "https://h/d"),
     "bootstrap_password": ("long enough 1", "long enough 2", "long enough 3", "short"),
     "model_catalog_file": ("/srv/one.yaml", "https://two.example/c.yaml", "/srv/three.yaml", "http://:x"),
     "allow_origins": ("https://one.example", "https://two.example", "*", "one.example"),
@@ -218,12 +218,6 @@ def test_what_is_for_a_later_version_is_refused_with_a_line_that_says_so(
 def test_gateways_of_kubernetes_are_for_a_later_version(mode: str, options: Options) -> None:
     (line,) = read({"gateway_mode": mode}, options).problems
     assert "not part of this version yet" in line
-
-
-def test_mysql_is_for_a_later_version(options: Options) -> None:
-    (line,) = read({"database_url": "mysql://user:very-secret@host/name"}, options).problems
-    assert "not part of this version yet" in line
-    assert "very-secret" not in line
 
 
 def test_the_namespace_of_a_pod_is_nobodys_wish(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:

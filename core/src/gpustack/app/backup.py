@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from gpustack.app.rundir import RunDir
 from gpustack.db import Store, backup
-from gpustack.db import url as urls
 from gpustack.db.backup import Manifest, Written
-from gpustack.db.connection import connect
 from gpustack.db.embedded import EmbeddedPostgres
+from gpustack.db.source import database_for
+from gpustack.extensions import Catalogue, load_catalogue
 from gpustack.kit.errors import Conflict, GPUStackError, NotFound
 from gpustack.kit.locks import FileLock
 from gpustack.kit.paths import make_dir
+from gpustack.plugin import Database, Host
+from gpustack.settings.load import load
+
+log = logging.getLogger(__name__)
 
 #: Another name than that of servers, which must not work on a database that is restored.
 _RESTORE = "gpustack restore"
@@ -30,8 +36,23 @@ async def write(data_dir: Path, database_url: str, target: Path) -> Written:
     which is started for the while when it does not run. Raises one line, as GPUStackError.
     """
     target = _target(target)
-    async with _reached(data_dir, database_url) as url, await Store.open(url, wait=_WAIT) as store:
+    async with (
+        _reached(data_dir, database_url) as url,
+        _database(url, data_dir) as database,
+        await Store.open(url, database, wait=_WAIT) as store,
+    ):
         return await backup.write(store, data_dir, target)
+
+
+def _database(url: str, data_dir: Path) -> Database[Any]:
+    """Return the database that ``url`` is for; a plugin's has the settings that the environment gives."""
+
+    def plugins() -> Catalogue:
+        found = load_catalogue()
+        found.given = load({}, found.options).plugins
+        return found
+
+    return database_for(url, plugins, Host(log=log, data_dir=data_dir, bin_dir=data_dir / "bin"))
 
 
 def _target(wanted: Path) -> Path:
@@ -113,13 +134,15 @@ async def restore(
 
 
 async def _load(data_dir: Path, database_url: str, source: Path, *, replace: bool) -> Path | None:
-    async with await Store.open(database_url, wait=_WAIT, application=_RESTORE) as store:
-        fresh = (await store.missing_steps()).fresh
-        kept = await backup.automatic(store, data_dir, "before-restore") if replace and not fresh else None
-        where = store.where
-    connection = await connect(urls.parse(database_url), application_name=_RESTORE)
-    try:
-        await backup.load(connection, where, data_dir, source, replace=replace)
-    finally:
-        connection.terminate()
+    async with _database(database_url, data_dir) as database:
+        async with await Store.open(database_url, database, wait=_WAIT, application=_RESTORE) as store:
+            fresh = (await store.missing_steps()).fresh
+            kept = (
+                await backup.automatic(store, data_dir, "before-restore") if replace and not fresh else None
+            )
+            connection = await store.connect()
+        try:
+            await backup.load(connection, store.where, data_dir, source, replace=replace)
+        finally:
+            connection.terminate()
     return kept

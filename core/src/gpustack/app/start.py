@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -22,9 +23,12 @@ from gpustack.kit.errors import GPUStackError, SettingsError
 from gpustack.kit.init import serve_as_init
 from gpustack.kit.net import spare_proxies
 from gpustack.kit.paths import make_dir
+from gpustack.plugin import Host
 from gpustack.settings.load import Flags, Loaded
 from gpustack.settings.model import Settings
 from gpustack.settings.shown import shown
+
+log = logging.getLogger(__name__)
 
 #: Seconds for a database that the settings name anew to take a connection.
 _REACH = 5.0
@@ -63,7 +67,7 @@ def check(flags: Flags, database_url: str = "") -> dict[str, Any]:
         refuse_newer(settings.data_dir)
         _check_places(settings)
         if not settings.server_url and settings.database_url not in ("", database_url):
-            asyncio.run(_reach(settings.database_url))
+            asyncio.run(_reach(settings))
     except GPUStackError as error:
         return {"error": error.message, "settings_are_wrong": isinstance(error, SettingsError)}
     for role in _roles(settings):
@@ -79,18 +83,22 @@ def _check_places(settings: Settings) -> None:
         make_dir(settings.cache_dir, what="--cache-dir")
 
 
-async def _reach(url: str) -> None:
+async def _reach(settings: Settings) -> None:
     """Open a connection to an external database, within seconds; raises one line when that cannot be done."""
-    from gpustack.db.connection import connect
-    from gpustack.db.url import parse
+    from gpustack.db.errors import translated
+    from gpustack.db.source import database_for, source_of
 
-    database = parse(url)
-    try:
-        async with asyncio.timeout(_REACH):
-            connection = await connect(database)
-    except TimeoutError:
-        raise GPUStackError(f"{database.where} does not answer within {_REACH:.0f} s") from None
-    connection.terminate()
+    url = settings.database_url
+    host = Host(log=log, data_dir=settings.data_dir, bin_dir=settings.bin_dir)
+    async with database_for(url, lambda: load_catalogue(given=settings.plugins), host) as database:
+        source = source_of(url, database)
+        try:
+            async with asyncio.timeout(_REACH):
+                with translated(source.where):
+                    connection = await source.open()
+        except TimeoutError:
+            raise GPUStackError(f"{source.where} does not answer within {_REACH:.0f} s") from None
+        connection.terminate()
 
 
 def _roles(settings: Settings) -> Iterator[str]:

@@ -31,8 +31,10 @@ from gpustack.testing import SUITES
 
 _catalogue = load_catalogue()
 for _field, _name in {extensions!r}:
-    _cls = getattr(_catalogue, _field)[_name].cls
-    globals()[f"Test_{{_field}}_{{_name}}"] = type(f"Test_{{_field}}_{{_name}}", (SUITES[_field],), {{"extension": _cls}})
+    _about = {{"extension": getattr(_catalogue, _field)[_name].cls}}
+    if _field == "databases":
+        _about["database_url"] = {database_url!r}
+    globals()[f"Test_{{_field}}_{{_name}}"] = type(f"Test_{{_field}}_{{_name}}", (SUITES[_field],), _about)
 """
 
 
@@ -50,8 +52,10 @@ class Result:
         return asdict(self)
 
 
-def examined(name: str) -> list[Result]:
+def examined(name: str, database_url: str = "") -> list[Result]:
     """Return what holds of the plugin ``name``, what does not work at all first.
+
+    What a database promises is mostly held in the empty one at ``database_url``, when there is one.
 
     Raises NotFound when it is not installed, and GPUStackError when it cannot be examined.
     """
@@ -74,7 +78,7 @@ def examined(name: str) -> list[Result]:
     if not extensions:
         return loading or [Result(extension=plugin, promise="it loads; it brings no extension", ok=True)]
     labels = {(kind.field, name): f"{kind.label} {name}" for kind in KINDS for _, name in extensions}
-    return [*loading, *_run(extensions, labels)]
+    return [*loading, *_run(extensions, labels, database_url)]
 
 
 def _plugin(catalogue: Catalogue, name: str) -> str:
@@ -99,7 +103,9 @@ def _plugin(catalogue: Catalogue, name: str) -> str:
     return found
 
 
-def _run(extensions: list[tuple[str, str]], labels: dict[tuple[str, str], str]) -> list[Result]:
+def _run(
+    extensions: list[tuple[str, str]], labels: dict[tuple[str, str], str], database_url: str
+) -> list[Result]:
     if importlib.util.find_spec("pytest") is None:
         raise GPUStackError(
             "the contract suites run with pytest, which is not here; install it with "
@@ -107,7 +113,10 @@ def _run(extensions: list[tuple[str, str]], labels: dict[tuple[str, str], str]) 
         )
     with tempfile.TemporaryDirectory(prefix="gpustack-check-") as folder:
         Path(folder, "pytest.ini").write_text("[pytest]\n")
-        Path(folder, "test_contract.py").write_text(_TESTS.format(extensions=extensions))
+        tests = Path(folder, "test_contract.py")
+        # It may hold a password.
+        tests.touch(mode=0o600)
+        tests.write_text(_TESTS.format(extensions=extensions, database_url=database_url))
         report = Path(folder, "report.jsonl")
         said = _pytest(Path(folder), report)
         told = [json.loads(line) for line in report.read_text().splitlines()] if report.exists() else []

@@ -100,15 +100,21 @@ def remove_plugin(name: str, as_json: bool) -> None:
 
 @command.command("check")
 @click.argument("name", metavar="NAME")
+@click.option(
+    "--database-url",
+    default="",
+    metavar="URL",
+    help="An empty database that a database plugin is tried in; it is empty again afterwards.",
+)
 @json_option
-def check_plugin(name: str, as_json: bool) -> int:
+def check_plugin(name: str, database_url: str, as_json: bool) -> int:
     """Check that an installed plugin keeps what its kinds of extension promise.
 
     Runs the contract suites of gpustack.testing, without a server. Exit status 1 when something does not hold.
     """
     from gpustack.cli.plugin_check import examined
 
-    results = examined(name)
+    results = examined(name, database_url)
     if as_json:
         emit_json([each.document() for each in results])
     else:

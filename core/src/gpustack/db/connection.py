@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Iterable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any, Protocol
 
-import asyncpg
-
 from gpustack.db.dialect import Statement, compiled
-from gpustack.db.errors import Undone, translated
-from gpustack.db.presence import OF_THE_DRIVER, Presence, is_loss
-from gpustack.db.url import DatabaseUrl
+from gpustack.db.errors import OF_THE_DATABASE, Undone, is_loss, translated
+from gpustack.db.presence import Presence
+from gpustack.db.source import Source
 from gpustack.kit.backoff import Backoff
 from gpustack.kit.errors import SettingsError, Unavailable
 from gpustack.kit.logs import TELL
+from gpustack.plugin.databases import (
+    DatabaseConnection,
+    DatabaseError,
+    DatabasePool,
+    Row,
+    Trouble,
+)
 
 log = logging.getLogger(__name__)
 
-#: One row as the driver gives it: a read-only mapping from column to value.
-Row = Any
-
-#: Seconds after which a statement is given up: nothing here takes long, so then the database hangs.
-_STATEMENT_LIMIT = 10.0
 #: Seconds to wait for a free connection.
 _ACQUIRE_LIMIT = 10.0
 #: Seconds for the look whether a database that was lost is there again.
@@ -37,8 +36,6 @@ _TRIES = 3
 _FRESH = 1.0
 #: Seconds for which a database that takes no new connections is taken for one that stops, and serves those it has.
 _STOPPING = 4.0
-#: What the database sees of who is connected.
-APPLICATION = "gpustack"
 #: Seconds that whoever needs the database waits for it while it is away.
 PATIENCE = 15.0
 #: Seconds of waiting for the database after which a start says so.
@@ -72,17 +69,15 @@ class Pool:
     run again and new transactions wait, for ``patience`` seconds. What had begun to write is undone, and says so.
     """
 
-    def __init__(
-        self, pool: Any, url: DatabaseUrl, patience: float = PATIENCE, application: str = APPLICATION
-    ) -> None:
+    def __init__(self, source: Source, pool: DatabasePool, patience: float = PATIENCE) -> None:
+        self._source = source
         self._pool = pool
         self._patience = patience
-        self._application = application
         self._asking = asyncio.Lock()
         self._answered = float("-inf")
-        self.url = url
-        self.where = url.where
-        self.presence = Presence(url.where, patience, self._probe)
+        self.where = source.where
+        self.wake_up = source.database.wake_up
+        self.presence = Presence(source.where, patience, self._probe)
 
     async def fetch(self, statement: Statement) -> list[Row]:
         """Run one statement on any connection; one that only reads is run again when its connection broke."""
@@ -93,9 +88,8 @@ class Pool:
                 connection = await self._take()
                 began = time.monotonic()
                 try:
-                    rows: list[Row] = await connection.fetch(sql, *values)
-                    return rows
-                except OF_THE_DRIVER as error:
+                    return await connection.fetch(sql, values)
+                except OF_THE_DATABASE as error:
                     tries -= 1
                     if not await self._broke(connection, error, since=began) or not tries:
                         raise
@@ -103,40 +97,39 @@ class Pool:
                     await self._pool.release(connection)
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[Any]:
+    async def transaction(self) -> AsyncIterator[DatabaseConnection]:
         """Lend a connection inside a transaction; an error rolls it back.
 
         Only what the database does is translated: an OSError out of the caller's own block stays what it is. Undone
         when the connection broke before the commit was asked for.
         """
         with translated(self.where):
-            connection, transaction = await self._begin()
+            connection = await self._begin()
         try:
             try:
                 yield connection
             except Unavailable as error:
                 if await self._broke(connection, error.__cause__):
                     raise Undone(error.message, retry_after=error.retry_after) from error
-                await self._roll_back(connection, transaction)
+                await self._roll_back(connection)
                 raise
             except BaseException:
-                await self._roll_back(connection, transaction)
+                await self._roll_back(connection)
                 raise
             with translated(self.where):
-                await self._commit(connection, transaction)
+                await self._commit(connection)
         finally:
             with translated(self.where):
                 await self._pool.release(connection)
 
-    async def _begin(self) -> tuple[Any, Any]:
-        """Return a connection and its transaction. That it could begin one shows that the connection lives."""
+    async def _begin(self) -> DatabaseConnection:
+        """Return a connection inside a transaction. That it could begin one shows that the connection lives."""
         tries = _TRIES
         while True:
             connection = await self._take()
-            transaction = connection.transaction()
             began = time.monotonic()
             try:
-                await transaction.start()
+                await connection.begin()
             except BaseException as error:
                 tries -= 1
                 broke = await self._broke(connection, error, since=began)
@@ -144,17 +137,17 @@ class Pool:
                 if not broke or not tries:
                     raise
             else:
-                return connection, transaction
+                return connection
 
-    async def _commit(self, connection: Any, transaction: Any) -> None:
+    async def _commit(self, connection: DatabaseConnection) -> None:
         began = time.monotonic()
         try:
-            await transaction.commit()
-        except OF_THE_DRIVER as error:
+            await connection.commit()
+        except OF_THE_DATABASE as error:
             await self._broke(connection, error, since=began)
             raise
 
-    async def _take(self) -> Any:
+    async def _take(self) -> DatabaseConnection:
         """Return a connection of the pool, waiting while the database is away."""
         entered = time.monotonic()
         backoff = Backoff(first=0.02, limit=0.25)
@@ -163,11 +156,11 @@ class Pool:
             began = time.monotonic()
             try:
                 return await self._pool.acquire(timeout=_ACQUIRE_LIMIT)
-            except OF_THE_DRIVER as error:
+            except OF_THE_DATABASE as error:
                 if not is_loss(error):
                     raise
-                stopping = isinstance(error, asyncpg.CannotConnectNowError) and began < entered + _STOPPING
-                if stopping and self._pool.get_size():
+                not_now = isinstance(error, DatabaseError) and error.trouble is Trouble.NOT_NOW
+                if not_now and began < entered + _STOPPING and self._pool.size:
                     await asyncio.sleep(backoff.next())  # one of the pool's own may be free then
                     continue
                 if isinstance(error, TimeoutError) and await self._answers():
@@ -184,84 +177,79 @@ class Pool:
             if time.monotonic() - self._answered > _FRESH:
                 try:
                     await self._probe()
-                except OF_THE_DRIVER as error:
+                except OF_THE_DATABASE as error:
                     if is_loss(error):
                         self.presence.lost(error)
                         return False
                 self._answered = time.monotonic()
             return True
 
-    async def _broke(self, connection: Any, error: BaseException | None, since: float | None = None) -> bool:
+    async def _broke(
+        self, connection: DatabaseConnection, error: BaseException | None, since: float | None = None
+    ) -> bool:
         """Tell whether ``connection`` is lost; then it and the others of its time are given up."""
-        if not is_loss(error) and not _is_closed(connection):
+        if not is_loss(error) and not connection.closed:
             return False
         await self.lost(error or ConnectionError("the connection broke"), since=since)
-        with contextlib.suppress(asyncpg.InterfaceError):
-            connection.terminate()
+        connection.terminate()
         return True
 
     async def lost(self, error: BaseException, *, since: float | None = None) -> None:
         """Give up all connections of this time and find out whether the database is there."""
         # Only of a statement that hung is known for how long nobody has answered.
         self.presence.lost(error, since=since if isinstance(error, TimeoutError) else None)
-        await self._pool.expire_connections()
+        await self._pool.expire()
 
     async def _probe(self) -> None:
         async with asyncio.timeout(_PROBE_LIMIT):
-            connection = await asyncpg.connect(**_arguments(self.url, self._application))
+            connection = await self._source.open()
             try:
-                await connection.fetchval("SELECT 1")
+                await connection.fetch("SELECT 1")
             finally:
                 connection.terminate()
 
-    async def _roll_back(self, connection: Any, transaction: Any) -> None:
+    async def _roll_back(self, connection: DatabaseConnection) -> None:
         """Undo, if the connection still is one; without it the server has undone everything by itself."""
         try:
-            if not _is_closed(connection):
-                await transaction.rollback()
-        except OF_THE_DRIVER as error:
+            if not connection.closed:
+                await connection.roll_back()
+        except OF_THE_DATABASE as error:
             await self._broke(connection, error)
             log.debug("%s: rolling back: %s", self.where, error)
 
-    async def connect(self) -> Any:
-        """Open a connection of its own, outside the pool. The caller closes it."""
-        return await connect(self.url, application_name=self._application)
+    async def connect(self) -> DatabaseConnection:
+        """Open a connection of its own, outside the pool. The caller ends it."""
+        with translated(self.where):
+            return await self._source.open()
 
     async def close(self) -> None:
         """Close all, within seconds even when the database does not answer."""
         await self.presence.close()
         try:
             await asyncio.wait_for(self._pool.close(), 3)
-        except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        except OF_THE_DATABASE:
             self._pool.terminate()
 
 
-def _arguments(url: DatabaseUrl, application: str = APPLICATION) -> dict[str, Any]:
-    return {
-        "dsn": url.text,
-        "timeout": url.connect_timeout,
-        "command_timeout": _STATEMENT_LIMIT,
-        "server_settings": {"application_name": application},
-    }
-
-
-async def connect(url: DatabaseUrl, **settings: str) -> Any:
-    """Open a connection, with ``settings`` of the session; the caller closes it."""
-    arguments = _arguments(url)
-    arguments["server_settings"] |= settings
-    with translated(url.where):
-        return await asyncpg.connect(**arguments)
+@asynccontextmanager
+async def inside(
+    connection: DatabaseConnection, *, snapshot: bool = False, lock_timeout: float | None = None
+) -> AsyncIterator[None]:
+    """A transaction on a connection of one's own; leaving the block commits it, an error undoes it."""
+    await connection.begin(snapshot=snapshot, lock_timeout=lock_timeout)
+    try:
+        yield
+    except BaseException:
+        with suppress(*OF_THE_DATABASE):
+            await connection.roll_back()
+        raise
+    await connection.commit()
 
 
 async def open_pool(
-    url: DatabaseUrl,
-    size: tuple[int, int],
-    wait: float,
-    *,
-    patience: float = PATIENCE,
-    application: str = APPLICATION,
+    source: Source, size: tuple[int, int], wait: float, *, patience: float = PATIENCE
 ) -> Pool:
-    """Connect, as ``application``, trying for ``wait`` seconds while the database is not up yet.
+    """Connect, trying for ``wait`` seconds while the database is not up yet.
 
     The person who started this is told when it takes longer than one watches in silence. A wrong password or
     database name is reported at once: time does not cure it. SettingsError for these, Unavailable when the time is
@@ -276,51 +264,19 @@ async def open_pool(
         try:
             # A packet that nobody answers must not keep us from saying that we wait.
             async with asyncio.timeout(max(1.0, left if told else min(left, _SILENT))):
-                arguments = _arguments(url, application)
-                pool = asyncpg.create_pool(min_size=size[0], max_size=size[1], reset=_keep, **arguments)
-                await pool
-                return Pool(pool, url, patience, application)
-        except _NEVER as error:
-            raise SettingsError(_refusal(error, url)) from error
-        except OF_THE_DRIVER as error:
+                pool = await source.database.pool(source.address, source.session, least=size[0], most=size[1])
+                return Pool(source, pool, patience)
+        except OF_THE_DATABASE as error:
+            if isinstance(error, DatabaseError) and error.trouble is Trouble.REFUSED:
+                raise SettingsError(error.message) from error
             pause, waited = backoff.next(), time.monotonic() - began
             why = " ".join(str(error).split()) or "no answer"
             if waited + pause > wait:
                 raise Unavailable(
-                    f"{url.where} cannot be reached ({why}); check --database-url and that it runs",
+                    f"{source.where} cannot be reached ({why}); check --database-url and that it runs",
                     retry_after=5.0,
                 ) from error
             if waited + pause > _SILENT and not told:
                 told = True
-                log.warning("waiting up to %.0f s for %s (%s)", wait, url.where, why, extra=TELL)
+                log.warning("waiting up to %.0f s for %s (%s)", wait, source.where, why, extra=TELL)
             await asyncio.sleep(pause)
-
-
-def _is_closed(connection: Any) -> bool:
-    try:
-        return bool(connection.is_closed())
-    except asyncpg.InterfaceError:  # it was taken out of the pool already
-        return True
-
-
-async def _keep(_connection: Any) -> None:
-    """Hand a connection back as it is: nothing here changes a session's state, and a reset is a round trip."""
-
-
-_NEVER: tuple[type[BaseException], ...] = (
-    asyncpg.InvalidAuthorizationSpecificationError,
-    asyncpg.InvalidCatalogNameError,
-    asyncpg.InsufficientPrivilegeError,
-    asyncpg.ClientConfigurationError,
-    asyncpg.UndefinedObjectError,
-    asyncpg.CantChangeRuntimeParamError,
-    asyncpg.InvalidParameterValueError,
-)
-
-
-def _refusal(error: BaseException, url: DatabaseUrl) -> str:
-    if isinstance(error, asyncpg.InvalidPasswordError):
-        return f"{url.where} refused user {url.user!r} or the password; check --database-url"
-    if isinstance(error, asyncpg.InvalidCatalogNameError):
-        return f"{url.where} does not exist; create it (`createdb {url.database}`) or check --database-url"
-    return f"{url.where} cannot be used: {' '.join(str(error).split())}"

@@ -1,18 +1,16 @@
-"""Turns what the database driver raises into the errors a user can read."""
+"""Turns what a database plugin raises into the errors a user can read."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-import asyncpg
-
 from gpustack.kit.errors import Conflict, GPUStackError, InvalidInput, NotFound, SettingsError, Unavailable
+from gpustack.plugin.databases import DatabaseError, Trouble
 
-#: Classes of SQLSTATE after which the same request may well succeed: connection, rollback, resources, operator.
-_PASSING = ("08", "40", "53", "55", "57")
-#: A server that is now a read-only standby: the fail-over is not over yet.
-_READ_ONLY = "25006"
+#: What the plugin of a database raises.
+OF_THE_DATABASE = (OSError, DatabaseError)
+_LOSSES = frozenset({Trouble.LOST, Trouble.NOT_NOW})
 
 
 class Unique(GPUStackError):
@@ -37,42 +35,45 @@ class Undone(Unavailable):
 
 @contextmanager
 def translated(where: str) -> Iterator[None]:
-    """Let no driver error out. ``where`` names the database, without its password."""
+    """Let no error of a database plugin out. ``where`` names the database, without its password."""
     try:
         yield
-    except asyncpg.UniqueViolationError as error:
-        raise Unique(error.constraint_name or "") from error
-    except asyncpg.ForeignKeyViolationError as error:
-        raise Dangling(error.constraint_name or "") from error
-    except (
-        asyncpg.DataError,
-        asyncpg.CharacterNotInRepertoireError,
-        asyncpg.UntranslatableCharacterError,
-    ) as error:
-        raise InvalidInput(f"the database cannot store this value: {_line(error)}") from error
-    except asyncpg.PostgresError as error:
-        raise _from_server(error, where) from error
-    except (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
+    except DatabaseError as error:
+        raise _ours(error, where) from error
+    except OSError as error:
         raise unavailable(error, where) from error
 
 
-def _from_server(error: asyncpg.PostgresError, where: str) -> GPUStackError:
-    state = error.sqlstate or ""
-    if state.startswith(_PASSING) or state == _READ_ONLY:
-        return unavailable(error, where)
-    if isinstance(error, asyncpg.InsufficientPrivilegeError):
-        return SettingsError(f"{where}: {_line(error)}; give GPUStack's user the rights to this database")
-    return GPUStackError(f"{where}: {_line(error)}")
+def is_loss(error: BaseException | None) -> bool:
+    """Tell whether ``error``, of a database plugin, means that the connection or the whole database is lost."""
+    if isinstance(error, DatabaseError):
+        return error.trouble in _LOSSES
+    return isinstance(error, OSError)  # TimeoutError is one
+
+
+def _ours(error: DatabaseError, where: str) -> GPUStackError:
+    match error.trouble:
+        case Trouble.UNIQUE:
+            return Unique(error.constraint)
+        case Trouble.DANGLING:
+            return Dangling(error.constraint)
+        case Trouble.BAD_VALUE:
+            return InvalidInput(f"the database cannot store this value: {error.message}")
+        case Trouble.NO_RIGHT:
+            return SettingsError(
+                f"{where}: {error.message}; give GPUStack's user the rights to this database"
+            )
+        case Trouble.REFUSED:
+            return SettingsError(error.message)
+        case Trouble.LOST | Trouble.NOT_NOW | Trouble.TRY_AGAIN:
+            return unavailable(error, where)
+    return GPUStackError(f"{where}: {error.message}")
 
 
 def unavailable(error: BaseException, where: str) -> Unavailable:
     """Return the error for a database that cannot answer now."""
-    why = _line(error) or type(error).__name__
+    why = " ".join(str(error).split()) or type(error).__name__
     return Unavailable(f"{where} does not answer now: {why}", retry_after=1.0)
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())
 
 
 @contextmanager

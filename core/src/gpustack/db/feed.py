@@ -17,15 +17,15 @@ from types import TracebackType
 from typing import Any, Self
 
 from gpustack.db import outbox
-from gpustack.db.connection import Pool, Row
+from gpustack.db.connection import Pool
 from gpustack.db.dialect import Statement, compiled
-from gpustack.db.errors import translated
+from gpustack.db.errors import is_loss, translated
 from gpustack.db.outbox import Events, StoredEvent
-from gpustack.db.presence import is_loss
 from gpustack.db.repositories import history
 from gpustack.kit.backoff import Backoff
 from gpustack.kit.errors import GPUStackError, NotFound, Unavailable
 from gpustack.kit.tasks import Tasks
+from gpustack.plugin.databases import DatabaseConnection, Row
 
 log = logging.getLogger(__name__)
 
@@ -194,18 +194,17 @@ class Feed:
 
     # Listening ----------------------------------------------------------------------------------------
 
-    async def _listen(self) -> Any:
+    async def _listen(self) -> DatabaseConnection:
         connection = await self._pool.connect()
         try:
             with translated(self._pool.where):
-                await connection.add_listener(outbox.CHANNEL, lambda *_: self._woken.set())
-            connection.add_termination_listener(lambda *_: self._woken.set())
+                await connection.listen(self._woken.set)
         except BaseException:
             connection.terminate()
             raise
         return connection
 
-    async def _run(self, connection: Any) -> None:
+    async def _run(self, connection: DatabaseConnection | None) -> None:
         backoff = Backoff(first=0.05, limit=5.0)
         while True:
             try:
@@ -226,7 +225,7 @@ class Feed:
             # Many servers lose one database at the same moment.
             await asyncio.sleep(backoff.next() * random.uniform(0.5, 1.0))
 
-    async def _follow(self, connection: Any, backoff: Backoff) -> None:
+    async def _follow(self, connection: DatabaseConnection, backoff: Backoff) -> None:
         session = _On(connection, self._pool.where)
         while True:
             self._woken.clear()
@@ -281,15 +280,14 @@ class _Reading:
 class _On:
     """A session on the listening connection."""
 
-    def __init__(self, connection: Any, where: str) -> None:
+    def __init__(self, connection: DatabaseConnection, where: str) -> None:
         self._connection = connection
         self._where = where
 
     async def fetch(self, statement: Statement) -> list[Row]:
         text, values = compiled(statement)
         with translated(self._where):
-            rows: list[Row] = await self._connection.fetch(text, *values)
-            return rows
+            return await self._connection.fetch(text, values)
 
     def writing(self) -> Any:
         raise NotFound("the feed only reads")

@@ -16,13 +16,11 @@ from typing import Any
 from piccolo.querystring import QueryString
 from pydantic_core import from_json, to_json
 
-from gpustack.db.connection import Row, Session
+from gpustack.db.connection import Session
 from gpustack.db.tables import EventRow
 from gpustack.kit.errors import NotFound
+from gpustack.plugin.databases import Row
 from gpustack.schemas.common import EventType
-
-#: What listeners are woken on.
-CHANNEL = "gpustack_events"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +46,15 @@ class StoredEvent:
     changed_fields: dict[str, Any]
 
 
-async def write(session: Session, changes: Sequence[Change]) -> int:
-    """Number and store ``changes``, and wake the listeners at the commit. Must be the transaction's last act."""
+async def write(session: Session, changes: Sequence[Change], wake_up: str) -> int:
+    """Number and store ``changes``, and wake the listeners at the commit. Must be the transaction's last act.
+
+    ``wake_up`` is the database's own SQL for that, empty when it needs none.
+    """
+    returned = f"value, {wake_up}" if wake_up else "value"
     bump = QueryString(
-        # Sending the wake-up in the same statement saves a round trip while the lock is held.
-        "UPDATE event_counter SET value = value + {} WHERE id = 1 RETURNING value, pg_notify({}, '')",
+        f"UPDATE event_counter SET value = value + {{}} WHERE id = 1 RETURNING {returned}",  # noqa: S608
         len(changes),
-        CHANNEL,
     )
     last: int = (await session.fetch(bump))[0]["value"]
     now = datetime.now(UTC)

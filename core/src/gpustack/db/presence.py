@@ -12,9 +12,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 
-import asyncpg
-
-from gpustack.db.errors import unavailable
+from gpustack.db.errors import OF_THE_DATABASE, unavailable
 from gpustack.kit.backoff import Backoff
 from gpustack.kit.errors import Unavailable
 from gpustack.kit.tasks import Tasks
@@ -23,18 +21,6 @@ log = logging.getLogger(__name__)
 
 #: Who comes when so many wait already is sent away at once: memory is not for queues.
 _MOST_WAITING = 1000
-#: What the driver raises.
-OF_THE_DRIVER = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
-#: SQLSTATEs of a server that goes, has crashed, or is not up yet.
-_GONE = frozenset({"57P01", "57P02", "57P03", "57P05"})
-
-
-def is_loss(error: BaseException | None) -> bool:
-    """Tell whether ``error``, of the driver, means that the connection or the whole database is lost."""
-    if isinstance(error, asyncpg.PostgresError):
-        state = error.sqlstate or ""
-        return state in _GONE or state.startswith("08")
-    return isinstance(error, OSError)  # TimeoutError is one
 
 
 class Presence:
@@ -98,7 +84,7 @@ class Presence:
             try:
                 await self._probe()
             except Exception as error:  # without a prober, nobody would ever get through again
-                if not isinstance(error, OF_THE_DRIVER) and type(error) is not type(self._why):
+                if not isinstance(error, OF_THE_DATABASE) and type(error) is not type(self._why):
                     log.exception("%s: looking whether it is there failed", self._where)
                 self._why = error
                 if backoff.failures == 3:

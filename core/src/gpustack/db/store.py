@@ -7,8 +7,8 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
 from typing import Any, Self
 
-from gpustack.db import migrations, outbox, url
-from gpustack.db.connection import APPLICATION, PATIENCE, Pool, Row, Session, Writing, open_pool
+from gpustack.db import migrations, outbox
+from gpustack.db.connection import PATIENCE, Pool, Session, Writing, open_pool
 from gpustack.db.dialect import Statement, compiled
 from gpustack.db.errors import translated
 from gpustack.db.feed import Feed
@@ -23,7 +23,9 @@ from gpustack.db.repositories.models import Models
 from gpustack.db.repositories.sessions import Sessions
 from gpustack.db.repositories.users import Users
 from gpustack.db.repositories.workers import Workers
+from gpustack.db.source import APPLICATION, source_of
 from gpustack.kit.errors import GPUStackError
+from gpustack.plugin.databases import Database, DatabaseConnection, Row
 
 #: The administrator that every new database gets.
 ADMIN = "admin"
@@ -52,10 +54,11 @@ class Transaction(_Repositories):
     After an error nothing more can be done in it: leave the block.
     """
 
-    def __init__(self, connection: Any, where: str) -> None:
+    def __init__(self, connection: DatabaseConnection, pool: Pool) -> None:
         super().__init__(self)
         self._connection = connection
-        self._where = where
+        self._where = pool.where
+        self._wake_up = pool.wake_up
         self._changes: list[Change] = []
         self._happened: list[Happening] = []
 
@@ -63,8 +66,7 @@ class Transaction(_Repositories):
         """Run one statement inside the transaction."""
         text, values = compiled(statement)
         with translated(self._where):
-            rows: list[Row] = await self._connection.fetch(text, *values)
-            return rows
+            return await self._connection.fetch(text, values)
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[Writing]:
@@ -83,7 +85,7 @@ class Transaction(_Repositories):
         """Store the history, and number and store the events; nothing may follow but the commit."""
         self._changes += await self.history.write(self._happened)
         if self._changes:
-            await outbox.write(self, self._changes)
+            await outbox.write(self, self._changes, self._wake_up)
 
 
 class _Each:
@@ -98,7 +100,7 @@ class _Each:
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[Transaction]:
         async with self._pool.transaction() as connection:
-            transaction = Transaction(connection, self._pool.where)
+            transaction = Transaction(connection, self._pool)
             yield transaction
             await transaction.write_events()
 
@@ -119,6 +121,7 @@ class Store(_Repositories):
     async def open(
         cls,
         database_url: str,
+        database: Database[Any] | None = None,
         *,
         pool: tuple[int, int] = (1, 10),
         wait: float = 10.0,
@@ -127,13 +130,13 @@ class Store(_Repositories):
     ) -> Self:
         """Connect, as ``application``, trying for ``wait`` seconds while the database does not answer.
 
+        ``database`` speaks the scheme of the URL, and is open longer than the store; None is PostgreSQL.
         Later, what needs the database waits ``patience`` seconds for it while it is away. SettingsError, at once, for
         a URL that cannot work, a wrong password or a database that does not exist; Unavailable when the time is
         over. Nothing is created before :meth:`migrate`.
         """
-        return cls(
-            await open_pool(url.parse(database_url), pool, wait, patience=patience, application=application)
-        )
+        source = source_of(database_url, database, application)
+        return cls(await open_pool(source, pool, wait, patience=patience))
 
     async def close(self) -> None:
         """Close the connections. Feeds are closed by whoever entered them, before this."""
@@ -152,7 +155,7 @@ class Store(_Repositories):
         """The database as messages name it, without its password."""
         return self._pool.where
 
-    async def connect(self) -> Any:
+    async def connect(self) -> DatabaseConnection:
         """Open a connection of its own, which the caller ends."""
         return await self._pool.connect()
 

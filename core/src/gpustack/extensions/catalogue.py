@@ -13,6 +13,7 @@ from gpustack.kit.errors import SettingsError
 from gpustack.plugin import (
     AuthProvider,
     BundledModel,
+    Database,
     Extension,
     Gateway,
     GpuDetector,
@@ -85,6 +86,7 @@ class Catalogue:
     system_detectors: dict[str, Registered[SystemDetector[Any]]] = field(default_factory=dict)
     bundled_models: dict[str, Registered[BundledModel[Any]]] = field(default_factory=dict)
     web_apps: dict[str, Registered[WebApp[Any]]] = field(default_factory=dict)
+    databases: dict[str, Registered[Database[Any]]] = field(default_factory=dict)
     gateways: dict[str, Registered[Gateway[Any]]] = field(default_factory=dict)
     auth_providers: dict[str, Registered[AuthProvider[Any]]] = field(default_factory=dict)
     #: Every plugin that was found, by name, also those that bring nothing.

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from gpustack.plugin import (
     AuthProvider,
     BundledModel,
+    Database,
     Extension,
     Gateway,
     GpuDetector,
@@ -21,6 +22,8 @@ from gpustack.plugin import (
     WebApp,
 )
 
+#: As the scheme of a URL.
+_WORD = re.compile(r"[a-z][a-z0-9+.-]*")
 _NAME = re.compile(r"^[a-z0-9]([a-z0-9._-]*[a-z0-9])?$")
 
 
@@ -34,6 +37,8 @@ class Kind:
     label: str
     #: Names of class variables that must hold a non-empty text.
     texts: tuple[str, ...] = ()
+    #: Names of class variables that must hold a tuple of one or more lower-case words.
+    words: tuple[str, ...] = ()
 
 
 KINDS = (
@@ -69,6 +74,13 @@ KINDS = (
         base=WebApp,
         label="web app",
         texts=("path",),
+    ),
+    Kind(
+        hook="register_databases",
+        field="databases",
+        base=Database,
+        label="database",
+        words=("schemes",),
     ),
     Kind(
         hook="register_gateways",
@@ -130,7 +142,15 @@ def _without_variables(kind: Kind, cls: type[Extension[Any]]) -> str | None:
         value = getattr(cls, each, None)
         if not (isinstance(value, str) and value):
             return f"has no {each}"
+    for each in kind.words:
+        value = getattr(cls, each, None)
+        if not (isinstance(value, tuple) and value and all(_is_word(word) for word in value)):
+            return f"has {each} {value!r}; it needs a tuple such as ('acme',)"
     return None
+
+
+def _is_word(value: object) -> bool:
+    return isinstance(value, str) and _WORD.fullmatch(value) is not None
 
 
 def _wrong_colour(kind: Kind, cls: type[Extension[Any]]) -> str | None:

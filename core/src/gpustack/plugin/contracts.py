@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Generic, Self, TypeVar
+from typing import ClassVar, Generic, Protocol, Self, TypeVar, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict
 
@@ -119,6 +119,28 @@ class InferenceBackend(Extension[S], ABC):
     def metrics(self) -> Mapping[str, str]:
         """Return the engine's own metric names mapped to GPUStack's; empty when it has none."""
         return {}
+
+
+@runtime_checkable
+class SpansWorkers(Protocol):
+    """What a backend can besides, whose engine serves one model on several workers at once: just these methods.
+
+    Experimental: GPUStack spans no workers yet, and the first engines that do will settle it.
+    """
+
+    def members(
+        self, request: EstimateRequest, workers: Sequence[Sequence[GpuDevice]]
+    ) -> Sequence[ResourceClaim]:
+        """Return what each member takes when there is one on each of ``workers``, given by their devices; the leader first.
+
+        Pure. Raises Refused in words for a division that the engine cannot make.
+        """
+
+    def launch_member(self, request: LaunchRequest) -> LaunchPlan:
+        """Return the process of the member ``request.member``; pure, as :meth:`InferenceBackend.launch`.
+
+        Members may be started in any order and wait for each other; each is started again by itself when it ends.
+        """
 
 
 class SystemDetector(Extension[S], ABC):

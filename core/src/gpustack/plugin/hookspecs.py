@@ -13,6 +13,7 @@ import pluggy
 from pydantic import BaseModel
 
 from gpustack.plugin.contracts import BundledModel, GpuDetector, InferenceBackend, SystemDetector
+from gpustack.plugin.databases import Database
 from gpustack.plugin.gateways import Gateway
 from gpustack.plugin.login import AuthProvider
 from gpustack.plugin.web import WebApp
@@ -52,6 +53,12 @@ def register_bundled_models() -> Iterable[type[BundledModel[Any]]]:
 @hookspec
 def register_web_apps() -> Iterable[type[WebApp[Any]]]:
     """Return the classes of web pages that the server shows, each below a path of its own."""
+    return ()
+
+
+@hookspec
+def register_databases() -> Iterable[type[Database[Any]]]:
+    """Return the databases this plugin speaks to. Their ``schemes`` are what ``--database-url`` may start with."""
     return ()
 
 

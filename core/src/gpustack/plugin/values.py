@@ -214,6 +214,18 @@ Artifact = PipxPackage | ReleaseBinary | ContainerImage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """One process of an instance that spans several workers; number 0 leads, and is the one that answers requests."""
+
+    number: int
+    #: An address by which the workers of the others reach it.
+    host: str
+    #: Ports of that worker that are this member's alone: for what the members say to each other, never for requests.
+    ports: tuple[int, ...] = ()
+    devices: tuple[GpuDevice, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchRequest:
     """What to start: given to :meth:`InferenceBackend.launch`, which turns it into a command line."""
 
@@ -233,6 +245,10 @@ class LaunchRequest:
     parameters: tuple[str, ...] = ()
     claim: ResourceClaim = field(default_factory=lambda: ResourceClaim(ram=0))
     devices: tuple[GpuDevice, ...] = ()
+    #: All members of an instance that spans workers, the leader first; empty for one that does not.
+    members: tuple[Member, ...] = ()
+    #: Which of them this launch is for.
+    member: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,6 +26,7 @@ from gpustack.dataplane.asgi import Message, Receive, Scope, Send
 from gpustack.dataplane.asgi import answer as answer_now
 from gpustack.dataplane.errors import ApiError
 from gpustack.db import Store
+from gpustack.db.source import database_for
 from gpustack.extensions import BundledModels, Catalogue
 from gpustack.kit.errors import GPUStackError, NotFound
 from gpustack.kit.live import Live
@@ -210,8 +211,15 @@ async def started(
             broken.set_result(task)
 
     async with contextlib.AsyncExitStack() as stack:
+        database = await stack.enter_async_context(
+            database_for(database_url, lambda: catalogue, _host(config, "database"))
+        )
         store = await Store.open(
-            database_url, pool=config.pool, wait=config.database_wait, patience=config.database_patience
+            database_url,
+            database,
+            pool=config.pool,
+            wait=config.database_wait,
+            patience=config.database_patience,
         )
         await stack.enter_async_context(store)
         await migrate(store, config.data_dir)

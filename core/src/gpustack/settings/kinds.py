@@ -26,6 +26,7 @@ from gpustack.kit.text import GIB
 LAST_PORT = 65535
 #: GiB; nothing has more, and far more could not be counted in bytes.
 _MOST_MEMORY = 100_000
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 _HOST_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,62}(\.[A-Za-z0-9_][A-Za-z0-9_-]{0,62})*")
 _DNS_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _DNS_NAME = re.compile(rf"{_DNS_LABEL.pattern}(\.{_DNS_LABEL.pattern})*")
@@ -149,13 +150,12 @@ def _path_or_url(value: object) -> object:
 
 def _database_url(value: object) -> str:
     text = str(value).strip()
+    # Which schemes there are is a matter of the installed plugins, and is checked where those are known.
     scheme, colon, rest = text.partition("://")
     if any(each.isspace() for each in text):
         raise ValueError("it has a space; write it as %20")
-    if not text or (scheme in ("postgres", "postgresql") and colon and rest):
+    if not text or (_SCHEME.fullmatch(scheme) and scheme not in ("http", "https") and colon and rest):
         return text
-    if scheme == "mysql":
-        raise ValueError("MySQL is not part of this version yet; give a postgresql:// URL or leave it out")
     raise ValueError("give a URL such as postgresql://user:password@host:5432/name")
 
 

@@ -239,7 +239,7 @@ class Settings(BaseModel):
             value="URL",
             default_text="Embedded PostgreSQL.",
             secret=True,
-            help="URL of the database. Supports PostgreSQL 13.0+. "
+            help="URL of the database. Supports PostgreSQL 13.0+, and what plugins bring. "
             "Example: postgresql://user:password@host:port/db_name",
         ),
     ] = ""

@@ -34,7 +34,8 @@ pytest runs it. What fails says what the contract wants, and why. What a suite c
 class, as ``given`` for settings without a default, or a fixture to override, as ``settings``.
 
     InferenceBackendSuite   GpuDetectorSuite    SystemDetectorSuite   BundledModelSuite
-    WebAppSuite             GatewaySuite        AuthProviderSuite     SUITES, by the catalogue's field
+    WebAppSuite             DatabaseSuite       GatewaySuite          AuthProviderSuite
+    SUITES, by the catalogue's field
 
 Beside them, for tests only:
 
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
         SUITES,
         AuthProviderSuite,
         BundledModelSuite,
+        DatabaseSuite,
         ExtensionSuite,
         GatewaySuite,
         GpuDetectorSuite,
@@ -65,6 +67,7 @@ __all__ = [
     "SUITES",
     "AuthProviderSuite",
     "BundledModelSuite",
+    "DatabaseSuite",
     "ExtensionSuite",
     "GatewaySuite",
     "GpuDetectorSuite",

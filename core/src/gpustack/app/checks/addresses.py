@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
 from gpustack.app.checks.finding import Finding
-from gpustack.kit.errors import SettingsError
+from gpustack.extensions import load_catalogue
+from gpustack.kit.errors import GPUStackError
 from gpustack.kit.net import interface_addresses
+from gpustack.plugin import Host
 from gpustack.settings.load import Loaded
+
+log = logging.getLogger(__name__)
 
 
 def database(loaded: Loaded) -> Iterator[Finding]:
-    """Check the form of the database's URL."""
-    if not loaded.settings.database_url:
+    """Check that a plugin knows the database's URL, and finds it well formed."""
+    url = loaded.settings.database_url
+    if not url:
         return
-    from gpustack.db.url import parse
+    from gpustack.db.source import database_for, source_of
 
+    settings = loaded.settings
+    host = Host(log=log, data_dir=settings.data_dir, bin_dir=settings.bin_dir)
     try:
-        parse(loaded.settings.database_url)
-    except SettingsError as error:
+        source_of(url, database_for(url, lambda: load_catalogue(given=settings.plugins), host))
+    except GPUStackError as error:
         text = error.message.replace("--database-url", loaded.origin("database_url"), 1)
         yield Finding(level="problem", options=("database_url",), text=text)
 

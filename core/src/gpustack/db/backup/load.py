@@ -8,22 +8,22 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import asyncpg
-
 from gpustack.db import migrations
 from gpustack.db.backup import archive
 from gpustack.db.backup.archive import Manifest
 from gpustack.db.backup.write import KEPT_FILES
-from gpustack.db.connection import APPLICATION
+from gpustack.db.connection import inside
 from gpustack.db.errors import translated
+from gpustack.db.source import APPLICATION
 from gpustack.kit.errors import Conflict, GPUStackError, InvalidInput, SettingsError
 from gpustack.kit.paths import make_dir, sync_dir, write_atomic
+from gpustack.plugin.databases import DatabaseConnection, DatabaseError, Trouble
 
 #: Events of after the backup had numbers, and they may have been in a database that is gone. What any watcher has
 #: seen lies below the first number after this leap, so all are told to read the lists again.
@@ -33,15 +33,15 @@ _LEAP_OF_IDS = 100_000
 _STAGING = ".restore-"
 _ROWS = 500
 _LONG = 3600.0
-_TYPES = (
-    "SELECT column_name, data_type FROM information_schema.columns "
-    "WHERE table_schema = current_schema() AND table_name = $1"
-)
-_STRANGERS = "SELECT table_name FROM information_schema.tables WHERE table_schema = current_schema() ORDER BY table_name"
-_OTHERS = "SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = $1"
+#: Seconds to wait for whoever else works on a table.
+_LOCKED = 5.0
+#: What rows that do not fit their table raise.
+_UNFIT = frozenset({Trouble.BAD_VALUE, Trouble.UNIQUE, Trouble.DANGLING, Trouble.OTHER})
 
 
-async def load(connection: Any, where: str, data_dir: Path, path: Path, *, replace: bool) -> Manifest:
+async def load(
+    connection: DatabaseConnection, where: str, data_dir: Path, path: Path, *, replace: bool
+) -> Manifest:
     """Restore ``path`` into the database of ``connection`` and the small files into ``data_dir``.
 
     The database must be empty, or ``replace`` given; an older backup is brought up to this version. Raises one line:
@@ -53,7 +53,7 @@ async def load(connection: Any, where: str, data_dir: Path, path: Path, *, repla
     migrations.refuse_newer(manifest.steps, str(path))
     with _staged(path, data_dir, replace=replace) as put_in_place:
         with translated(where):
-            async with connection.transaction():
+            async with inside(connection, lock_timeout=_LOCKED):
                 given = await _clear(connection, where, replace=replace)
                 await migrations.apply(connection, manifest.steps, where)
                 await _fill(connection, manifest, path)
@@ -84,12 +84,11 @@ class _Given:
     ids: dict[str, int]
 
 
-async def _clear(connection: Any, where: str, *, replace: bool) -> _Given:
+async def _clear(connection: DatabaseConnection, where: str, *, replace: bool) -> _Given:
     """Leave no table of ours, and return how far those that were there had counted; Conflict unless asked for."""
-    await connection.execute("SET LOCAL lock_timeout = '5s'")
-    if await connection.fetchval(_OTHERS, APPLICATION):
+    if await connection.others(APPLICATION):
         raise Conflict(f"a GPUStack works on {where}; stop it first")
-    present = [row["table_name"] for row in await connection.fetch(_STRANGERS)]
+    present = await connection.tables()
     steps = await migrations.applied_steps(connection)
     migrations.refuse_newer(steps, where)
     if not steps and set(present) - {migrations.LEDGER}:
@@ -100,34 +99,36 @@ async def _clear(connection: Any, where: str, *, replace: bool) -> _Given:
         raise Conflict(f"{where} holds data already; --replace takes it away, and keeps a backup of it")
     given = await _given(connection, migrations.tables_after(steps))
     for table in [*reversed(migrations.tables_after(steps)), migrations.LEDGER]:
-        await connection.execute(f'DROP TABLE IF EXISTS "{table}"')
+        await connection.fetch(f'DROP TABLE IF EXISTS "{table}"')
     return given
 
 
-async def _given(connection: Any, tables: Sequence[str]) -> _Given:
+async def _given(connection: DatabaseConnection, tables: Sequence[str]) -> _Given:
     ids = {}
     for table in tables:
-        if (sequence := await _sequence(connection, table)) is not None:
-            ids[table] = int(await connection.fetchval(f"SELECT last_value FROM {sequence}"))  # noqa: S608
-    event = await connection.fetchval("SELECT MAX(value) FROM event_counter") if tables else 0
+        if (last := await connection.last_id(table)) is not None:
+            ids[table] = last
+    event = (
+        (await connection.fetch("SELECT MAX(value) AS last FROM event_counter"))[0]["last"] if tables else 0
+    )
     return _Given(event or 0, ids)
 
 
-async def _fill(connection: Any, manifest: Manifest, path: Path) -> None:
+async def _fill(connection: DatabaseConnection, manifest: Manifest, path: Path) -> None:
     known = set(migrations.tables_after(manifest.steps))
     for table in manifest.tables:
         if table.name not in known:
             raise InvalidInput(f"{path} has a table {table.name}, which is none of GPUStack's")
         # What the step itself has put there is in the backup, too.
-        await connection.execute(f'DELETE FROM "{table.name}"')  # noqa: S608  # a name of our own
+        await connection.fetch(f'DELETE FROM "{table.name}"')  # noqa: S608  # a name of our own
     for name, lines in archive.tables(path):
         if name not in known:
             raise InvalidInput(f"{path} has a table {name}, which is none of GPUStack's")
         await _insert(connection, path, name, iter(lines))
 
 
-async def _insert(connection: Any, path: Path, table: str, lines: Iterator[bytes]) -> None:
-    types = {row["column_name"]: row["data_type"] for row in await connection.fetch(_TYPES, table)}
+async def _insert(connection: DatabaseConnection, path: Path, table: str, lines: Iterator[bytes]) -> None:
+    types = await connection.columns(table)
     batch: list[dict[str, Any]] = []
     try:
         for line in lines:
@@ -137,13 +138,14 @@ async def _insert(connection: Any, path: Path, table: str, lines: Iterator[bytes
                 batch = []
         if batch:
             await _store(connection, table, batch)
-    except (ValueError, TypeError, KeyError, asyncpg.DataError, asyncpg.IntegrityConstraintViolationError,
-            asyncpg.UndefinedColumnError) as error:  # fmt: skip
+    except (ValueError, TypeError, KeyError, DatabaseError) as error:
+        if isinstance(error, DatabaseError) and error.trouble not in _UNFIT:
+            raise
         why = " ".join(str(error).split())
         raise InvalidInput(f"{path}: table {table} cannot be restored ({why}); use another backup") from error
 
 
-def _row(line: bytes, types: dict[str, str]) -> dict[str, Any]:
+def _row(line: bytes, types: Mapping[str, str]) -> dict[str, Any]:
     row: dict[str, Any] = json.loads(line)
     for name, value in row.items():
         if value is not None and types[name].startswith("timestamp"):
@@ -151,34 +153,26 @@ def _row(line: bytes, types: dict[str, str]) -> dict[str, Any]:
     return row
 
 
-async def _store(connection: Any, table: str, rows: list[dict[str, Any]]) -> None:
+async def _store(connection: DatabaseConnection, table: str, rows: list[dict[str, Any]]) -> None:
     names = list(rows[0])
     columns = ", ".join(f'"{name}"' for name in names)
     holes = ", ".join(f"${number}" for number in range(1, len(names) + 1))
     statement = f'INSERT INTO "{table}" ({columns}) VALUES ({holes})'  # noqa: S608  # names out of the catalogue
-    await connection.executemany(statement, [[row[name] for name in names] for row in rows], timeout=_LONG)
+    await connection.fetch_each(statement, [[row[name] for name in names] for row in rows], timeout=_LONG)
 
 
-async def _count_on(connection: Any, manifest: Manifest, given: _Given) -> None:
+async def _count_on(connection: DatabaseConnection, manifest: Manifest, given: _Given) -> None:
     """Have new rows and events get numbers that none had before, in the backup, here, or in between."""
     kept = {table.name: table.last_id for table in manifest.tables}
     for table in migrations.tables_after({name for name, _ in migrations.STEPS}):
-        if (sequence := await _sequence(connection, table)) is None:
+        if await connection.last_id(table) is None:
             continue
-        highest = await connection.fetchval(f'SELECT COALESCE(MAX(id), 0) FROM "{table}"')  # noqa: S608
-        last = max(kept.get(table, 0), given.ids.get(table, 0), highest) + _LEAP_OF_IDS
-        await connection.execute("SELECT setval($1::text::regclass, $2)", sequence, last)
-    await connection.execute(
-        "UPDATE event_counter SET value = GREATEST(value, $1::bigint) + $2::bigint", given.event, _LEAP
+        rows = await connection.fetch(f'SELECT COALESCE(MAX(id), 0) AS highest FROM "{table}"')  # noqa: S608
+        last = max(kept.get(table, 0), given.ids.get(table, 0), rows[0]["highest"]) + _LEAP_OF_IDS
+        await connection.count_on(table, last)
+    await connection.fetch(
+        "UPDATE event_counter SET value = GREATEST(value, $1::bigint) + $2::bigint", (given.event, _LEAP)
     )
-
-
-async def _sequence(connection: Any, table: str) -> str | None:
-    """Return the name of what counts the ids of ``table``, None when they are not counted."""
-    if "id" not in {row["column_name"] for row in await connection.fetch(_TYPES, table)}:
-        return None
-    name: str | None = await connection.fetchval("SELECT pg_get_serial_sequence($1, 'id')", table)
-    return name
 
 
 # Files ------------------------------------------------------------------------------------------------

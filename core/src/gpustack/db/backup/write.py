@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from gpustack.db import migrations
 from gpustack.db.backup.archive import TableEntry, Writer, discard_partial, verify
+from gpustack.db.connection import inside
 from gpustack.db.errors import translated
 from gpustack.kit.errors import GPUStackError, NotFound
 from gpustack.kit.paths import make_dir
 from gpustack.kit.text import human_bytes
+from gpustack.plugin.databases import DatabaseConnection
 
 if TYPE_CHECKING:
     from gpustack.db.store import Store
@@ -36,10 +38,6 @@ _ROWS = 500
 #: Larger files are none of ours.
 _LARGEST_FILE = 1 << 20
 _LONG = 3600.0
-_COLUMNS = (
-    "SELECT column_name, column_default FROM information_schema.columns "
-    "WHERE table_schema = current_schema() AND table_name = $1 ORDER BY ordinal_position"
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +59,7 @@ async def write(store: Store, data_dir: Path, target: Path) -> Written:
     connection = await store.connect()
     try:
         with translated(store.where):
-            async with connection.transaction(isolation="repeatable_read", readonly=True):
+            async with inside(connection, snapshot=True):
                 steps = await migrations.applied_steps(connection)
                 migrations.refuse_newer(steps, store.where)
                 if not steps:
@@ -76,26 +74,27 @@ async def write(store: Store, data_dir: Path, target: Path) -> Written:
     return Written(path=target, rows=sum(table.rows for table in tables), size=size)
 
 
-async def _table(connection: Any, writer: Writer, name: str) -> TableEntry:
-    columns = await connection.fetch(_COLUMNS, name)
-    names = [row["column_name"] for row in columns]
+async def _table(connection: DatabaseConnection, writer: Writer, name: str) -> TableEntry:
+    columns = await connection.columns(name)
     digest, rows, number = hashlib.sha256(), 0, 0
-    async for lines, count in _pieces(connection, name, names):
+    async for lines, count in _pieces(connection, name, list(columns)):
         number += 1
         rows += count
         digest.update(lines)
         # Compressing is work for more than a moment, and a server may be busy on this loop.
         await asyncio.to_thread(writer.piece, name, number, lines)
-    last = await _last_id(connection, name, [row["column_name"] for row in columns if _counted(row)])
+    last = await connection.last_id(name) or 0
     return TableEntry(name=name, rows=rows, sha256=digest.hexdigest(), last_id=last)
 
 
-async def _pieces(connection: Any, table: str, columns: list[str]) -> AsyncIterator[tuple[bytes, int]]:
+async def _pieces(
+    connection: DatabaseConnection, table: str, columns: list[str]
+) -> AsyncIterator[tuple[bytes, int]]:
     """Yield the rows of a table as JSON lines, about 1 MiB of them and their number at a time."""
     selected = ", ".join(f'"{column}"' for column in columns)
     query = f'SELECT {selected} FROM "{table}" ORDER BY 1'  # noqa: S608  # names out of the catalogue
     piece, count = bytearray(), 0
-    async for row in connection.cursor(query, prefetch=_ROWS, timeout=_LONG):
+    async for row in connection.stream(query, rows=_ROWS, timeout=_LONG):
         piece += json.dumps(dict(row), default=_plain, ensure_ascii=False).encode() + b"\n"
         count += 1
         if len(piece) >= _PIECE:
@@ -109,18 +108,6 @@ def _plain(value: Any) -> str:
     if isinstance(value, datetime):
         return value.isoformat()
     raise TypeError(f"{type(value).__name__} has no form in a backup")
-
-
-def _counted(column: Any) -> bool:
-    return str(column["column_default"] or "").startswith("nextval(")
-
-
-async def _last_id(connection: Any, table: str, columns: list[str]) -> int:
-    for column in columns:
-        sequence = await connection.fetchval("SELECT pg_get_serial_sequence($1, $2)", table, column)
-        row = await connection.fetchrow(f"SELECT last_value, is_called FROM {sequence}")  # noqa: S608
-        return int(row["last_value"]) if row["is_called"] else 0
-    return 0
 
 
 def _files(writer: Writer, data_dir: Path) -> dict[str, str]:

@@ -11,14 +11,12 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import Any
-
-import asyncpg
 
 from gpustack.db.connection import Pool
 from gpustack.db.errors import translated
 from gpustack.db.migrations import m0001_initial, m0002_hub_and_rolling, m0003_bundled_models
 from gpustack.kit.errors import NewerData, SettingsError
+from gpustack.plugin.databases import DatabaseConnection, DatabaseError, Trouble
 
 #: In the order in which they are applied.
 STEPS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -30,7 +28,7 @@ STEPS: tuple[tuple[str, tuple[str, ...]], ...] = (
 #: What records the steps.
 LEDGER = "migrations"
 #: Two servers that start on one new database at once: the second waits, then finds everything done.
-_LOCK = 0x67707573
+_LOCK = "gpustack migrations"
 _CREATE_LEDGER = (
     f"CREATE TABLE IF NOT EXISTS {LEDGER} ("
     "name VARCHAR(128) PRIMARY KEY, applied_at TIMESTAMP WITH TIME ZONE NOT NULL DEFAULT CURRENT_TIMESTAMP)"
@@ -65,32 +63,35 @@ async def migrate(pool: Pool) -> list[str]:
         return []
     async with pool.transaction() as connection:
         with translated(pool.where):
-            await connection.execute(f"SELECT pg_advisory_xact_lock({_LOCK})")
-            await connection.execute(_CREATE_LEDGER)
+            await connection.hold(_LOCK)
+            await connection.fetch(_CREATE_LEDGER)
             rows = await connection.fetch(_READ)
             lacking = _lacking({row["name"] for row in rows}, pool.where)
             await apply(connection, (name for name, _ in lacking), pool.where)
     return [name for name, _ in lacking]
 
 
-async def apply(connection: Any, names: Iterable[str], where: str) -> None:
-    """Run the steps ``names`` and record them. Must be inside a transaction; driver errors come out as they are."""
+async def apply(connection: DatabaseConnection, names: Iterable[str], where: str) -> None:
+    """Run the steps ``names`` and record them. Must be inside a transaction; a database's errors come out as they are."""
     wanted = set(names)
-    await connection.execute(_CREATE_LEDGER)
+    await connection.fetch(_CREATE_LEDGER)
     try:
         for name, statements in STEPS:
             if name in wanted:
-                await connection.execute(";\n".join(statements), timeout=_LONG)
-                await connection.execute(f"INSERT INTO {LEDGER} (name) VALUES ($1)", name)  # noqa: S608
-    except (asyncpg.DuplicateTableError, asyncpg.DuplicateObjectError) as error:
+                for statement in statements:
+                    await connection.fetch(statement, timeout=_LONG)
+                await connection.fetch(f"INSERT INTO {LEDGER} (name) VALUES ($1)", (name,))  # noqa: S608
+    except DatabaseError as error:
+        if error.trouble is not Trouble.EXISTS:
+            raise
         raise SettingsError(
-            f"{where} holds tables of something else ({error}); give GPUStack a database of its own"
+            f"{where} holds tables of something else ({error.message}); give GPUStack a database of its own"
         ) from error
 
 
-async def applied_steps(connection: Any) -> set[str]:
+async def applied_steps(connection: DatabaseConnection) -> set[str]:
     """Return the steps that are recorded; none when there is no record. Leaves a transaction usable."""
-    if await connection.fetchval("SELECT to_regclass($1)", LEDGER) is None:
+    if not await connection.columns(LEDGER):
         return set()
     return {row["name"] for row in await connection.fetch(_READ)}
 

@@ -16,10 +16,11 @@ from pydantic import BaseModel
 from pydantic_core import from_json, to_json
 
 from gpustack.db import listing
-from gpustack.db.connection import Row, Session, Writing
+from gpustack.db.connection import Session, Writing
 from gpustack.db.errors import Undone
 from gpustack.db.outbox import Change
 from gpustack.kit.errors import NotFound
+from gpustack.plugin.databases import Row
 from gpustack.schemas.common import EventType, Page, Pagination, Record
 
 P = TypeVar("P", bound=Record)

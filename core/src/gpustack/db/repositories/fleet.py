@@ -12,7 +12,7 @@ import msgspec
 from pydantic import BaseModel
 from pydantic_core import to_json
 
-from gpustack.db.connection import Row
+from gpustack.plugin.databases import Row
 from gpustack.schemas.common import Pagination
 
 #: What a column holds that nothing has been written to yet.

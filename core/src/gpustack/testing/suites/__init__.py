@@ -11,6 +11,7 @@ from typing import Any
 
 from gpustack.testing.suites.backend import InferenceBackendSuite
 from gpustack.testing.suites.base import ExtensionSuite
+from gpustack.testing.suites.databases import DatabaseSuite
 from gpustack.testing.suites.detectors import GpuDetectorSuite, SystemDetectorSuite
 from gpustack.testing.suites.gateway import GatewaySuite
 from gpustack.testing.suites.login import AuthProviderSuite
@@ -27,6 +28,7 @@ SUITES: Mapping[str, type[ExtensionSuite[Any]]] = MappingProxyType(
             SystemDetectorSuite,
             BundledModelSuite,
             WebAppSuite,
+            DatabaseSuite,
             GatewaySuite,
             AuthProviderSuite,
         )
@@ -37,6 +39,7 @@ __all__ = [
     "SUITES",
     "AuthProviderSuite",
     "BundledModelSuite",
+    "DatabaseSuite",
     "ExtensionSuite",
     "GatewaySuite",
     "GpuDetectorSuite",

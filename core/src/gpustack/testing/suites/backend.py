@@ -20,6 +20,7 @@ from gpustack.plugin import (
     InferenceBackend,
     LaunchPlan,
     LaunchRequest,
+    Member,
     ModelFacts,
     PipxPackage,
     Platform,
@@ -27,6 +28,7 @@ from gpustack.plugin import (
     Refused,
     ReleaseBinary,
     ResourceClaim,
+    SpansWorkers,
 )
 from gpustack.testing.suites.base import ExtensionSuite
 from gpustack.testing.suites.checks import are_texts, is_count, is_text, is_url
@@ -41,6 +43,8 @@ from gpustack.testing.suites.samples import (
 _METRIC = re.compile(r"[A-Za-z_:][A-Za-z0-9_:]*")
 _COMMAND = "/opt/gpustack/bin/engine"
 _PORTS = (40017, 40999)
+#: Of each member.
+_MEMBER_PORTS = (41000, 41001)
 _EVERYWHERE = re.compile(r"(^|[=\s/\[])(0\.0\.0\.0|::|\[::\]|\*)($|[:\s\]])")
 
 
@@ -236,6 +240,41 @@ class InferenceBackendSuite(ExtensionSuite[InferenceBackend[Any]]):
                 f"launch drops a user's parameter: --{mark}=1 is neither in {plan.argv} nor Refused; "
                 "end argv with *request.parameters"
             )
+
+    # Spanning workers -------------------------------------------------------------------------------------------
+
+    def test_members_of_an_instance_each_have_a_plan(self, made: InferenceBackend[Any]) -> None:
+        """Where it spans workers: a claim and a process for each member, and only the leader listens to requests."""
+        if not isinstance(made, SpansWorkers):
+            assert not hasattr(made, "launch_member") and not hasattr(made, "members"), (  # noqa: PT018
+                "it has one of `members` and `launch_member`; a backend that spans workers has both"
+            )
+            pytest.skip("it serves a model on one worker")
+        device = GpuDevice(index=0, uuid="suite", vendor="nvidia", name="Suite", memory_total=24 << 30)
+        members = tuple(
+            Member(number=each, host=f"192.0.2.{each + 1}", ports=_MEMBER_PORTS, devices=(device,))
+            for each in range(2)
+        )
+        for model, devices in self._accepted(made):
+            if not devices:
+                continue
+            question = _estimate_request(made, model, devices, ())
+            claims = self.answer(made.members, question, [member.devices for member in members])
+            if isinstance(claims, Refused):
+                continue
+            assert [type(each) for each in claims] == [ResourceClaim] * 2, (
+                f"members returned {claims!r} for 2 workers; return a ResourceClaim for each"
+            )
+            for member in members:
+                request = replace(
+                    self._request(model, devices, ()),
+                    members=members,
+                    member=member.number,
+                    devices=member.devices,
+                )
+                plan: object = self.pure(made.launch_member, request)
+                assert isinstance(plan, LaunchPlan), f"launch_member returned {plan!r}; return a LaunchPlan"
+                _check_plan(plan)
 
     # Parameters -------------------------------------------------------------------------------------------------
 

@@ -1,11 +1,11 @@
-"""Reads ``--database-url``."""
+"""Reads a URL of PostgreSQL."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from gpustack.kit.errors import SettingsError
+from gpustack.plugin.databases import DatabaseAddress
+from gpustack.plugin.errors import Refused
 
 _SCHEMES = ("postgresql", "postgres")
 _SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
@@ -32,41 +32,23 @@ _OPTIONS = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class DatabaseUrl:
-    """A checked URL. ``where`` names the database in messages, without the password."""
-
-    text: str
-    where: str
-    user: str
-    database: str
-    connect_timeout: float
-
-    def __repr__(self) -> str:
-        return f"DatabaseUrl({self.where})"
-
-
-def parse(text: str) -> DatabaseUrl:
-    """Check ``text``; SettingsError says in one line what is wrong with it and never shows the password."""
+def parse(text: str) -> DatabaseAddress:
+    """Check ``text``; Refused says what is wrong with it, and never shows the password."""
     if "\0" in text or any(c.isspace() for c in text):
-        raise SettingsError("--database-url has a space or control character; write it as %20 and the like")
+        raise Refused("has a space or control character; write it as %20 and the like")
     try:
         parts = urlsplit(text)
         host, port = parts.hostname or "", parts.port
     except ValueError as error:
-        raise SettingsError(
-            "--database-url is not a URL; it looks like postgresql://user:password@host:5432/name"
-        ) from error
+        raise Refused("is not a URL; it looks like postgresql://user:password@host:5432/name") from error
     if parts.scheme not in _SCHEMES:
-        raise SettingsError(
-            f"--database-url starts with {parts.scheme or 'no scheme'!r}; it must start with postgresql://"
-        )
+        raise Refused(f"starts with {parts.scheme or 'no scheme'!r}; it must start with postgresql://")
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     _check_options(options)
     host = unquote(host) or options.get("host", "localhost")
     database = unquote(parts.path.lstrip("/")) or unquote(parts.username or "")
-    return DatabaseUrl(
-        text=_without(text, "connect_timeout", options),
+    return DatabaseAddress(
+        url=_without(text, "connect_timeout", options),
         where=f"the database {database!r} at {host}:{port or options.get('port', 5432)}",
         user=unquote(parts.username or ""),
         database=database,
@@ -77,15 +59,15 @@ def parse(text: str) -> DatabaseUrl:
 def _check_options(options: dict[str, str]) -> None:
     for name in options:
         if name not in _OPTIONS:
-            raise SettingsError(f"--database-url has the option {name!r}, which is not known")
+            raise Refused(f"has the option {name!r}, which is not known")
     mode = options.get("sslmode", "prefer")
     if mode not in _SSL_MODES:
-        raise SettingsError(f"--database-url has sslmode={mode!r}; it is one of {', '.join(_SSL_MODES)}")
+        raise Refused(f"has sslmode={mode!r}; it is one of {', '.join(_SSL_MODES)}")
 
 
 def _seconds(text: str) -> float:
     if not text.isdigit():
-        raise SettingsError(f"--database-url has connect_timeout={text!r}; it is a number of seconds")
+        raise Refused(f"has connect_timeout={text!r}; it is a number of seconds")
     # 0 means "for ever" to libpq; here somebody always waits for the answer.
     return float(text) or 60.0
 
