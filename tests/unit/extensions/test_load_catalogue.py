@@ -9,6 +9,7 @@ import pytest
 
 from gpustack.extensions import Catalogue, load_catalogue
 from gpustack.plugin import API_VERSION, hookspecs
+from gpustack.settings.load import read
 
 GOOD = """
 from gpustack.plugin import InferenceBackend, NoSettings, ResourceClaim, Verdict, hookimpl
@@ -85,18 +86,42 @@ BROKEN = {
     "the import raises": (
         "raise RuntimeError('no driver\\nsecond line')",
         "import",
-        "RuntimeError: no driver",
+        "RuntimeError: no driver; second line",
     ),
     "the import ends the program": ("import sys; sys.exit(3)", "import", "SystemExit: 3"),
+    "the import raises what is no Exception": (
+        "class Panic(BaseException): pass\nraise Panic('the extension module panicked')",
+        "import",
+        "Panic: the extension module panicked",
+    ),
+    "the import raises what cannot be shown": (
+        "class Shy(Exception):\n  def __str__(self): raise RuntimeError\nraise Shy",
+        "import",
+        "Shy",
+    ),
     "a hook takes arguments it cannot get": (
         "from gpustack.plugin import hookimpl\n@hookimpl\ndef register_inference_backends(config): return []",
         "register",
-        "register_inference_backends",
+        "its register_inference_backends takes arguments; a hook takes none",
+    ),
+    "a hook is not marked": (
+        backend("t-bad").replace("@hookimpl\n", ""),
+        "check",
+        "register_inference_backends is not marked with @hookimpl, so nothing of it is used",
+    ),
+    "it has no hook at all": ("answer = 42", "check", "it has no hook; mark a function such as register_"),
+    "a hook returns what shows itself at length": (
+        (
+            "from gpustack.plugin import hookimpl\nclass Long:\n  def __repr__(self): return 'x\\n' * 9999\n"
+            "@hookimpl\ndef register_inference_backends(): return Long()"
+        ),
+        "collect",
+        "return a list of classes",
     ),
     "a hook is misspelt": (
         "from gpustack.plugin import hookimpl\n@hookimpl\ndef register_inference_backend(): return []",
         "check",
-        "the hooks are register_inference_backends",
+        "register_inference_backend is no hook; the hooks are register_inference_backends",
     ),
     "a hook raises": (
         "from gpustack.plugin import hookimpl\n@hookimpl\ndef register_inference_backends(): return 1 / 0",
@@ -190,6 +215,7 @@ def test_a_broken_plugin_is_a_named_failure_and_its_neighbours_work(install: Ins
     assert failed_at == stage
     assert words in error
     assert "\n" not in error
+    assert len(error) < 700
     assert {"t-before", "t-after"} <= set(catalogue.backends)
     assert "t-bad" not in catalogue.backends
     assert catalogue.plugins["t_bad"].state == "failed"
@@ -221,6 +247,61 @@ def test_two_plugins_claiming_one_name_are_both_named(install: Install) -> None:
     assert stage == "add"
     assert "t_one (t_one_dist 1.2.3)" in error
     assert "t_two (t_two_dist 1.2.3)" in error
+
+
+def test_nobody_takes_a_name_of_ours(install: Install) -> None:
+    install("a_thief", backend("llama-cpp"))
+
+    catalogue = load_catalogue()
+
+    assert catalogue.backends["llama-cpp"].distribution == "gpustack-backends"
+    ((_, error),) = failures(catalogue, "a_thief")
+    assert "'llama-cpp' is claimed by two plugins: backends (gpustack-backends" in error
+
+
+def test_what_a_removal_has_left_is_a_named_failure(install: Install, tmp_path: Path) -> None:
+    install("t_torn", None)
+    (tmp_path / "t_torn_dist-1.2.3.dist-info" / "METADATA").unlink()
+
+    found = load_catalogue().plugins["t_torn"]
+
+    assert (found.state, found.distribution, found.version) == ("failed", "", "")
+
+
+def test_an_entry_point_that_is_none_is_named(install: Install, tmp_path: Path) -> None:
+    install("t_typo", "")
+    points = tmp_path / "t_typo_dist-1.2.3.dist-info" / "entry_points.txt"
+    points.write_text("[gpustack]\nt_typo = not a module!\n")
+
+    ((stage, error),) = failures(load_catalogue(), "t_typo")
+
+    assert (stage, error) == (
+        "import",
+        "its entry point is 'not a module!'; name a module, as in 'gpustack_acme'",
+    )
+
+
+def test_one_that_takes_long_to_load_is_named_meanwhile(
+    install: Install, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("gpustack.extensions.loader._SLOW", 0.1)
+    install("t_slow", "import time\ntime.sleep(0.4)\n" + backend("t-slow"))
+
+    assert "t-slow" in load_catalogue().backends
+    assert "plugin t_slow (t_slow_dist) is still loading; GPUSTACK_PLUGINS_BLOCK=t_slow leaves it out" in [
+        each.message for each in caplog.records
+    ]
+
+
+def test_whose_option_an_unknown_one_may_be_is_said(install: Install, tmp_path: Path) -> None:
+    install("t_gone", "import t_no_such_module")
+    (tmp_path / "config.yaml").write_text("zzz_endpoint: http://127.0.0.1\n")
+
+    loaded = read({"config_file": str(tmp_path / "config.yaml")}, load_catalogue().options)
+
+    (line,) = loaded.problems
+    assert line.startswith("'zzz_endpoint'")
+    assert line.endswith("is not an option; a plugin that is not loaded may have it: t_gone")
 
 
 def test_two_distributions_with_one_plugin_name_are_told_apart(install: Install) -> None:

@@ -110,6 +110,40 @@ async def test_a_detector_in_trouble_holds_nobody_up(
     assert time.monotonic() - began < 1
 
 
+@pytest.mark.parametrize(
+    ("method", "answer", "words"),
+    [
+        ("devices", ["x", None], "devices returned 'x', which is no GpuDevice"),
+        ("devices", None, "TypeError"),
+        ("usage", {"u": 5}, "usage returned 5, which is no GpuUsage"),
+        ("devices", SystemExit(3), "SystemExit: 3"),
+        ("devices", asyncio.CancelledError(), "CancelledError"),
+        ("devices", KeyboardInterrupt(), "KeyboardInterrupt"),
+    ],
+)
+async def test_a_detector_that_answers_rubbish_or_ends_the_program_is_named(
+    catalogue: Catalogue,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    method: str,
+    answer: object,
+    words: str,
+) -> None:
+    async def rubbish(_: Any) -> object:
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(Blocks, method, rubbish)
+    async with Machine(catalogue, a_host(tmp_path), ()) as machine:
+        found = await machine.measure()
+    assert found.memory.total == 100
+    assert len(found.gpu_devices) == (method == "usage")
+    said = [each.message for each in caplog.records]
+    assert any(each.startswith("detector blocks: ") and words in each for each in said), said
+
+
 async def test_one_that_comes_back_is_asked_again(
     catalogue: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

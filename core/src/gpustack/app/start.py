@@ -6,11 +6,13 @@ Run as ``python -m gpustack.app.start`` it only checks: flags come in as JSON, s
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
@@ -27,6 +29,7 @@ from gpustack.plugin import Host
 from gpustack.settings.load import Flags, Loaded
 from gpustack.settings.model import Settings
 from gpustack.settings.shown import shown
+from gpustack.settings.sources import blocked_plugins, shorten_key
 
 log = logging.getLogger(__name__)
 
@@ -43,12 +46,23 @@ def start(flags: Flags, catalogue: Catalogue, warn: Callable[[str], None]) -> No
     """
     serve_as_init()
     found = examine(flags, catalogue.options)
-    for line in found.warnings:
+    for line in [*found.warnings, *_unknown_blocked(catalogue)]:
         warn(line)
     settings = found.settings()
     # Seen by all that runs below: engines and their helpers talk to each other over loopback too.
     spare_proxies(os.environ, urlsplit(settings.server_url).hostname)
     replace(described(found.loaded), flags, None)
+
+
+def _unknown_blocked(catalogue: Catalogue) -> Iterator[str]:
+    """Yield a line for each name in GPUSTACK_PLUGINS_BLOCK that no plugin has: it is likely misspelt, and blocks nothing."""
+    known = {each.name for each in catalogue.plugins.values()}
+    for name in sorted(blocked_plugins() - known):
+        near = get_close_matches(name, known, n=1)
+        yield (
+            f"GPUSTACK_PLUGINS_BLOCK names {shorten_key(name)}, and no plugin of that name is installed"
+            + (f"; did you mean {near[0]}?" if near else "")
+        )
 
 
 def described(loaded: Loaded) -> dict[str, Any]:
@@ -112,4 +126,7 @@ def _roles(settings: Settings) -> Iterator[str]:
 
 if __name__ == "__main__":
     given = json.load(sys.stdin)
-    sys.stdout.write(json.dumps(check(given["flags"], given["database_url"])))
+    # A plugin may print when it is imported.
+    with contextlib.redirect_stdout(sys.stderr):
+        said = check(given["flags"], given["database_url"])
+    sys.stdout.write(json.dumps(said))

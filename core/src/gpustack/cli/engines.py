@@ -47,11 +47,11 @@ def places(flags: dict[str, str]) -> Places:
 
     ``flags`` are by the options' names, without those that were not typed. Raises SettingsError.
     """
+    from gpustack.cli.loading import load_plugins
     from gpustack.client.local import read_state
-    from gpustack.extensions import load_catalogue
     from gpustack.settings.load import load
 
-    settings = load(flags, load_catalogue().options)
+    settings = load(flags, load_plugins().options)
     bin_dir, log_dir, pipx_path = settings.bin_dir, settings.log_dir, settings.pipx_path
     state = read_state(settings.data_dir)
     if state is not None and state.running:
@@ -63,7 +63,7 @@ def places(flags: dict[str, str]) -> Places:
 
 def known_here() -> list[InferenceBackendPublic]:
     """Return the backends of the plugins that are installed here, as a server would list them."""
-    from gpustack.extensions import load_catalogue
+    from gpustack.cli.loading import load_plugins
     from gpustack.schemas import InferenceBackendPublic
 
     return [
@@ -75,7 +75,7 @@ def known_here() -> list[InferenceBackendPublic]:
             distribution=registered.distribution,
             distribution_version=registered.version,
         )
-        for number, (name, registered) in enumerate(sorted(load_catalogue().backends.items()), start=1)
+        for number, (name, registered) in enumerate(sorted(load_plugins().backends.items()), start=1)
     ]
 
 
@@ -126,10 +126,11 @@ async def _package(where: Places, name: str, version: str) -> AsyncIterator[Pipx
     import logging
     import platform
 
-    from gpustack.extensions import Guard, load_catalogue
+    from gpustack.cli.loading import load_plugins
+    from gpustack.extensions import Guard
     from gpustack.plugin import Host, PipxPackage, Platform, Refused
 
-    catalogue = load_catalogue()
+    catalogue = load_plugins()
     registered = catalogue.backends.get(name)
     if registered is None:
         raise NotFound(_unknown(catalogue, name))

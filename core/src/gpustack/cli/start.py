@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 @cache
 def catalogue() -> Catalogue:
     """Return what the installed plugins bring; their options are among the flags. They are loaded at the first call."""
-    from gpustack.extensions import load_catalogue
+    from gpustack.cli.loading import load_plugins
 
-    return load_catalogue()
+    return load_plugins()
 
 
 def options() -> Options:

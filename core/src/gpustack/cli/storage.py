@@ -22,13 +22,13 @@ def storage_options(command: Callable[..., Any]) -> Callable[..., Any]:
     def with_storage(
         *args: Any, data_dir: str | None, database_url: str | None, config_file: str | None, **kwargs: Any
     ) -> Any:
-        from gpustack.extensions import load_catalogue
+        from gpustack.cli.loading import load_plugins
         from gpustack.settings.load import load
 
         data_dir = data_dir or given_data_dir(click.get_current_context()) or None
         given = {"data_dir": data_dir, "database_url": database_url, "config_file": config_file}
         typed = {name: value for name, value in given.items() if value is not None}
-        settings = load(typed, load_catalogue().options)
+        settings = load(typed, load_plugins().options)
         return command(*args, data_dir=settings.data_dir, database_url=settings.database_url or "", **kwargs)
 
     for name, metavar, text in (

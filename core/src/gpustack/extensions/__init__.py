@@ -22,6 +22,7 @@ from gpustack.extensions.bundled import BundledModels, Described
 from gpustack.extensions.catalogue import Catalogue, Failure, Registered
 from gpustack.extensions.guard import Guard
 from gpustack.extensions.loader import load_catalogue
+from gpustack.extensions.opening import make, opened
 
 __all__ = [
     "BundledModels",
@@ -31,4 +32,6 @@ __all__ = [
     "Guard",
     "Registered",
     "load_catalogue",
+    "make",
+    "opened",
 ]

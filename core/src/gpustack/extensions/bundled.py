@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import defaultdict
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from gpustack.extensions.catalogue import Catalogue, Registered, one_line
+from gpustack.extensions.catalogue import Catalogue, Registered
 from gpustack.extensions.guard import Guard
-from gpustack.kit.errors import InvalidInput, SettingsError
+from gpustack.extensions.opening import opened
+from gpustack.kit.errors import InvalidInput
 from gpustack.plugin import BundledModel, Host, ModelCard, PluginError
-
-log = logging.getLogger(__name__)
 
 #: Seconds that a plugin has to open a model.
 _OPENING = 5.0
@@ -96,18 +94,4 @@ class BundledModels:
 
     async def _made(self, registered: Registered[BundledModel[Any]]) -> BundledModel[Any]:
         """Make and open one. Whatever goes wrong is the plugin's: PluginError of one line."""
-        what = f"plugin {registered.plugin}: {registered.name}"
-        try:
-            async with asyncio.timeout(_OPENING):
-                made = self._catalogue.make(registered, self._host)
-                opened: BundledModel[Any] = await self._stack.enter_async_context(made)
-                return opened
-        except PluginError:
-            raise
-        except TimeoutError as error:
-            raise PluginError(f"{what} was not opened within {_OPENING:g} s") from error
-        except SettingsError as error:
-            raise PluginError(error.message) from error
-        except Exception as error:
-            log.exception("%s cannot be opened", what)
-            raise PluginError(f"{what} cannot be opened: {one_line(error)}") from error
+        return await opened(self._stack, self._catalogue, registered, self._host, limit=_OPENING)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from gpustack.kit.errors import SettingsError
+from gpustack.kit.text import shorten
 from gpustack.plugin import (
     AuthProvider,
     BundledModel,
@@ -29,8 +30,8 @@ log = logging.getLogger(__name__)
 
 E = TypeVar("E", bound=Extension[Any])
 
-#: Where a plugin failed, in the order in which it is loaded.
-Stage = Literal["import", "register", "check", "collect", "validate", "add"]
+#: Where a plugin failed, in the order in which it is loaded and then used.
+Stage = Literal["import", "register", "check", "collect", "validate", "add", "open"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +78,13 @@ class Plugin:
     reason: str = ""
 
 
+#: The fields of a catalogue that hold extensions.
+_FIELDS = (
+    *("backends", "gpu_detectors", "system_detectors", "bundled_models"),
+    *("web_apps", "databases", "gateways", "auth_providers"),
+)
+
+
 @dataclass(slots=True, kw_only=True)
 class Catalogue:
     """Every usable extension by its name, sorted by plugin; and every failure."""
@@ -96,13 +104,46 @@ class Catalogue:
     options: Options = field(default_factory=lambda: CORE)
     #: What was given for the options of plugins, by name.
     given: Mapping[str, Any] = field(default_factory=dict)
+    #: What was loaded and then could not be opened.
+    _unfit: list[Registered[Any]] = field(default_factory=list)
 
     def names(self) -> dict[str, list[str]]:
-        """Return the names by kind, the field of the catalogue, as a worker reports them."""
+        """Return the names by kind, the field of the catalogue, as a worker reports them: of what can be used."""
         return {
-            name: sorted(getattr(self, name))
+            name: sorted(
+                each for each, registered in getattr(self, name).items() if registered not in self._unfit
+            )
             for name in ("backends", "gpu_detectors", "system_detectors", "bundled_models")
         }
+
+    def note_unfit(self, registered: Registered[Any], error: str) -> None:
+        """Remember that an extension was loaded and then could not be opened, so that the list of plugins tells."""
+        if registered in self._unfit:
+            return
+        self._unfit.append(registered)
+        self.failures.append(
+            Failure(
+                plugin=registered.plugin,
+                distribution=registered.distribution,
+                version=registered.version,
+                stage="open",
+                error=error,
+            )
+        )
+        for name, known in self.plugins.items():
+            if (known.name, known.distribution) == (registered.plugin, registered.distribution):
+                reason = "; ".join(filter(None, (known.reason, error)))
+                state: Literal["partly", "failed"] = "partly" if self._rest_of(registered) else "failed"
+                self.plugins[name] = replace(known, state=state, reason=reason)
+
+    def _rest_of(self, registered: Registered[Any]) -> bool:
+        """Tell whether the same plugin brings something else that can be used."""
+        everything = (each for kind in _FIELDS for each in getattr(self, kind).values())
+        return any(
+            (each.plugin, each.distribution) == (registered.plugin, registered.distribution)
+            and each not in self._unfit
+            for each in everything
+        )
 
     def make(self, registered: Registered[E], host: Host) -> E:
         """Return a new instance with its settings.
@@ -114,9 +155,9 @@ class Catalogue:
         settings = _settings(registered, self.given)
         try:
             return cls(settings, host)
-        except PluginError:
+        except (PluginError, KeyboardInterrupt):
             raise
-        except Exception as error:
+        except BaseException as error:  # a class may even try to end the program
             log.exception("plugin %s: %s cannot be made", registered.plugin, registered.name)
             raise PluginError(
                 f"plugin {registered.plugin}: {registered.name} cannot be made: {one_line(error)}"
@@ -144,8 +185,29 @@ def _settings(registered: Registered[Any], given: Mapping[str, Any]) -> BaseMode
         raise PluginError(f"plugin {registered.plugin}: {registered.name} cannot be made: {what}") from error
 
 
+#: Characters of an error of a plugin that people are shown.
+LONGEST = 400
+
+
 def one_line(error: BaseException) -> str:
-    """Return the error with its kind as one line, for people who never see the traceback."""
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    """Return the error with its kind as one line, for people who never see the traceback.
+
+    The lines of its text are joined: what is wrong is often said in the last one.
+    """
     kind = type(error).__name__
-    return f"{kind}: {text}" if text else kind
+    try:
+        text = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    except Exception:
+        log.debug("an error that cannot be shown", exc_info=True)
+        text = ""
+    return shorten(f"{kind}: {text}" if text else kind, LONGEST)
+
+
+def shown(value: object) -> str:
+    """Return what a plugin gave as a message shows it: a short line, whatever it says of itself."""
+    try:
+        text = repr(value)
+    except Exception:
+        log.debug("a value that cannot be shown", exc_info=True)
+        text = f"a {type(value).__name__}"
+    return shorten(" ".join(text.split()), 120)

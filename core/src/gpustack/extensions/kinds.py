@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from gpustack.extensions.catalogue import shown
 from gpustack.plugin import (
     AuthProvider,
     BundledModel,
@@ -102,7 +103,7 @@ SETTINGS_HOOK = "register_settings"
 def defect(kind: Kind, candidate: object) -> str | None:
     """Return in one line why ``candidate`` cannot be used as ``kind``, or None when it can."""
     if not isinstance(candidate, type):
-        return f"{kind.hook} returned {candidate!r}, which is not a class"
+        return f"{kind.hook} returned {shown(candidate)}, which is not a class"
     if not issubclass(candidate, kind.base):
         return f"{candidate.__qualname__} is not a subclass of {kind.base.__name__}"
     checks: tuple[Callable[[Kind, type[Extension[Any]]], str | None], ...] = (
@@ -127,7 +128,7 @@ def _without_name(_kind: Kind, cls: type[Extension[Any]]) -> str | None:
     name = getattr(cls, "name", None)
     if isinstance(name, str) and _NAME.match(name):
         return None
-    return f"has the name {name!r}; it needs one of lower-case letters, digits, '.', '_' and '-'"
+    return f"has the name {shown(name)}; it needs one of lower-case letters, digits, '.', '_' and '-'"
 
 
 def _without_settings(_kind: Kind, cls: type[Extension[Any]]) -> str | None:
@@ -145,7 +146,7 @@ def _without_variables(kind: Kind, cls: type[Extension[Any]]) -> str | None:
     for each in kind.words:
         value = getattr(cls, each, None)
         if not (isinstance(value, tuple) and value and all(_is_word(word) for word in value)):
-            return f"has {each} {value!r}; it needs a tuple such as ('acme',)"
+            return f"has {each} {shown(value)}; it needs a tuple such as ('acme',)"
     return None
 
 

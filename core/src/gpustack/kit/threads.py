@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, ParamSpec, TypeVar
@@ -103,6 +103,17 @@ def _leave(lanes: dict[str, _Lane], kind: str, lane: _Lane) -> None:
 
 def _came_back(lane: _Lane) -> None:
     lane.hung -= 1
+
+
+async def outcome_of(work: Awaitable[T]) -> tuple[T | None, BaseException | None]:
+    """Return what ``work`` gives, or what it raises, whatever that is.
+
+    As a value it passes between loops: SystemExit would end the one that it is raised on.
+    """
+    try:
+        return await work, None
+    except BaseException as error:  # noqa: BLE001  # handed to whoever waits
+        return None, error
 
 
 class SideLoop:

@@ -27,12 +27,12 @@ from gpustack.dataplane.asgi import answer as answer_now
 from gpustack.dataplane.errors import ApiError
 from gpustack.db import Store
 from gpustack.db.source import database_for
-from gpustack.extensions import BundledModels, Catalogue
+from gpustack.extensions import BundledModels, Catalogue, opened
 from gpustack.kit.errors import GPUStackError, NotFound
 from gpustack.kit.live import Live
 from gpustack.kit.paths import write_atomic
 from gpustack.kit.tasks import Tasks
-from gpustack.plugin import Host, InferenceBackend
+from gpustack.plugin import Host, InferenceBackend, PluginError
 from gpustack.server import api, docs, probes
 from gpustack.server.auth import routes as auth
 from gpustack.server.auth.authenticate import Authenticator, guard
@@ -279,9 +279,9 @@ async def usable_backends(
     found: dict[str, tuple[InferenceBackend[Any], str]] = {}
     for name, registered in catalogue.backends.items():
         try:
-            backend = await stack.enter_async_context(catalogue.make(registered, _host(config, name)))
-        except Exception as error:
-            log.warning("backend %s of plugin %s is left out", name, registered.plugin, exc_info=error)
+            backend = await opened(stack, catalogue, registered, _host(config, name))
+        except PluginError as error:
+            log.warning("backend %s of plugin %s is left out: %s", name, registered.plugin, error)
             continue
         found[name] = (backend, registered.plugin)
     return found

@@ -24,7 +24,7 @@ from typing import IO, Any
 from urllib.parse import quote
 
 from gpustack.dataplane.asgi import Receive, Scope, Send, answer, header
-from gpustack.extensions import Catalogue, Guard, Registered
+from gpustack.extensions import Catalogue, Guard, Registered, opened
 from gpustack.kit.errors import GPUStackError
 from gpustack.plugin import Host, Refused, WebApp
 from gpustack.server.errors import body
@@ -122,16 +122,8 @@ class WebApps:
             try:
                 await apps._add(stack, catalogue, registered, host_for(name))
             except GPUStackError as error:
+                catalogue.note_unfit(registered, error.message)
                 log.warning("web app %s of plugin %s is left out: %s", name, registered.plugin, error)
-            except TimeoutError:
-                log.warning(
-                    "web app %s of plugin %s is left out: it was not opened within %g s",
-                    name,
-                    registered.plugin,
-                    _OPENING,
-                )
-            except Exception as error:
-                log.warning("web app %s of plugin %s is left out", name, registered.plugin, exc_info=error)
         return apps
 
     async def _add(
@@ -147,8 +139,7 @@ class WebApps:
                 f"{registered.cls.path} is the path of the web app {other.name} of plugin {other.plugin}, too, "
                 "which is shown; uninstall one of them"
             )
-        async with asyncio.timeout(_OPENING):
-            app = await stack.enter_async_context(catalogue.make(registered, host))
+        app = await opened(stack, catalogue, registered, host, limit=_OPENING)
 
         def files() -> Path:
             return usable(app.files())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -127,10 +127,17 @@ class Declared:
 class Options(Mapping[str, Declared]):
     """Options by name, in the order of their declaration, with the models that hold them."""
 
-    def __init__(self, declared: Mapping[str, Declared], models: Mapping[type[BaseModel], str]) -> None:
+    def __init__(
+        self,
+        declared: Mapping[str, Declared],
+        models: Mapping[type[BaseModel], str],
+        missing: Iterable[str] = (),
+    ) -> None:
         self._declared = dict(declared)
         #: The models with the plugin of each; the core's comes first.
         self.models = dict(models)
+        #: The plugins that are installed and not loaded, whose options are not here.
+        self.missing = tuple(missing)
 
     def __getitem__(self, name: str) -> Declared:
         return self._declared[name]
@@ -175,7 +182,11 @@ class Options(Mapping[str, Declared]):
                 raise ValueError(f"its option {each.name!r} {reason}")
             added[each.name] = each
         _check_successors(added)
-        return Options(added, {**self.models, model: plugin})
+        return Options(added, {**self.models, model: plugin}, self.missing)
+
+    def lacking(self, plugins: Iterable[str]) -> Options:
+        """Return these, knowing which plugins could not add theirs."""
+        return Options(self._declared, self.models, plugins)
 
 
 def _has_secrets(annotation: Any) -> bool:

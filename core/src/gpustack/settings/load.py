@@ -159,7 +159,7 @@ class _Reading:
         for name, text in sorted(environment.items()):
             if name.startswith(ENV_PREFIX) and name not in known and not is_of_kubernetes(name, text):
                 self.warnings.append(
-                    f"{shorten_key(name)} is no option and has no effect{_meant(name, known, ENV_PREFIX)}"
+                    f"{shorten_key(name)} is no option and has no effect{self._meant(name, known, ENV_PREFIX)}"
                 )
 
     def _file(self, named: Given | None) -> dict[str, Given]:
@@ -179,10 +179,18 @@ class _Reading:
             if key not in self.options or key == "config_file":
                 known = [name for name in self.options if name != "config_file"]
                 where = item.origin.removeprefix(shorten_key(key))
-                self.problems.append(f"{key[:60]!r}{where} is not an option{_meant(key, known)}")
+                self.problems.append(f"{key[:60]!r}{where} is not an option{self._meant(key, known)}")
             elif item.value is not None:
                 found[key] = item
         return found
+
+    def _meant(self, name: str, known: Iterable[str], prefix: str = "") -> str:
+        """Return what was probably meant, or whose option it may be, as the end of a line."""
+        # Which options it would have had is known to the plugin alone.
+        names = ", ".join(self.options.missing)
+        return _meant(name, known, prefix) + (
+            f"; a plugin that is not loaded may have it: {names}" if names else ""
+        )
 
     # Values ---------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ takes numbers, dates and tables for what they look like: text stays text, and no
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -63,9 +64,11 @@ def load(obj: Any, *_: object, **__: object) -> None:
 def blocked_plugins() -> frozenset[str]:
     """Return the names of plugins that GPUSTACK_PLUGINS_BLOCK keeps from being loaded, separated by commas.
 
-    No option like the others: which options there are depends on it.
+    A name with a comma in it stands in double quotes. No option like the others: which options there are depends on it.
     """
-    names = os.environ.get(f"{ENV_PREFIX}{_BLOCK}", "").split(",")
+    text = os.environ.get(f"{ENV_PREFIX}{_BLOCK}", "")
+    # A variable may have several lines, and each is one of the CSV format.
+    names = (name for line in csv.reader(text.splitlines(), skipinitialspace=True) for name in line)
     return frozenset(name.strip() for name in names if name.strip())
 
 

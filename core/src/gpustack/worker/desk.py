@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any, Self
 
-from gpustack.extensions import Catalogue, Guard, Registered
+from gpustack.extensions import Catalogue, Guard, Registered, opened
 from gpustack.kit.errors import InvalidInput
 from gpustack.kit.net import LOOPBACK
 from gpustack.plugin import (
@@ -116,7 +116,6 @@ class Desk:
         async with self._making[registered.name]:
             if (known := self._backends.get(registered.name)) is not None:
                 return known
-            made = self._catalogue.make(registered, self._host)
-            backend: InferenceBackend[Any] = await self._stack.enter_async_context(made)
+            backend = await opened(self._stack, self._catalogue, registered, self._host)
             self._backends[registered.name] = backend
             return backend

@@ -8,20 +8,24 @@ import platform
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar, cast
 
-from gpustack.extensions import Catalogue, Guard, Registered
+from gpustack.extensions import Catalogue, Guard, Registered, make
+from gpustack.extensions.catalogue import one_line, shown
 from gpustack.kit.errors import GPUStackError
-from gpustack.kit.threads import SideLoop
+from gpustack.kit.threads import SideLoop, outcome_of
 from gpustack.plugin import (
+    DeviceExposure,
     Extension,
     GpuDetector,
     GpuDevice,
     GpuUsage,
     Host,
     Platform,
+    PluginError,
     SystemDetector,
     SystemReading,
+    Verdict,
 )
 from gpustack.schemas import CpuStatus, FilesystemStatus, GpuMemory, GpuStatus, MemoryStatus, WorkerStatus
 
@@ -50,9 +54,11 @@ class _Asked(Generic[D]):
         self._silent = False
 
     async def enter(self) -> None:
-        """Open the detector. Raises TimeoutError, or whatever the plugin raises."""
+        """Open the detector. Raises TimeoutError, or PluginError for whatever the plugin raises."""
         try:
-            await asyncio.wait_for(self._loop.start(self.detector.__aenter__()), _PATIENCE)
+            error = await self._ended(self.detector.__aenter__(), _PATIENCE)
+            if error is not None:
+                raise _told(error)
         except BaseException:
             self._loop.close()
             raise
@@ -61,8 +67,10 @@ class _Asked(Generic[D]):
         """Close the detector, as far as that goes without waiting for long."""
         try:
             if self._open is None or self._open.done():
-                await asyncio.wait_for(self._loop.start(self.detector.__aexit__(None, None, None)), _FAREWELL)
-        except Exception as error:  # noqa: BLE001  # a plugin may raise anything; the worker ends without it
+                error = await self._ended(self.detector.__aexit__(None, None, None), _FAREWELL)
+                if error is not None:
+                    log.warning("detector %s: closing it failed: %s", self.detector.name, one_line(error))
+        except TimeoutError as error:
             log.warning("detector %s: closing it failed: %s", self.detector.name, _line(error))
         finally:
             self._loop.close()
@@ -71,21 +79,32 @@ class _Asked(Generic[D]):
         """Return the answer, or ``default`` when the detector fails or takes too long."""
         if self._open is not None and not self._open.done():
             return default
-        self._open = asked = self._loop.start(question())
+        self._open = asked = self._loop.start(outcome_of(question()))
         # Not cancelled when it takes too long: its thread would go on, and the next one would join it.
         done, _ = await asyncio.wait([asked], timeout=_PATIENCE)
-        error = asked.exception() if done else TimeoutError(f"no answer within {_PATIENCE:.0f} s")
+        answer, error = (
+            asked.result() if done else (None, TimeoutError(f"no answer within {_PATIENCE:.0f} s"))
+        )
         if error is None:
             self._silent = False
-            answer: T = asked.result()
-            return answer
+            return cast("T", answer)  # without an error it is the detector's own
+        self._say(error)
+        return default
+
+    def _say(self, error: BaseException) -> None:
         if not self._silent:
             self._silent = True
             known = isinstance(error, GPUStackError | TimeoutError)
-            log.warning(
-                "detector %s: %s", self.detector.name, _line(error), exc_info=None if known else error
-            )
-        return default
+            line = _line(error) if known else one_line(error)
+            log.warning("detector %s: %s", self.detector.name, line, exc_info=None if known else error)
+
+    async def _ended(self, work: Coroutine[Any, Any, Any], limit: float) -> BaseException | None:
+        """Return what ``work`` raises, None for nothing; TimeoutError when it takes longer than ``limit`` seconds."""
+        running = self._loop.start(outcome_of(work))
+        async with asyncio.timeout(limit):
+            await asyncio.wait([running])
+        _, error = running.result()
+        return error
 
 
 class Machine:
@@ -102,7 +121,8 @@ class Machine:
         self._system: _Asked[SystemDetector[Any]] | None = None
         self._gpus: list[_Asked[GpuDetector[Any]]] = []
         self._last = SystemReading(cores=0, ram_total=0, ram_used=0)
-        self._devices: dict[str, tuple[GpuDevice, ...]] = {}
+        #: By detector: its devices, each with how it is shown while nothing is known of its use.
+        self._found: dict[str, dict[GpuDevice, GpuStatus]] = {}
 
     async def __aenter__(self) -> Self:
         for name, registered in sorted(self._catalogue.system_detectors.items()):
@@ -125,17 +145,17 @@ class Machine:
 
     async def _enter(self, name: str, registered: Registered[Any]) -> _Asked[Any] | None:
         try:
-            detector = self._catalogue.make(registered, self._host)
-            verdict = await Guard.call(registered.plugin, detector.present)
+            detector = await make(self._catalogue, registered, self._host)
+            verdict = _is_a(Verdict, await Guard.call(registered.plugin, detector.present), "present")
             if not verdict.ok:
                 log.info("detector %s is not used: %s", name, verdict.reason)
                 return None
             asked = _Asked(registered.plugin, detector)
             await asked.enter()
         except (GPUStackError, TimeoutError) as error:
-            log.warning("detector %s is not used: %s", name, _line(error))
-        except Exception:  # a plugin may raise anything; the worker goes on without it
-            log.exception("detector %s is not used: it failed", name)
+            line = _line(error) if str(error) else f"it was not opened within {_PATIENCE:.0f} s"
+            self._catalogue.note_unfit(registered, line)
+            log.warning("detector %s is not used: %s", name, line)
         else:
             return asked
         return None
@@ -143,7 +163,7 @@ class Machine:
     @property
     def devices(self) -> tuple[GpuDevice, ...]:
         """The devices found at the last measurement."""
-        return tuple(device for found in self._devices.values() for device in found)
+        return tuple(device for found in self._found.values() for device in found)
 
     def platform(self) -> Platform:
         """Return what engines are installed for."""
@@ -161,6 +181,7 @@ class Machine:
         for each in self._gpus:
             mine = [device for device in devices if device.vendor == each.detector.vendor]
             exposure = await Guard.call(each.plugin, each.detector.expose, mine)
+            _is_a(DeviceExposure, exposure, "expose")
             env.update(exposure.env)
         return env
 
@@ -176,21 +197,38 @@ class Machine:
 
     async def _measure_system(self) -> list[GpuStatus]:
         if (asked := self._system) is not None:
-            self._last = await asked.ask(lambda: asked.detector.measure(self._paths), self._last)
+
+            async def measure() -> SystemReading:
+                return _is_a(SystemReading, await asked.detector.measure(self._paths), "measure")
+
+            self._last = await asked.ask(measure, self._last)
         return []
 
     async def _measure(self, asked: _Asked[GpuDetector[Any]]) -> list[GpuStatus]:
-        async def devices() -> tuple[GpuDevice, ...]:
-            return tuple(await asked.detector.devices())
+        # What is wrong with an answer shows where the detector is asked, so that it is the detector's failure.
+        async def devices() -> dict[GpuDevice, GpuStatus]:
+            found = await asked.detector.devices()
+            return {device: _gpu(_is_a(GpuDevice, device, "devices"), None) for device in found}
 
-        async def usages() -> dict[str, GpuUsage]:
-            return dict(await asked.detector.usage())
+        async def usages() -> list[GpuStatus]:
+            used = dict(await asked.detector.usage())
+            each = ((device, used.get(device.uuid)) for device in found)
+            return [_gpu(one, use and _is_a(GpuUsage, use, "usage")) for one, use in each]
 
         name = asked.detector.name
-        nothing: dict[str, GpuUsage] = {}
-        self._devices[name] = found = await asked.ask(devices, self._devices.get(name, ()))
-        usage = await asked.ask(usages, nothing) if found else nothing
-        return [_gpu(device, usage.get(device.uuid)) for device in found]
+        found = await asked.ask(devices, self._found.get(name, {}))
+        self._found[name] = found
+        return await asked.ask(usages, list(found.values())) if found else []
+
+
+def _is_a(kind: type[T], answer: object, method: str) -> T:
+    if not isinstance(answer, kind):
+        raise PluginError(f"{method} returned {shown(answer)}, which is no {kind.__name__}")
+    return answer
+
+
+def _told(error: BaseException) -> PluginError:
+    return error if isinstance(error, PluginError) else PluginError(one_line(error))
 
 
 def _line(error: BaseException) -> str:

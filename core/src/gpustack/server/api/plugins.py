@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from litestar import Response, get
 
-from gpustack.extensions import Catalogue, Registered
+from gpustack.extensions import Catalogue
+from gpustack.extensions.kinds import KINDS
 from gpustack.schemas.plugins import PluginFailurePublic, PluginPublic, PluginsPublic, PluginStatePublic
 from gpustack.server.auth.caller import Req
 from gpustack.server.body import one
@@ -21,14 +20,10 @@ async def list_plugins(request: Req) -> Response[PluginsPublic]:
 
 def describe(catalogue: Catalogue) -> PluginsPublic:
     """Return the catalogue as the API shows it."""
-    kinds: dict[str, dict[str, Registered[Any]]] = {
-        "inference_backend": dict(catalogue.backends),
-        "gpu_detector": dict(catalogue.gpu_detectors),
-        "system_detector": dict(catalogue.system_detectors),
-        "bundled_model": dict(catalogue.bundled_models),
-        "web_app": dict(catalogue.web_apps),
-        "gateway": dict(catalogue.gateways),
-        "auth_provider": dict(catalogue.auth_providers),
+    # A kind is called as its hook has it, in the singular.
+    kinds = {
+        kind.hook.removeprefix("register_").removesuffix("s"): dict(getattr(catalogue, kind.field))
+        for kind in KINDS
     }
     items = [
         PluginPublic(
