@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import sysconfig
 import venv
 import zipfile
@@ -87,6 +88,19 @@ BROKEN = {
 }
 
 
+OPTIONS = """
+from pydantic import BaseModel
+from gpustack.plugin import hookimpl
+
+class Options(BaseModel):
+    some_pace: int = 1
+
+@hookimpl
+def register_settings():
+    return [Options]
+"""
+
+
 @dataclass(frozen=True)
 class Environment:
     """A Python environment, and how to run what is in it."""
@@ -110,6 +124,9 @@ class Environment:
             "GPUSTACK_DATA_DIR": str(self.home / "none"),
             "NO_COLOR": "1",
             "PIP_NO_INDEX": "1",
+            "UV_OFFLINE": "1",
+            "UV_NO_INDEX": "1",
+            "UV_NO_BUILD_ISOLATION": "1",
             # As pip reads it, 0 is for "no isolation".
             "PIP_NO_BUILD_ISOLATION": "0",
             "PIP_DISABLE_PIP_VERSION_CHECK": "1",
@@ -159,6 +176,34 @@ def environment(place: Path) -> Environment:
         *paths,
     )
     return made
+
+
+@pytest.fixture(scope="module")
+def from_a_clone(place: Path) -> Environment:
+    """An environment as `make start` makes it: by uv, without pip, with GPUStack's members editable in it.
+
+    It sees the third parties of the tests' environment, whose metadata uv follows no links to.
+    """
+    folder, home = place / "clone/.venv", place / "clone home"
+    home.mkdir()
+    uv = ROOT / ".tools/uv/bin/uv"
+    if not uv.exists():
+        pytest.skip("`make setup` has not put uv into .tools")
+    subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, folder], check=True, timeout=60)
+    site = Path(sysconfig.get_path("purelib", "venv", {"base": str(folder), "platbase": str(folder)}))
+    for each in Path(sysconfig.get_path("purelib")).iterdir():
+        if each.suffix == ".dist-info":
+            shutil.copytree(each, site / each.name)
+        elif not (site / each.name).exists():
+            (site / each.name).symlink_to(each)
+    # As uv finds its way beside .venv in a clone.
+    (place / "clone/.tools").symlink_to(ROOT / ".tools")
+    script = (Path(sys.executable).parent / "gpustack").read_text(encoding="utf-8")
+    (folder / "bin/gpustack").write_text(
+        script.replace(str(Path(sys.executable).parent), str(folder / "bin"), 1)
+    )
+    (folder / "bin/gpustack").chmod(0o755)
+    return Environment(folder, home)
 
 
 @pytest.fixture(scope="module")
@@ -270,6 +315,17 @@ def test_the_new_plugin_serves(stack: Running, environment: Environment) -> None
     assert argv[argv.index("--parallel") + 1] == "1"
 
 
+def test_the_page_holds_where_there_is_no_pip(from_a_clone: Environment, place: Path) -> None:
+    """The README's environment: the page's commands up to the start, word by word."""
+    (work := place / "clone work").mkdir()
+    said = shell(from_a_clone, before(), work)
+    assert " passed" in said
+    assert "ok     inference backend acme: " in said
+    assert from_a_clone.plugins()["acme"]["state"] == "loaded"
+    from_a_clone.run("gpustack", "plugins", "remove", "acme")
+    assert "acme" not in from_a_clone.plugins()
+
+
 def test_the_broken_ones_beside_it_are_told_truthfully(stack: Running) -> None:
     listed = {each["name"]: each for each in json.loads(stack.cli("plugins", "--json").stdout)}
     assert listed["acme"]["state"] == "loaded"
@@ -289,7 +345,7 @@ def test_one_is_installed_and_removed_by_the_command(
     stack: Running, environment: Environment, place: Path
 ) -> None:
     (folder := place / "wheels").mkdir()
-    good = a_wheel(folder, "options-only", "")
+    good = a_wheel(folder, "options-only", OPTIONS)
     done = environment.run("gpustack", "plugins", "install", str(good))
     assert "Installed plugin options-only (broken-options-only 1.0): works." in done.stdout
     assert "gpustack restart" in done.stderr

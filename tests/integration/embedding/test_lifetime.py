@@ -247,7 +247,13 @@ async def test_what_must_not_end_and_does_is_told(
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
-        ({"prot": 1}, "'prot' is not an option; did you mean 'port'?"),
+        (
+            {"bootstrap_pasword": "x"},
+            "'bootstrap_pasword' is not an option; did you mean 'bootstrap_password'?",
+        ),
+        # What is near is not the program's to give.
+        ({"prot": 1}, "'prot' is not an option"),
+        ({5: 1}, "5 is not an option: an option is named by a text, such as 'worker_name'"),
         ({"port": 80}, "port: the program that mounts the server listens"),
         ({"bootstrap_password": "short"}, "bootstrap_password: give a password of at least 8 characters"),
         ({"data_dir": "/x"}, "data_dir: give it as the argument data_dir"),
@@ -259,6 +265,17 @@ async def test_settings_are_checked(tmp_path: Path, settings: dict[str, Any], li
 
     assert str(caught.value) == line
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("data_dir", ["", " ", "a\0b", 5, None])
+def test_a_data_directory_that_is_no_path_is_told_at_once(data_dir: Any) -> None:
+    with pytest.raises(SettingsError, match=r"^data_dir: give a path$"):
+        EmbeddedServer(data_dir=data_dir)
+
+
+def test_the_data_directory_stays_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert EmbeddedServer(data_dir=Path("data")).data_dir == tmp_path / "data"
 
 
 async def test_the_environment_is_not_read(

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
+from gpustack.testing.server import _MARK, RunningServer
+from gpustack.worker.runners.environment import RECORD_MARKER
 from support.running import processes_of
 
 pytestmark = pytest.mark.xdist_group("testing-server")
@@ -130,3 +136,58 @@ def test_a_run_that_does_not_use_it_loads_next_to_nothing() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
 
     assert done.stdout.strip() == str(["gpustack", "gpustack.testing", "gpustack.testing.pytest_plugin"])
+
+
+@pytest.fixture
+def sleeper() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """``sleeper(cwd=…, env=…)`` starts a process that does nothing."""
+    with contextlib.ExitStack() as stack:
+
+        def start(*words: str, env: dict[str, str] | None = None, **more: Any) -> subprocess.Popen[bytes]:
+            command = ["sh", "-c", "sleep 60 & wait", *words]
+            process = subprocess.Popen(command, env={**os.environ, **(env or {})}, **more)
+
+            def end() -> None:
+                with contextlib.suppress(psutil.Error):
+                    for child in psutil.Process(process.pid).children():
+                        child.kill()
+                process.kill()
+                process.wait()
+
+            stack.callback(end)
+            return process
+
+        yield start
+
+
+def test_only_its_own_processes_are_killed(
+    sleeper: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    data, other = tmp_path / "data", tmp_path / "database"
+    for each in (data, other):
+        each.mkdir()
+    run = sleeper()
+    child = _only_child(run)
+    mine = [
+        sleeper(env={_MARK: "this run"}),
+        sleeper(env={RECORD_MARKER: str(data / "worker/engines/1.json")}),
+    ]
+    strangers = [
+        sleeper(cwd=other),
+        sleeper(cwd=data),
+        sleeper(str(data / "log/server.log")),
+        sleeper(env={"DATA": str(data), _MARK: "another run"}),
+        sleeper(env={RECORD_MARKER: str(other / "worker/engines/1.json")}),
+    ]
+
+    RunningServer("", "", data, tmp_path / "output", run, {_MARK: "this run"}).stop()
+
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+    assert [each.wait(5) for each in mine] == [-9, -9]
+    assert [each.poll() for each in strangers] == [None] * len(strangers)
+
+
+def _only_child(process: subprocess.Popen[bytes]) -> psutil.Process:
+    while not (children := psutil.Process(process.pid).children()):
+        pass
+    return children[0]

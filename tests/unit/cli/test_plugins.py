@@ -9,7 +9,9 @@ import re
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import tokenize
+import zipfile
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -18,7 +20,8 @@ from typing import Any
 import pytest
 
 from gpustack.cli import plugin_environment, plugin_found, plugin_new
-from gpustack.cli.plugin_environment import Installer, installer, own, removable, wanted
+from gpustack.cli.plugin_environment import Installer, installer, own, removable
+from gpustack.cli.plugin_wanted import wanted
 from gpustack.cli.usage import WrongUsage
 from gpustack.extensions import load_catalogue
 from gpustack.kit.errors import Conflict, GPUStackError, NotFound
@@ -123,8 +126,9 @@ def test_nothing_else_reaches_the_installer(
 
 def test_wheels_archives_and_projects_can_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    with zipfile.ZipFile("Acme_Plug-1.0-py3-none-any.whl", "w"), tarfile.open("acme_plug-1.0.tar.gz", "w:gz"):
+        pass
     for name in ("Acme_Plug-1.0-py3-none-any.whl", "acme_plug-1.0.tar.gz"):
-        Path(name).write_bytes(b"")
         assert wanted(name).distribution == "acme-plug"
         assert wanted(name).what == str(tmp_path / name)
     Path("-odd").mkdir()
@@ -133,12 +137,37 @@ def test_wheels_archives_and_projects_can_be_named(tmp_path: Path, monkeypatch: 
         wanted("-odd")
     assert wanted("./-odd").distribution == "odd-one"
     assert wanted("./-odd").what.startswith("/")
+    assert wanted("./-odd[test]").what == f"{tmp_path}/-odd[test]"
+    assert wanted("./-odd[test, more]").distribution == "odd-one"
     Path("empty").mkdir()
     with pytest.raises(WrongUsage, match=r"no pyproject\.toml"):
         wanted("./empty")
     Path("text.txt").touch()
     with pytest.raises(WrongUsage, match="no wheel"):
         wanted("./text.txt")
+
+
+def test_a_folder_can_be_named_editable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("pyproject.toml").write_text('[project]\nname = "acme"\n')
+    asked = wanted(".[test]", editable=True)
+    assert (asked.what, asked.distribution, asked.editable) == (f"{tmp_path}[test]", "acme", True)
+    with pytest.raises(WrongUsage):
+        wanted("acme==1.0", editable=True)
+    with (
+        tarfile.open("acme-1.0.tar.gz", "w:gz"),
+        pytest.raises(WrongUsage, match="--editable takes the folder"),
+    ):
+        wanted("acme-1.0.tar.gz", editable=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "what"), [("a-1.tar.gz", "source archive"), ("a-1-py3-none-any.whl", "wheel")]
+)
+def test_a_file_that_is_not_what_its_name_says_is_refused(name: str, what: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("rubbish")
+    with pytest.raises(WrongUsage, match=f"is no {what}, whatever its name says"):
+        wanted(str(tmp_path / name))
 
 
 # Where they go -------------------------------------------------------------------------------------------
@@ -242,13 +271,15 @@ def test_a_plugin_is_removed_by_either_name(
     assert (tmp_path / "words").read_text().splitlines() == ["uninstall", "--yes", "--", "Gpustack_Acme"]
 
 
-@pytest.mark.parametrize("name", ["backends", "gpustack-backends", "gpustack_system", "system"])
+@pytest.mark.parametrize(
+    "name", ["backends", "gpustack-backends", "gpustack_system", "system", "gpustack-core"]
+)
 def test_gpustacks_own_are_not_removed(name: str) -> None:
     with pytest.raises(Conflict, match="is a part of GPUStack and stays"):
         removable(name)
 
 
-@pytest.mark.parametrize("name", ["pydantic", "gpustack-core", "-y", "--help", "../x", "systen"])
+@pytest.mark.parametrize("name", ["pydantic", "gpustack", "-y", "--help", "../x", "systen"])
 def test_what_is_no_plugin_is_not_removed(name: str) -> None:
     with pytest.raises(NotFound):
         removable(name)
@@ -328,6 +359,10 @@ def test_each_kinds_own_tests_pass(cli: Cli, kind: str, tmp_path: Path) -> None:
         "a" * 41,
         "gpustack-x",
         "inference",
+        # A plugin's distribution is called gpustack-NAME.
+        *("core", "backends", "auth", "gateway", "system", "demo-model", "llama-server"),
+        # A plugin that is here.
+        "postgresql",
     ],
 )
 def test_a_name_that_cannot_be_one_is_refused(cli: Cli, name: str, tmp_path: Path) -> None:
@@ -394,12 +429,11 @@ def _plugin(folder: Path, name: str, module: str) -> None:
     (folder / f"{package}.py").write_text(module)
 
 
-def _web(folder: Path, name: str, path: str) -> None:
-    """Install a plugin with a web app ``acme``, whose suite is the quickest, at ``path``."""
+def _web(folder: Path, name: str, path: str, more: str = "") -> None:
+    """Install a plugin with a web app ``acme``, whose suite is the quickest, at ``path``, and with ``more`` in it."""
     files = plugin_new.rendered("web", plugin_new.values_of("web", "acme"))
-    _plugin(
-        folder, name, files["src/gpustack_acme/__init__.py"].replace('path = "/acme"', f'path = "{path}"')
-    )
+    module = files["src/gpustack_acme/__init__.py"]
+    _plugin(folder, name, module.replace('path = "/acme"\n', f'path = "{path}"\n\n{more}'))
     (folder / "pages").mkdir()
     (folder / "pages/index.html").write_text("hello")
 
@@ -456,9 +490,98 @@ def test_without_pytest_it_says_what_to_install(
 
     _web(beside, "good", "/acme")
     monkeypatch.setattr(plugin_check.importlib.util, "find_spec", lambda _name: None)
-    ended = cli("plugins", "check", "good")
+    by = Installer(name="uv", command=("/a place/uv", "pip"), options=("--python", "/env/python"))
+    monkeypatch.setattr(plugin_environment, "installer", lambda: by)
+    for words in (("check", "good"), ("test",)):
+        ended = cli("plugins", *words)
+        assert ended.status == 1
+        assert "`'/a place/uv' pip install --python /env/python 'pytest>=" in ended.err
+
+
+def test_the_tests_of_a_plugin_run_in_this_environment(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    became: list[Any] = []
+
+    def become(program: str, words: list[str]) -> None:
+        became.extend((program, words))
+
+    monkeypatch.setattr(os, "execv", become)
+    assert cli("plugins", "test", "-q", "-k", "x", "--", "tests").status == 0
+    assert became == [
+        sys.executable,
+        [sys.executable, "-m", "pytest", "-q", "-k", "x", "tests"],
+    ]
+
+
+ENDINGS = {
+    "os._exit(0)": "the process exited with status 0; the rest was not tried",
+    "raise KeyboardInterrupt": "it stopped the run: KeyboardInterrupt; the rest was not tried",
+    "pytest.exit('ha', 0)": "it stopped the run: _pytest.outcomes.Exit: ha; the rest was not tried",
+    "time.sleep(60)": "it was not done after 120 s; the rest was not tried",
+}
+
+
+@pytest.mark.parametrize("does", ENDINGS)
+def test_a_suite_that_does_not_reach_its_end_fails(
+    cli: Cli, beside: Path, monkeypatch: pytest.MonkeyPatch, does: str
+) -> None:
+
+    _web(
+        beside,
+        "ender",
+        "/acme",
+        f"    async def __aenter__(self):\n        import os, pytest, time\n        {does}\n",
+    )
+    if "sleep" in does:
+        _pass_time(monkeypatch, "it can be entered and left again and again")
+    ended = cli("plugins", "check", "ender")
     assert ended.status == 1
-    assert "pip install 'gpustack-core[testing]'" in ended.err
+    promise = "web app acme: it can be entered and left again and again"
+    assert ended.out.endswith(f"fails  {promise}\n       {ENDINGS[does]}\n")
+    assert "ok     web app acme: making it touches nothing" in ended.out
+    assert ended.err.startswith(f"still at it after 50 s: {promise}\n") == ("sleep" in does)
+
+
+def _pass_time(monkeypatch: pytest.MonkeyPatch, promise: str) -> None:
+    """Let each look at what is tried be 50 s after the one before, while it is this."""
+    from gpustack.cli.plugin_check import _Examination
+
+    too_long = _Examination._too_long
+
+    def later(self: _Examination) -> bool:
+        if self._now[1] == promise:
+            self._since -= 50
+        return too_long(self)
+
+    monkeypatch.setattr(_Examination, "_too_long", later)
+
+
+def test_one_that_ends_the_process_when_it_is_loaded(cli: Cli, beside: Path) -> None:
+    _plugin(beside, "ender", "import os; os._exit(0)")
+    assert "fails  ender: it can be loaded\n" in cli("plugins", "check", "ender").out
+    ended = cli("plugins", "check", "system")
+    assert (ended.status, ended.out.splitlines()[0]) == (
+        1,
+        "fails  the other plugins: they can be loaded beside it",
+    )
+
+
+NOTHING = (
+    "from gpustack.plugin import hookimpl\n\n@hookimpl\ndef register_{what}():\n    return [{classes}]\n"
+)
+
+
+def test_one_that_brings_nothing_fails(cli: Cli, beside: Path) -> None:
+    _plugin(beside, "nothing", NOTHING.format(what="web_apps", classes=""))
+    ended = cli("plugins", "check", "nothing")
+    assert ended.status == 1
+    assert ended.out.startswith("fails  nothing: it brings something\n       it loads and brings nothing: ")
+
+
+def test_one_that_brings_options_alone_is_as_good(cli: Cli, beside: Path) -> None:
+    options = "from pydantic import BaseModel\n\nclass Options(BaseModel):\n    checked_pace: int = 1\n\n"
+    _plugin(beside, "options", options + NOTHING.format(what="settings", classes="Options"))
+    ended = cli("plugins", "check", "options")
+    assert (ended.status, ended.out) == (0, "ok     options: it brings something\n")
 
 
 def _path(*first: Path) -> str:

@@ -295,12 +295,12 @@ def test_one_that_takes_long_to_load_is_named_meanwhile(
 
 def test_whose_option_an_unknown_one_may_be_is_said(install: Install, tmp_path: Path) -> None:
     install("t_gone", "import t_no_such_module")
-    (tmp_path / "config.yaml").write_text("zzz_endpoint: http://127.0.0.1\n")
+    (tmp_path / "config.yaml").write_text("qqqqqq: http://127.0.0.1\n")
 
     loaded = read({"config_file": str(tmp_path / "config.yaml")}, load_catalogue().options)
 
     (line,) = loaded.problems
-    assert line.startswith("'zzz_endpoint'")
+    assert line.startswith("'qqqqqq'")
     assert line.endswith("is not an option; a plugin that is not loaded may have it: t_gone")
 
 

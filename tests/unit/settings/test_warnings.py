@@ -6,9 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from gpustack.app import start
+from gpustack.extensions import Catalogue
+from gpustack.extensions.catalogue import Plugin
 from gpustack.settings import deprecated
 from gpustack.settings.declared import Options
 from gpustack.settings.load import Loaded, read
+from gpustack.settings.sources import blocked_plugins
 
 URL = "postgresql://user:very-secret@host/name"
 
@@ -203,3 +207,44 @@ def test_a_default_that_is_written_down_is_no_wish(options: Options, file: Path)
     assert not warned(options, {each.name: each.default_shown for each in idle})
     file.write_text("".join(f"{each.name}: {each.default_shown}\n" for each in idle))
     assert not warned(options, {"config_file": str(file)})
+
+
+# Plugins that are not to be loaded ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("", set()),
+        (" , ", set()),
+        ("acme, other ,", {"acme", "other"}),
+        ('"a,b", acme', {"a,b", "acme"}),
+        ('acme,"a,b"', {"a,b", "acme"}),
+        ("acme\nother", {"acme", "other"}),
+        # As before: quotes within a name are part of it.
+        ('a"b', {'a"b'}),
+    ],
+)
+def test_plugins_are_blocked_by_name(text: str, names: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPUSTACK_PLUGINS_BLOCK", text)
+    assert blocked_plugins() == names
+
+
+def test_a_blocked_name_that_no_plugin_has_is_told_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPUSTACK_PLUGINS_BLOCK", "acme,system,sistem,of nobody")
+    monkeypatch.setattr(start, "replace", lambda *_: None)
+    monkeypatch.setattr(start, "spare_proxies", lambda *_: None)
+    monkeypatch.setattr(start, "serve_as_init", lambda: None)
+    plugins = {
+        name: Plugin(name=name, distribution=name, version="1", state="blocked")
+        for name in ("acme", "system")
+    }
+    warned: list[str] = []
+    flags = {"data_dir": str(tmp_path), "port": "0", "server_url": "http://127.0.0.1:1", "token": "x"}
+    start.start(flags, Catalogue(plugins=plugins), warned.append)
+    assert [line for line in warned if "PLUGINS_BLOCK" in line] == [
+        "GPUSTACK_PLUGINS_BLOCK names of nobody, and no plugin of that name is installed",
+        "GPUSTACK_PLUGINS_BLOCK names sistem, and no plugin of that name is installed; did you mean system?",
+    ]

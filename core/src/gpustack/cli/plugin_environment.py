@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import os
-import re
+import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
 import tempfile
-import tomllib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpustack.cli.plugin_said import explained, of_pip, of_uv
+from gpustack.cli.plugin_wanted import Wanted, canonical
 from gpustack.cli.usage import WrongUsage
 from gpustack.kit.errors import Conflict, GPUStackError, NotFound
 from gpustack.kit.text import shorten
 
 _GROUP = "gpustack"
-_NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
-_NAMED = re.compile(rf"({_NAME})(?:==[0-9A-Za-z][0-9A-Za-z.!+_-]*)?")
-_ARCHIVES = (".whl", ".tar.gz")
 #: What GPUStack itself is; all that these need belongs to it.
 _ROOTS = ("gpustack", "gpustack-core")
 #: Answers no question, draws nothing, changes no other environment than the one it is told.
@@ -37,37 +36,10 @@ _QUIET = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
-    """What is to be installed: as the installer is told, and the distribution's name, empty when that is not known."""
-
-    what: str
-    distribution: str
-    path: bool
-
-
-def wanted(text: str) -> Wanted:
-    """Understand ``NAME``, ``NAME==VERSION``, or the path of a wheel, an archive or a project. Raises WrongUsage."""
-    if found := _NAMED.fullmatch(text):
-        if not text.endswith(_ARCHIVES):
-            return Wanted(what=text, distribution=canonical(found[1]), path=False)
-    elif text.startswith("-") or "://" in text or not text.strip():
-        raise WrongUsage(f"{shorten(text, 160)!r} is not NAME, NAME==VERSION or a path")
-    path = Path(text).expanduser()
-    if not path.exists():
-        looks_like_path = "/" in text or text.endswith(_ARCHIVES) or text.startswith(("~", "."))
-        why = "is not there" if looks_like_path else "is not NAME, NAME==VERSION or a path"
-        raise WrongUsage(f"{shorten(text, 160)!r} {why}")
-    if path.is_dir() and not ((path / "pyproject.toml").is_file() or (path / "setup.py").is_file()):
-        raise WrongUsage(f"{text} is no Python project: it has no pyproject.toml")
-    if path.is_file() and not path.name.endswith(_ARCHIVES):
-        raise WrongUsage(f"{text} is no wheel (.whl) and no source archive (.tar.gz)")
-    return Wanted(what=str(path.absolute()), distribution=_name_in(path), path=True)
-
-
-def canonical(name: str) -> str:
-    """Return a distribution's name as it is compared."""
-    return re.sub(r"[-_.]+", "-", name).lower()
+def distributions_now() -> dict[str, str]:
+    """Return the names of all distributions that are installed, as they are compared, with their versions."""
+    importlib.invalidate_caches()
+    return {canonical(each.name): each.version for each in importlib.metadata.distributions() if each.name}
 
 
 def plugins_now() -> set[tuple[str, str, str]]:
@@ -135,27 +107,48 @@ class Installer:
     command: tuple[str, ...]
     options: tuple[str, ...] = ()
 
-    def install(self, what: Wanted) -> None:
-        """Install it. What GPUStack itself needs keeps its version. Raises GPUStackError with one line."""
+    def install(self, what: Wanted) -> set[str]:
+        """Install it and return the names of the distributions that came or changed.
+
+        What GPUStack itself needs stays as it is: Conflict when that would have to be replaced, even by something of
+        the same name and version. Raises GPUStackError with one line when the installer fails.
+        """
+        ours = own()
+        if what.distribution in ours:
+            raise _taken(what, {what.distribution}, ours)
+        problem = f"{what.what} cannot be installed"
         with tempfile.TemporaryDirectory(prefix="gpustack-") as folder:
             kept = Path(folder, "constraints.txt")
-            kept.write_text("".join(f"{name}=={version}\n" for name, version in own().items()))
-            words = ["install", *self.options, "--constraint", str(kept)]
+            kept.write_text("".join(f"{name}=={version}\n" for name, version in ours.items()))
+            words = [*self.options, "--constraint", str(kept)]
             if what.path and what.distribution and self.name == "uv":
                 # Else what uv built of that folder before would do.
                 words += ["--reinstall-package", what.distribution]
-            self._run([*words, "--", what.what], f"{what.what} cannot be installed")
+            words += ["--editable", what.what] if what.editable else ["--", what.what]
+            changed = self._looked_ahead(words, problem, Path(folder, "report.json"))
+            if taken := changed & ours.keys():
+                raise _taken(what, taken, ours)
+            self._run(["install", *words], problem)
+        return changed
 
-    def remove(self, distribution: str) -> None:
-        """Remove it. Raises GPUStackError with one line."""
+    def remove(self, *distributions: str) -> None:
+        """Remove them. Raises GPUStackError with one line."""
         sure = () if self.name == "uv" else ("--yes",)
-        self._run(
-            ["uninstall", *self.options, *sure, "--", distribution], f"{distribution} cannot be removed"
-        )
+        names = ", ".join(distributions)
+        self._run(["uninstall", *self.options, *sure, "--", *distributions], f"{names} cannot be removed")
 
-    def _run(self, words: Iterable[str], problem: str) -> None:
+    def words_for(self, requirement: str) -> str:
+        """Return the command for a shell that installs ``requirement``."""
+        return shlex.join([*self.command, "install", *self.options, requirement])
+
+    def _looked_ahead(self, words: Iterable[str], problem: str, report: Path) -> set[str]:
+        """Return the distributions that an installation would bring or change."""
+        telling = () if self.name == "uv" else ("--report", str(report))
+        said = self._run(["install", "--dry-run", *telling, *words], problem)
+        return {canonical(each) for each in (of_uv(said) if self.name == "uv" else of_pip(report))}
+
+    def _run(self, words: Iterable[str], problem: str) -> str:
         from gpustack.cli.entry import debugging
-        from gpustack.worker.artifacts.pipx import explain_failure
 
         done = subprocess.run(
             [*self.command, *words],
@@ -169,7 +162,32 @@ class Installer:
         if debugging():
             sys.stderr.write(said)
         if done.returncode != 0:
-            raise GPUStackError(f"{problem}: {self.name} says: {explain_failure(said)[0]}")
+            raise GPUStackError(f"{problem}: {self.name} says: {explained(said)}")
+        return said
+
+
+def _taken(what: Wanted, taken: Collection[str], ours: Mapping[str, str]) -> Conflict:
+    """Return what is wrong with what would replace ``taken``."""
+    if what.distribution in taken:
+        own_name = f"{what.distribution} is the name of a part of GPUStack, or of what it needs"
+        advice = "it is here, and stays as it is"
+        return Conflict(f"{own_name}: " + ("give the plugin another name" if what.path else advice))
+    names = ", ".join(f"{name} {ours[name]}" for name in sorted(taken))
+    return Conflict(
+        f"{what.what} would replace {names}, which GPUStack needs as it is; nothing was installed"
+    )
+
+
+def how_to_get_pytest() -> str:
+    """Return the command that puts pytest into GPUStack's own environment, or why there is none."""
+    from packaging.requirements import Requirement
+
+    asked = [Requirement(text) for text in importlib.metadata.requires(_ROOTS[-1]) or ()]
+    wanted_here = next((f"{each.name}{each.specifier}" for each in asked if each.name == "pytest"), "pytest")
+    try:
+        return f"install it with `{installer().words_for(wanted_here)}`"
+    except Conflict as error:
+        return error.message
 
 
 def installer() -> Installer:
@@ -216,14 +234,3 @@ def _has_pip(python: str) -> bool:
 def _uv() -> str | None:
     """Return uv: the first on PATH, or that of the clone this environment belongs to."""
     return shutil.which("uv") or shutil.which("uv", path=str(Path(sys.prefix).parent / ".tools/uv/bin"))
-
-
-def _name_in(path: Path) -> str:
-    """Return the name of the distribution at ``path``, empty when it is not written where it can be read at once."""
-    if path.is_file():
-        # Both kinds begin with the name, which has no hyphen itself in a wheel's.
-        stem = path.name.removesuffix(".tar.gz")
-        return canonical(path.name.split("-")[0] if stem == path.name else stem.rpartition("-")[0])
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        return canonical(tomllib.loads((path / "pyproject.toml").read_text("utf-8"))["project"]["name"])
-    return ""

@@ -1,6 +1,7 @@
 """The plugins of this machine: as this process sees them, and as one that starts now would.
 
-A process knows what was installed when it began to look; ``python -m gpustack.cli.plugin_found`` is the fresh one.
+A process knows what was installed when it began to look; ``python -m gpustack.cli.plugin_found`` is the fresh one. With
+the name of a plugin it loads that one alone, which tells who ends or holds a process.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 from gpustack.kit.errors import GPUStackError
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 #: Seconds that all plugins together may take to load.
 _LOADING = 120.0
+#: Seconds that one may take.
+_ALONE = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,31 +82,36 @@ def by_plugin(told: PluginsPublic) -> list[Found]:
     ]
 
 
-def here() -> list[Found]:
-    """Return the plugins that this process can load."""
-    from gpustack.extensions import load_catalogue
+def here(only: str = "") -> list[Found]:
+    """Return the plugins that this process can load, or those of one name, loaded without the others."""
+    from gpustack.cli.loading import load_plugins
     from gpustack.server.api.plugins import describe
 
-    return by_plugin(describe(load_catalogue()))
+    points = [each for each in entry_points(group="gpustack") if each.name == only] if only else None
+    return by_plugin(describe(load_plugins(points)))
 
 
-def afresh() -> list[Found]:
-    """Return the plugins that a process started now can load. Raises GPUStackError when a plugin ends or holds it."""
-    command = [sys.executable, "-P", "-m", "gpustack.cli.plugin_found"]
+def afresh(only: str = "") -> list[Found]:
+    """Return the plugins that a process started now can load, or those of one name without the others.
+
+    Raises GPUStackError when a plugin ends or holds it.
+    """
+    command = [sys.executable, "-P", "-m", "gpustack.cli.plugin_found", *([only] if only else [])]
+    patience = _ALONE if only else _LOADING
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_LOADING, check=False
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=patience, check=False
         )
     except subprocess.TimeoutExpired as error:
-        raise GPUStackError(
-            f"the plugins were not loaded within {_LOADING:.0f} s: one of them hangs"
-        ) from error
+        who = "it was" if only else "the plugins were"
+        raise GPUStackError(f"{who} not loaded within {patience:.0f} s") from error
     try:
         documents = json.loads(done.stdout)
     except ValueError as error:
         last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        who = "it" if only else "the plugins"
         raise GPUStackError(
-            f"a process that loads the plugins ends with status {done.returncode}: {last}"
+            f"a process that loads {who} ends with status {done.returncode}: {last}"
         ) from error
     return [
         Found(**{**each, "brings": tuple((one["kind"], one["name"]) for one in each["brings"])})
@@ -111,11 +120,7 @@ def afresh() -> list[Found]:
 
 
 def _main() -> None:
-    import contextlib
-
-    # A plugin may print when it is imported.
-    with contextlib.redirect_stdout(sys.stderr):
-        found = here()
+    found = here(*sys.argv[1:])
     print(json.dumps([each.document() for each in found]))
 
 

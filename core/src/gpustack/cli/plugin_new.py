@@ -22,6 +22,10 @@ _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 _LONGEST = 40
 _PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")
 _SUFFIX = ".template"
+#: What a distribution's name begins with.
+_PREFIX = "gpustack-"
+#: The distributions of GPUStack itself, without that.
+_OURS = frozenset(("core", "backends", "auth", "gateway", "system", "demo-model", "llama-server"))
 
 
 def kinds() -> list[str]:
@@ -71,11 +75,15 @@ def values_of(kind: str, name: str) -> dict[str, str]:
         )
     words = name.split("-")
     cls = "".join(word.capitalize() for word in words)
-    if name.startswith("gpustack") or f"{cls}{_class_suffix(kind)}" in gpustack.plugin.__all__:
+    if (
+        name.startswith("gpustack")
+        or f"{cls}{_class_suffix(kind)}" in gpustack.plugin.__all__
+        or _is_ours(name)
+    ):
         raise WrongUsage(f"{name} is a name of GPUStack's own; take that of your engine or service")
     return {
         "name": name,
-        "distribution": f"gpustack-{name}",
+        "distribution": f"{_PREFIX}{name}",
         "package": f"gpustack_{name.replace('-', '_')}",
         "class": cls,
         "title": " ".join(word.capitalize() for word in words),
@@ -102,6 +110,16 @@ def rendered(kind: str, values: dict[str, str]) -> dict[str, str]:
 
 def _filled(text: str, values: dict[str, str]) -> str:
     return _PLACEHOLDER.sub(lambda found: values[found[1]], text)
+
+
+def _is_ours(name: str) -> bool:
+    """Tell whether a plugin or a distribution of ours, installed here or not, is called so already."""
+    from gpustack.cli.plugin_environment import own, plugins_now
+    from gpustack.cli.plugin_wanted import canonical
+
+    ours = own()
+    plugins = {plugin for plugin, distribution, _ in plugins_now() if canonical(distribution) in ours}
+    return name in _OURS or name in plugins or f"{_PREFIX}{name}" in ours
 
 
 def _class_suffix(kind: str) -> str:

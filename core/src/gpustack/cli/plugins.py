@@ -42,38 +42,33 @@ def list_plugins(target: Target, as_json: bool) -> None:
 
 @command.command("install")
 @click.argument("what", metavar="NAME[==VERSION]|PATH")
+@click.option(
+    "--editable",
+    "-e",
+    is_flag=True,
+    help="PATH is the folder of a project that is worked on: what is changed there is used as it is.",
+)
 @json_option
-def install_plugin(what: str, as_json: bool) -> None:
-    """Install a plugin into GPUStack's own environment.
+def install_plugin(what: str, editable: bool, as_json: bool) -> None:
+    """Install a plugin into GPUStack's own environment, with pip or uv, whichever is there.
 
-    It is a distribution of the package index, a wheel, a source archive, or the folder of a project. What GPUStack
-    itself needs keeps its version.
+    It is a distribution of the package index, a wheel, a source archive, or the folder of a project, also as
+    PATH[EXTRA]. What GPUStack itself is made of and needs stays as it is. What brings no plugin is removed again.
     """
-    from gpustack.cli.plugin_environment import canonical, installer, plugins_now, wanted
-    from gpustack.cli.plugin_found import afresh
+    from gpustack.cli.plugin_environment import installer
+    from gpustack.cli.plugin_install import installed
+    from gpustack.cli.plugin_wanted import wanted
 
-    asked, by = wanted(what), installer()
-    before = plugins_now()
+    asked, by = wanted(what, editable=editable), installer()
     note(f"installing {asked.what} with {by.name}")
-    by.install(asked)
-    new = [
-        each
-        for each in afresh()
-        if (each.name, each.distribution, each.version) not in before
-        or canonical(each.distribution) == asked.distribution
-    ]
+    done = installed(asked, by)
     if as_json:
-        emit_json([each.document() for each in new])
-    if not new:
-        raise GPUStackError(
-            f"{asked.distribution or asked.what} is installed, and brings no plugin: it has no entry point of the group "
-            "gpustack"
-        )
-    if not as_json:
-        for each in new:
+        emit_json([each.document() for each in done.plugins])
+    else:
+        for each in done.plugins:
             click.echo(_said(each))
-    if broken := [each for each in new if not each.works]:
-        raise GPUStackError("; ".join(f"{each} does not work: {each.reason}" for each in broken))
+    if done.problems:
+        raise GPUStackError("; ".join(done.problems))
     note(_RESTART)
 
 
@@ -112,20 +107,33 @@ def check_plugin(name: str, database_url: str, as_json: bool) -> int:
 
     Runs the contract suites of gpustack.testing, without a server. Exit status 1 when something does not hold.
     """
-    from gpustack.cli.plugin_check import examined
+    from gpustack.cli.plugin_check import Result, examined
 
-    results = examined(name, database_url)
-    if as_json:
-        emit_json([each.document() for each in results])
-    else:
-        for each in results:
+    results: list[Result] = []
+    for each in examined(name, database_url, note):
+        results.append(each)
+        if not as_json:
             click.echo(f"{'ok   ' if each.ok else 'fails'}  {each.extension}: {each.promise}")
             if not each.ok:
                 click.echo(f"       {each.why}")
+    if as_json:
+        emit_json([each.document() for each in results])
     broken = sum(not each.ok for each in results)
     if not as_json:
         note(f"{len(results) - broken} of {len(results)} hold." if broken else "Everything holds.")
     return 1 if broken else 0
+
+
+@command.command("test", context_settings={"ignore_unknown_options": True})
+@click.argument("args", nargs=-1, type=click.UNPROCESSED, metavar="[ARGS]...")
+def test_plugin(args: tuple[str, ...]) -> None:
+    """Run the tests of the plugin in this folder: pytest, with ARGS, in GPUStack's own environment.
+
+    The plugin is to be installed there, as by `gpustack plugins install --editable '.[test]'`.
+    """
+    from gpustack.cli.plugin_check import become_pytest
+
+    become_pytest(args)
 
 
 @command.command("new")
@@ -146,7 +154,8 @@ def new_plugin(kind: str, name: str, directory: Path) -> None:
     folder = write(kind, name, directory)
     click.echo(f"Wrote {folder}.")
     note(
-        f"Next, in that folder:  pip install -e '.[test]'  &&  python -m pytest  &&  gpustack plugins check {name}"
+        "Next, in that folder:  gpustack plugins install --editable '.[test]'  &&  gpustack plugins test  &&  "
+        f"gpustack plugins check {name}"
     )
 
 

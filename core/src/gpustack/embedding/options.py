@@ -10,7 +10,9 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from gpustack.kit.errors import SettingsError
+from gpustack.kit.text import shorten
 from gpustack.settings.declared import Options
+from gpustack.settings.kinds import absolute_path
 from gpustack.settings.model import Settings
 
 #: What the program around it decides, and how.
@@ -53,12 +55,27 @@ def checked(
     return settings
 
 
-def _unwanted(name: str, options: Options) -> str | None:
+def place(given: Path | str) -> Path:
+    """Return a data directory's absolute path, wherever the program goes later. Raises SettingsError when it is none."""
+    try:
+        return absolute_path(given).absolute()
+    except ValueError as error:
+        raise SettingsError(f"data_dir: {error}") from None
+
+
+def _unwanted(name: object, options: Options) -> str | None:
+    if not isinstance(name, str):
+        return (
+            f"{shorten(repr(name), 80)} is not an option: an option is named by a text, such as 'worker_name'"
+        )
     if name in _ELSEWHERE:
         return f"{name}: {_ELSEWHERE[name]}"
     if name not in options:
-        near = difflib.get_close_matches(name.lower().replace("-", "_"), options, n=1)
-        return f"{name!r} is not an option" + (f"; did you mean {near[0]!r}?" if near else "")
+        usable = [each for each in options if each not in _ELSEWHERE]
+        near = difflib.get_close_matches(name.lower().replace("-", "_"), usable, n=1)
+        return f"{shorten(repr(name), 80)} is not an option" + (
+            f"; did you mean {near[0]!r}?" if near else ""
+        )
     return None
 
 

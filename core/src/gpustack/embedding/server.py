@@ -17,7 +17,7 @@ from gpustack.app.server_role import tunables_of
 from gpustack.client import Client
 from gpustack.embedding.events import Events
 from gpustack.embedding.mounting import Mounted
-from gpustack.embedding.options import checked
+from gpustack.embedding.options import checked, place
 from gpustack.extensions import Catalogue, load_catalogue
 from gpustack.kit.live import Live
 from gpustack.kit.net import LOOPBACK, listen
@@ -26,7 +26,6 @@ from gpustack.server.app import App, started, until_ended
 from gpustack.server.config import ServerConfig
 from gpustack.server.listen import serve
 from gpustack.server.services import Services
-from gpustack.settings.kinds import absolute_path
 from gpustack.settings.model import Settings
 
 log = logging.getLogger(__name__)
@@ -55,7 +54,8 @@ class EmbeddedServer:
 
     :attr:`app` can be mounted before the server starts and answers 503 until then, and after its end. Entering raises
     GPUStackError: SettingsError with a line for each option that is wrong, Conflict when the data directory is in use,
-    Unavailable when the database cannot be reached. After its end it can be entered again.
+    Unavailable when the database cannot be reached. After its end it can be entered again. A ``data_dir`` that is no path
+    is told at once, by SettingsError.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class EmbeddedServer:
         settings: Mapping[str, Any] | None = None,
         catalogue: Catalogue | None = None,
     ) -> None:
-        self._data_dir = absolute_path(data_dir)
+        self._data_dir = place(data_dir)
         self._database_url = database_url
         self._given = dict(settings or {})
         self._catalogue = catalogue
@@ -132,9 +132,9 @@ class EmbeddedServer:
             self._given, catalogue.options, data_dir=self._data_dir, database_url=self._database_url
         )
         catalogue = replace(catalogue, given=settings.plugins)
-        place = RunDir(settings.data_dir)
-        await asyncio.to_thread(place.claim)
-        stack.callback(place.release)
+        run_dir = RunDir(settings.data_dir)
+        await asyncio.to_thread(run_dir.claim)
+        stack.callback(run_dir.release)
         database_url, ended = settings.database_url, None
         if not database_url:
             database_url, ended = await _embedded_database(stack, settings)

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -103,14 +104,17 @@ class RunningServer:
 
     def stop(self) -> None:
         """End it, its engines and whatever else is left of it. Nothing happens the second time."""
+        family = _family(self._process)
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(_ENDS_WITHIN)
-        _kill_all_of(self.data_dir)
+        _kill([*family, *_left_of(self.data_dir, self._env[_MARK])])
         self._process.wait()
 
 
+#: In the environment of all that one run starts, with a value that no other run has. It does not begin as an option.
+_MARK = "_GPUSTACK_TESTING_RUN"
 #: ``gpustack`` of this very environment.
 _COMMAND = (sys.executable, "-m", "gpustack")
 
@@ -141,6 +145,7 @@ def _start(folder: Path, flags: Sequence[str], env: Mapping[str, str]) -> Runnin
     home.mkdir(parents=True, exist_ok=True)
     clean = {name: value for name, value in os.environ.items() if not name.startswith("GPUSTACK_")}
     full = {**clean, "HOME": str(home), "NO_COLOR": "1", "GPUSTACK_DISABLE_UPDATE_CHECK": "true", **env}
+    full[_MARK] = uuid.uuid4().hex
     output = home / "output.txt"
     command = [
         *(*_COMMAND, "start", "--data-dir", str(data_dir)),
@@ -207,12 +212,38 @@ def _answer(response: httpx.Response) -> Any:
     return response.json()
 
 
-def _kill_all_of(data_dir: Path) -> None:
-    """Kill every process that was started in the data directory, or with it."""
-    needle = str(data_dir)
+def _family(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """Return the process with all that descends from it; nothing once it has ended."""
+    if process.poll() is not None:
+        return []
+    with contextlib.suppress(psutil.Error):
+        head = psutil.Process(process.pid)
+        return [head, *head.children(recursive=True)]
+    return []
+
+
+def _left_of(data_dir: Path, mark: str) -> list[psutil.Process]:
+    """Return the processes that are a run's beyond doubt, also those whose parents ended before them.
+
+    A path in somebody's arguments or working directory is no proof: a shell may stand there, a pager read its logs.
+    """
+    from gpustack.worker.runners.environment import RECORD_MARKER
+
+    places = {data_dir, data_dir.resolve()}
+    found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if process.pid == os.getpid() or process.status() == psutil.STATUS_ZOMBIE:
-                continue
-            if needle in " ".join([*process.cmdline(), process.cwd(), *process.environ().values()]):
+            env = process.environ()
+            # An engine is started with a clean environment, and with the path of its record.
+            record = Path(env.get(RECORD_MARKER, ""))
+            if env.get(_MARK) == mark or places & {*record.parents}:
+                found.append(process)
+    return found
+
+
+def _kill(processes: Sequence[psutil.Process]) -> None:
+    """End them at once. A number that has come to another process meanwhile is left alone."""
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            if process.pid != os.getpid():
                 process.kill()
