@@ -29,7 +29,9 @@ def test_a_model_is_served_and_remembered(
     data_dir, home = place / "external", place / "external home"
     flags = ["--database-url", url, "--bin-dir", str(engine.bin_dir), "--service-port-range", a_port_range(4)]
     with gpustack(data_dir, home, flags) as running:
-        assert set(running.state()["children"]) == {"server", "worker", "door"}
+        children = set(running.state()["children"])
+        assert {"server", "gateway", "worker", "door"} <= children
+        assert "postgres" not in children
         running.cli("deploy", str(tiny_gguf), "--name", "tiny")
         assert running.cli("chat", "tiny", "--once", "Hello", "--max-tokens", "4").stdout.strip()
         running.cli("stop")

@@ -1,9 +1,8 @@
-"""The gateways of GPUStack, each a plugin like anybody else's.
+"""The gateways of GPUStack.
 
-What carries inference requests to the engines will live here: a gateway that GPUStack runs itself (``embedded``), one
-inside a Kubernetes cluster (``in_cluster``) and one that is already there (``external``), each in a module of its own,
-built on nothing of the core but ``gpustack.plugin``. None is written yet: the package brings their options. Until then the
-server process carries the requests itself, in every mode that is offered.
+The embedded one is the core's own data path, run as processes beside the server; this package brings the options that all
+gateways share. One inside a Kubernetes cluster (``in_cluster``) and one that is already there (``external``) will live
+here, each in a module of its own, built on nothing of the core but ``gpustack.plugin``.
 """
 
 from __future__ import annotations

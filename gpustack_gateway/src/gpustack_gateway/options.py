@@ -56,7 +56,8 @@ class GatewaySettings(BaseModel):
             group="Common",
             value="MODE",
             help="Gateway running mode. Options: embedded, in-cluster, external, disabled, or auto (default). auto is "
-            "embedded, in Kubernetes too. in-cluster and external are not part of this version yet.",
+            "embedded, in Kubernetes too; disabled has the server process carry the requests. in-cluster and external "
+            "are not part of this version yet.",
         ),
     ] = "auto"
     gateway_kubeconfig: Annotated[
@@ -76,7 +77,6 @@ class GatewaySettings(BaseModel):
         Option(
             group="Common",
             value="N",
-            later="gateway processes of their own",
             help="The most gateway processes there may be; there are never more than cores.",
         ),
     ] = 16

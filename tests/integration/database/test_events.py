@@ -25,7 +25,7 @@ async def test_no_number_is_lost_under_concurrent_writers(migrated_url: str) -> 
         async def write(writer: int) -> None:
             for i in range(50):
                 async with store.transaction() as tx:
-                    await tx.models.create(a_model_wanted(f"m-{writer}-{i}"), 1)
+                    await tx.models.create(a_model_wanted(f"m-{writer}-{i}", enable_model_route=False), 1)
                     await asyncio.sleep(random.random() * 0.002)
 
         async def follow() -> None:
@@ -55,7 +55,7 @@ async def test_a_rollback_writes_no_event_and_takes_no_number(store: Store) -> N
     with pytest.raises(ValueError, match="enough"):
         await fail()
     assert await store.events.last_number() == before
-    await store.models.create(a_model_wanted(), 1)
+    await store.models.create(a_model_wanted(enable_model_route=False), 1)
     assert [e.number for e in await store.events.after(before)] == [before + 1]
 
 
@@ -90,6 +90,7 @@ async def test_deleting_a_model_or_a_worker_tells_of_all_that_goes_with_it(store
         ("model-files", file.id),
         ("workers", worker.id),
         ("model-instances", one.id),
+        ("model-routes", 1),
         ("models", model.id),
     ]
     assert {e.type for e in deleted} == {EventType.DELETED}
@@ -136,7 +137,7 @@ async def test_a_slow_subscriber_misses_nothing_and_keeps_nothing_in_memory(
         slow = feed.subscribe({"models"})
         start = feed.position
         for i in range(40):
-            await store.models.create(a_model_wanted(f"m{i}"), 1)
+            await store.models.create(a_model_wanted(f"m{i}", enable_model_route=False), 1)
             assert len(slow._queue) <= 5
         numbers = [(await anext(slow)).number for _ in range(40)]
         assert numbers == list(range(start + 1, start + 41))

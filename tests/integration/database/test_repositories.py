@@ -301,7 +301,9 @@ async def test_creating_and_listing_take_few_statements(
 ) -> None:
     with counted_statements(monkeypatch) as statements:
         await store.models.create(a_model_wanted(), 1)
-    assert len(statements) == 3  # the row, the number, the event
+    assert (
+        len(statements) == 7
+    )  # the row; who has its name; its route, name and target; the number, the events
     with counted_statements(monkeypatch) as statements:
         await store.models.list(per_page=100)
     assert len(statements) == 1

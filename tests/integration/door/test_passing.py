@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,33 @@ def door(running: RunningDoor) -> Iterator[RunningDoor]:
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         return int(sock.getsockname()[1])
+
+
+@contextlib.asynccontextmanager
+async def connected(
+    door: RunningDoor,
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """Connect to the door as a client of few words."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
+    try:
+        async with asyncio.timeout(30):
+            yield reader, writer
+    finally:
+        writer.transport.abort()
+
+
+def post(door: RunningDoor, path: str, body: bytes = b"{}", *lines: str) -> bytes:
+    """Return a request to instance 1."""
+    fields = ["host: x", f"authorization: {door.headers(1)['Authorization']}", *lines]
+    fields.append(f"content-length: {len(body)}")
+    return "\r\n".join([f"POST {path} HTTP/1.1", *fields, "", ""]).encode() + body
+
+
+async def answer_of(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
+    """Return head and body of an answer that says its length."""
+    head = (await reader.readuntil(b"\r\n\r\n")).lower()
+    size = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
+    return head, await reader.readexactly(size)
 
 
 async def test_a_request_reaches_the_engine_without_the_credential(door: RunningDoor) -> None:
@@ -88,6 +117,7 @@ async def test_a_wrong_credential_opens_nothing(door: RunningDoor, headers: dict
     [
         "/instances/2/v1/x", "/instances/1", "/instances/", "/instances/1x/v1", "/instances/-1/v1",
         "/instances/../instances/2/v1/x", "/instances/99999999999999999999/v1", "/instances/%31/v1",
+        "/%69nstances/2/v1/x",
     ],
 )  # fmt: skip
 async def test_what_is_not_here_is_said(door: RunningDoor, path: str) -> None:
@@ -96,7 +126,141 @@ async def test_what_is_not_here_is_said(door: RunningDoor, path: str) -> None:
         request.url = httpx.URL(door.url).copy_with(raw_path=path.encode())
         answer = await client.send(request)
     assert answer.status_code == 404
+    assert answer.headers["x-gpustack-door"] == "unreached"
     assert answer.json()["error"]["message"]
+
+
+async def test_engines_are_not_asked_in_every_way(door: RunningDoor) -> None:
+    async def has_a_head(seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n")
+
+    async with FakeEngine(has_a_head) as engine, door.client() as client:
+        door.engine_at(1, engine.port)
+        answer = await client.delete("/instances/1/v1/x", headers=door.headers(1))
+        assert (answer.status_code, answer.headers["x-gpustack-door"]) == (405, "unreached")
+        assert not engine.seen
+        answer = await client.head("/instances/1/v1/x", headers=door.headers(1))
+    assert (answer.status_code, answer.content, answer.headers["content-length"]) == (200, b"", "5")
+    assert engine.seen[0].method == "HEAD"
+
+
+@pytest.mark.parametrize(
+    ("request_line", "field", "status"),
+    [
+        ("POST /instances/1/x HTTP/1.1", "content-length: 99999999999", b"413"),
+        ("POST /tokens HTTP/1.1", "content-length: 2000000", b"413"),
+        ("GET /instances/1/x HTTP/1.1", "upgrade: websocket\r\nconnection: upgrade", b"501"),
+        ("no request", "x: y", b"400"),
+    ],
+)
+async def test_what_no_engine_gets_to_see_is_said_whatever_is_wrong_with_it(
+    door: RunningDoor, request_line: str, field: str, status: bytes
+) -> None:
+    async with FakeEngine(says_ok) as engine, connected(door) as (reader, writer):
+        door.engine_at(1, engine.port)
+        lines = [request_line, "host: x", f"authorization: {door.headers(1)['Authorization']}", field]
+        writer.write("\r\n".join([*lines, "", ""]).encode())
+        head, body = await answer_of(reader)
+    assert head.startswith((b"http/1.1 " + status, b"http/1.0 " + status))
+    assert b"x-gpustack-door: unreached" in head
+    assert b'"error"' in body
+    assert not engine.seen
+
+
+async def test_requests_sent_at_once_are_answered_in_their_order(door: RunningDoor) -> None:
+    async with FakeEngine(says_ok) as engine, connected(door) as (reader, writer):
+        engine.script = thinks(engine)
+        door.engine_at(1, engine.port)
+        writer.write(b"".join(post(door, f"/instances/1/{number}", b"%d" % number) for number in range(3)))
+        writer.write(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+        while not engine.seen:
+            await asyncio.sleep(0.01)
+        engine.go_on.set()
+        bodies = [(await answer_of(reader))[1] for _ in range(4)]
+    assert [f'"echo": {number}'.encode() in bodies[number] for number in range(3)] == [True] * 3
+    assert bodies[3] == b"ok"
+
+
+async def test_a_request_that_waited_for_its_turn_finds_no_other_program_at_the_port(
+    door: RunningDoor,
+) -> None:
+    """It was judged as it came, and its engine ended before the answer that was in its way."""
+    child = subprocess.Popen(["sleep", "60"])
+    who = identify(child.pid)
+    assert who is not None
+    async with FakeEngine(says_ok) as engine, connected(door) as (reader, writer):
+        engine.script = thinks(engine)
+        door.engine_at(1, engine.port, pid=who.pid, started=who.started)
+        writer.write(post(door, "/instances/1/a") + post(door, "/instances/1/b"))
+        while not engine.seen:
+            await asyncio.sleep(0.01)
+        child.kill()
+        child.wait()
+        await asyncio.sleep(1.1)
+        engine.go_on.set()
+        assert b" 200 " in (await answer_of(reader))[0]
+        head, _ = await answer_of(reader)
+    assert b" 503 " in head
+    assert b"x-gpustack-door: unreached" in head
+    assert len(engine.seen) == 1
+
+
+async def test_the_name_of_a_request_passes_both_ways_and_a_word_on_its_origin_does_not(
+    door: RunningDoor,
+) -> None:
+    async def named(seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        name = seen.headers["x-request-id"]
+        writer.write(f"HTTP/1.1 200 OK\r\nx-request-id: {name}-seen\r\ncontent-length: 0\r\n\r\n".encode())
+
+    async with FakeEngine(named) as engine, door.client() as client:
+        door.engine_at(1, engine.port)
+        headers = {**door.headers(1), "X-Request-Id": "abc", "X-Forwarded-For": "127.0.0.1", "X-Api-Key": "k"}
+        answer = await client.post("/instances/1/x", json={}, headers=headers)
+    assert answer.headers["x-request-id"] == "abc-seen"
+    assert not {"x-forwarded-for", "x-api-key"} & engine.seen[0].headers.keys()
+
+
+async def test_an_engine_waits_for_a_client_that_takes_nothing(door: RunningDoor) -> None:
+    size, said = 64 << 20, 0
+    stuck = asyncio.Event()
+
+    async def says_much(seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal said
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % size)
+        while said < size:
+            writer.write(b"x" * (1 << 20))
+            said += 1 << 20
+            try:
+                await asyncio.wait_for(writer.drain(), 0.3)
+            except TimeoutError:
+                stuck.set()
+                await writer.drain()
+
+    async with FakeEngine(says_much) as engine, connected(door) as (reader, writer):
+        door.engine_at(1, engine.port)
+        writer.write(post(door, "/instances/1/x"))
+        await reader.readuntil(b"\r\n\r\n")
+        await stuck.wait()
+        assert said < size
+        left = size
+        while left:
+            left -= len(await reader.read(1 << 20))
+
+
+def test_a_door_takes_no_more_than_it_needs() -> None:
+    heavy = (
+        "uvicorn",
+        "litestar",
+        "pydantic",
+        "piccolo",
+        "msgspec",
+        "httpx",
+        "gpustack.server",
+        "gpustack.db",
+    )
+    code = f"import gpustack.app.door_role, sys; print(*[each for each in {heavy} if each in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert found.stdout.split() == []
 
 
 async def test_an_engine_that_is_gone_is_said_so_that_another_can_be_tried(door: RunningDoor) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gpustack.dataplane import InferenceApp
+from gpustack.dataplane.gateway.asgi import GatewayApp
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Caller:
     """``await call(app, {"model": "tiny"})`` as a client that stays until it is answered."""
 
     async def __call__(
-        self, app: InferenceApp, document: Any, *, path: str = "/v1/completions", key: str = "key"
+        self, app: GatewayApp, document: Any, *, path: str = "/v1/completions", key: str = "key"
     ) -> Answered:
         answered = Answered()
         body: list[dict[str, Any]] = [{"type": "http.request", "body": json.dumps(document).encode()}]

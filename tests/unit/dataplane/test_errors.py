@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
-from gpustack.dataplane import Balancer, InferenceApp, Principal, RoutingTable, Upstream
+from gpustack.dataplane.gateway.asgi import GatewayApp, in_process
 from gpustack.kit.errors import Conflict, Forbidden, GPUStackError, Throttled, Unavailable
 
 
-def app_whose_fallback_raises(error: BaseException) -> InferenceApp:
+@contextlib.asynccontextmanager
+async def app_whose_fallback_raises(error: BaseException) -> AsyncIterator[GatewayApp]:
     async def fallback(scope: Any) -> None:
         raise error
 
-    return InferenceApp(RoutingTable, Upstream(), Balancer(), fallback=fallback)
+    async with in_process(fallback=fallback) as app:
+        yield app
 
 
 @pytest.mark.parametrize(
@@ -33,7 +37,8 @@ def app_whose_fallback_raises(error: BaseException) -> InferenceApp:
 async def test_trouble_with_the_lookup_of_who_asks(
     call: Any, error: GPUStackError, status: int, kind: str, retry_after: str | None
 ) -> None:
-    answered = await call(app_whose_fallback_raises(error), {}, key="")
+    async with app_whose_fallback_raises(error) as app:
+        answered = await call(app, {}, key="")
 
     assert (answered.status, answered.error["type"]) == (status, kind)
     assert answered.error["message"] == str(error)
@@ -45,7 +50,8 @@ async def test_what_nobody_foresaw_is_logged_once_and_told_without_details(
     call: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.ERROR):
-        answered = await call(app_whose_fallback_raises(ZeroDivisionError("secret")), {}, key="")
+        async with app_whose_fallback_raises(ZeroDivisionError("secret")) as app:
+            answered = await call(app, {}, key="")
 
     assert (answered.status, answered.error["code"]) == (500, "internal_error")
     assert "secret" not in answered.error["message"]
@@ -54,27 +60,7 @@ async def test_what_nobody_foresaw_is_logged_once_and_told_without_details(
     assert answered.headers["x-request-id"] in record.getMessage()
 
 
-async def test_an_answer_that_has_begun_is_not_followed_by_another(caplog: pytest.LogCaptureFixture) -> None:
-    sent: list[Any] = []
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-        raise OSError("the socket broke")
-
-    async def receive() -> Any:
-        raise AssertionError
-
-    async def anybody(scope: Any) -> Principal:
-        return Principal(user_id=1, username="u")
-
-    app = InferenceApp(RoutingTable, Upstream(), Balancer(), fallback=anybody)
-    with caplog.at_level(logging.ERROR):
-        await app({"method": "GET", "path": "/v1/models", "headers": []}, receive, send)
-
-    assert len(sent) == 1
-    assert len(caplog.records) == 1
-
-
 async def test_a_cancellation_passes(call: Any) -> None:
-    with pytest.raises(asyncio.CancelledError):
-        await call(app_whose_fallback_raises(asyncio.CancelledError()), {}, key="")
+    async with app_whose_fallback_raises(asyncio.CancelledError()) as app:
+        with pytest.raises(asyncio.CancelledError):
+            await call(app, {}, key="")

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from gpustack.dataplane import Balancer, InferenceApp, Principal, Route, RoutingTable, Target, Upstream
-from gpustack.plugin.routing import digest
+from gpustack.dataplane import Upstream
+from gpustack.dataplane.gateway.asgi import GatewayApp, in_process
+from gpustack.plugin.routing import Principal, Route, RoutingTable, Target, digest
 from support.fake_engine import (
     STREAM_HEAD,
     FakeEngine,
@@ -25,7 +26,7 @@ GOOD, POISON = {"model": "tiny"}, {"model": "tiny", "prompt": "poison"}
 
 
 @contextlib.asynccontextmanager
-async def serving(engines: Sequence[FakeEngine]) -> AsyncIterator[InferenceApp]:
+async def serving(engines: Sequence[FakeEngine]) -> AsyncIterator[GatewayApp]:
     targets = tuple(
         Target(instance_id=number, host="127.0.0.1", port=engine.port)
         for number, engine in enumerate(engines)
@@ -34,8 +35,9 @@ async def serving(engines: Sequence[FakeEngine]) -> AsyncIterator[InferenceApp]:
         routes={"tiny": Route(name="tiny", created=0, targets=targets)},
         principals={digest("key"): Principal(user_id=1, username="u")},
     )
-    async with Upstream() as upstream:
-        yield InferenceApp(lambda: table, upstream, Balancer())
+    async with in_process() as app:
+        app.apply(table)
+        yield app
 
 
 def crashes_on_poison(engine: FakeEngine, after: float) -> Script:

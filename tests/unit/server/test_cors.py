@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from gpustack.dataplane.asgi import Message, Receive, Scope, Send
-from gpustack.server.cors import Cors, CorsPolicy
+from gpustack.dataplane.cors import CorsPolicy
+from gpustack.server.cors import Cors
 
 PAGE = "https://page.example"
 Headers = list[tuple[bytes, bytes]]

@@ -1,4 +1,4 @@
-"""A role as a process of its own: ``python -m gpustack.app.child server|worker|door ARGUMENTS``.
+"""A role as a process of its own: ``python -m gpustack.app.child server|gateway|worker|door ARGUMENTS``.
 
 ARGUMENTS is JSON without secrets: the descriptor to announce readiness on, the listening sockets, and the parent to end
 with, which a door does not. What follows is for who reads ``ps``.
@@ -74,6 +74,10 @@ def _role(role: str) -> Run:
         from gpustack.app import door_role
 
         return door_role.run
+    if role.startswith("gateway"):
+        from gpustack.app import gateway_role
+
+        return gateway_role.run
     from gpustack.app import worker_role
 
     return worker_role.run

@@ -64,8 +64,11 @@ class PythonChild:
         log_path: Path,
         say: Callable[[str], None],
         changed: Callable[[], None],
+        outlives: bool = False,
     ) -> None:
+        """``outlives`` is for one that serves on when the supervisor is killed."""
         self.name = name
+        self._outlives = outlives
         self._data_dir = data_dir
         self._configuration = configuration
         self._sockets = sockets
@@ -176,7 +179,13 @@ class PythonChild:
         try:
             with open_log(self._log_path) as log:
                 process = await asyncio.create_subprocess_exec(
-                    *role_command(self.name, self._data_dir, writer, self._sockets, parent=os.getpid()),
+                    *role_command(
+                        self.name,
+                        self._data_dir,
+                        writer,
+                        self._sockets,
+                        parent=None if self._outlives else os.getpid(),
+                    ),
                     stdin=asyncio.subprocess.PIPE,
                     stdout=log,
                     stderr=log,

@@ -99,6 +99,29 @@ def find(run_dir: Path) -> Found | None:
     return found
 
 
+def lent_by_gateways(run_dir: Path) -> dict[str, socket.socket]:
+    """Return the sockets that gateways accept on which ran before us: they have them where no door is left. Blocks."""
+    found: dict[str, socket.socket] = {}
+    for record in doors.running_doors(run_dir, doors.GATEWAYS):
+        if not local_sockets.AVAILABLE:
+            break
+        gateway = Door(record.process, record.version)
+        try:
+            path = doors.socket_path(run_dir, record.pid, doors.GATEWAYS)
+            with Channel(local_sockets.connect_local(path)) as channel:
+                gateway.channel = channel
+                reply = ask(gateway, {"do": "claim"})
+        except OSError:
+            kill(gateway.who)  # it would keep the ports from us, and answer nobody
+            continue
+        for name, fd in zip(reply.content["names"], reply.fds, strict=True):
+            if name in found:
+                os.close(fd)
+            else:
+                found[name] = _socket(fd)
+    return found
+
+
 def _socket(fd: int) -> socket.socket:
     return socket.socket(fileno=fd)
 

@@ -18,18 +18,21 @@ from typing import Any
 from gpustack import __version__
 from gpustack.app import doors
 from gpustack.app.parent import Parent
-from gpustack.dataplane.door import DoorApp, Records
-from gpustack.dataplane.upstream import Upstream
+from gpustack.dataplane.door import LIMITS, DoorServer, DoorService, Records
+from gpustack.dataplane.http import Upstream
 from gpustack.kit import local_sockets
 from gpustack.kit.local_sockets import Channel, Message
 from gpustack.kit.logs import set_debug
 from gpustack.kit.tasks import Tasks
-from gpustack.server.listen import serve
 
 log = logging.getLogger(__name__)
 
 #: Seconds that streams may go on when the door is asked to end for good.
 STOP_DRAIN = 3.0
+#: Seconds that they have at least, however few they are given.
+_LEAST = 1.0
+#: Connections that wait to be accepted.
+_BACKLOG = 4096
 
 
 async def run(configuration: dict[str, Any], sockets: dict[str, socket.socket], parent: Parent) -> None:
@@ -56,39 +59,41 @@ class Door:
         pid = os.getpid()
         (self._run_dir / "doors").mkdir(mode=0o700, exist_ok=True, parents=True)
         try:
-            async with Upstream() as upstream, Tasks("door") as tasks:
+            async with Tasks("door") as tasks:
                 if local_sockets.AVAILABLE:
                     control = local_sockets.listen_local(doors.socket_path(self._run_dir, pid))
                     tasks.start("orders", self._take_orders(control, tasks))
                 doors.write_own(self._run_dir)
                 self._expect_claim()
-                await self._serve(upstream, on_ready)
+                await self._serve(on_ready)
         finally:
             doors.remove(self._run_dir, pid)
 
-    async def _serve(self, upstream: Upstream, on_ready: Callable[[], None]) -> None:
+    async def _serve(self, on_ready: Callable[[], None]) -> None:
+        """Accept until it is over, then let the present answers end."""
         listener = self._sockets.get("door")
         if listener is None:
             on_ready()
             await self._over.wait()
             return
         records = Records(self._run_dir / "instances", self._data_dir / "worker" / "door_token")
-        serving = asyncio.create_task(
-            serve(
-                DoorApp(records, upstream, self._worker_port),
-                [listener],
-                drain=lambda: self._drain,
-                closing=asyncio.Event(),
-                on_ready=on_ready,
-            )
-        )
-        over = asyncio.create_task(self._over.wait())
+        upstream = Upstream(LIMITS)
+        server = DoorServer(DoorService(records, upstream, self._worker_port), LIMITS)
+        upstream.start()
+        server.start()
+        loop = asyncio.get_running_loop()
+        listening = await loop.create_server(server.protocol, sock=listener, backlog=_BACKLOG)
+        on_ready()
         try:
-            await asyncio.wait({serving, over}, return_when=asyncio.FIRST_COMPLETED)
+            await self._over.wait()
         finally:
-            over.cancel()
-            serving.cancel()
-            await asyncio.gather(serving, over, return_exceptions=True)
+            # Who connects from now on waits for the next door: the supervisor has the socket too.
+            listening.close()
+            try:
+                await server.drain(max(self._drain, _LEAST))
+            finally:
+                server.close()
+                upstream.close()
 
     def _worker_port(self) -> int | None:
         """Return the loopback port of the worker's own API; its queue outlives the worker."""

@@ -1,6 +1,7 @@
 """What is written down about doors, which outlive their supervisor: the next one finds, adopts or ends them by it.
 
-A door writes its own record, ``<data-dir>/run/doors/<pid>.json``, and listens for its supervisor beside it.
+A door writes its own record, ``<data-dir>/run/doors/<pid>.json``, and listens for its supervisor beside it. Gateways do
+the same in a folder of theirs, but take no orders: a signal retires them.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from gpustack import __version__
 from gpustack.kit.paths import place, write_atomic
 from gpustack.kit.process import ProcessId, identify, is_running, pid_space
 
+#: The folders of records, by what they are of.
+DOORS, GATEWAYS = "doors", "gateways"
 _LOOK = 0.02
 #: Seconds that killing for good may take.
 _FOR_GOOD = 2.0
@@ -48,12 +51,12 @@ class DoorRecord:
         return self.pid_space == pid_space() and is_running(self.process)
 
 
-def socket_path(run_dir: Path, pid: int) -> Path:
+def socket_path(run_dir: Path, pid: int, kind: str = DOORS) -> Path:
     """Return where the door with that process number listens for its supervisor."""
-    return run_dir / "doors" / f"{pid}.sock"
+    return run_dir / kind / f"{pid}.sock"
 
 
-def write_own(run_dir: Path, *, retired: bool = False) -> None:
+def write_own(run_dir: Path, *, retired: bool = False, kind: str = DOORS) -> None:
     """Write the record of this process."""
     me = identify(os.getpid())
     assert me is not None
@@ -65,19 +68,19 @@ def write_own(run_dir: Path, *, retired: bool = False) -> None:
         retired=retired,
         place=place(run_dir.parent),
     )
-    write_atomic(_path(run_dir, me.pid), json.dumps(asdict(record)), mode=0o600)
+    write_atomic(_path(run_dir, me.pid, kind), json.dumps(asdict(record)), mode=0o600)
 
 
-def remove(run_dir: Path, pid: int) -> None:
+def remove(run_dir: Path, pid: int, kind: str = DOORS) -> None:
     """Remove what lies there of a door that has ended; there need not be anything."""
-    _unlink(_path(run_dir, pid))
-    _unlink(socket_path(run_dir, pid))
+    _unlink(_path(run_dir, pid, kind))
+    _unlink(socket_path(run_dir, pid, kind))
 
 
-def running_doors(run_dir: Path) -> list[DoorRecord]:
+def running_doors(run_dir: Path, kind: str = DOORS) -> list[DoorRecord]:
     """Return the doors that run, newest first; what others left behind, or was copied with the data, is removed."""
     found: list[DoorRecord] = []
-    for path in (run_dir / "doors").glob("*.json"):
+    for path in (run_dir / kind).glob("*.json"):
         record = _read(path)
         if record is not None and record.running and record.place in ("", place(run_dir.parent)):
             found.append(record)
@@ -87,13 +90,13 @@ def running_doors(run_dir: Path) -> list[DoorRecord]:
     return sorted(found, key=lambda record: record.started, reverse=True)
 
 
-def end_doors(run_dir: Path, *, grace: float = 2.0) -> int:
+def end_doors(run_dir: Path, *, grace: float = 2.0, kind: str = DOORS) -> int:
     """End every door of this data directory and return how many there were. Blocks until they are gone."""
-    doors = running_doors(run_dir)
+    doors = running_doors(run_dir, kind)
     end_processes([record.process for record in doors], grace=grace)
     for record in doors:
         if not is_running(record.process):
-            remove(run_dir, record.pid)
+            remove(run_dir, record.pid, kind)
     return len(doors)
 
 
@@ -114,8 +117,8 @@ def _unlink(path: Path) -> None:
         path.unlink()
 
 
-def _path(run_dir: Path, pid: int) -> Path:
-    return run_dir / "doors" / f"{pid}.json"
+def _path(run_dir: Path, pid: int, kind: str) -> Path:
+    return run_dir / kind / f"{pid}.json"
 
 
 def _read(path: Path) -> DoorRecord | None:

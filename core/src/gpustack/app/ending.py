@@ -7,11 +7,12 @@ from collections.abc import Awaitable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from gpustack.app import doors
 from gpustack.app.banner import say
 from gpustack.app.children import PythonChild, Unit
 
 #: Seconds that each gets to end by itself, in this order; together under 10, even if all of them hang.
-#: Server and door go first, while engines still answer what is in flight; what they need goes after them.
+#: Server, gateways and door go first, while engines still answer what is in flight; what they need goes after them.
 SERVER_GRACE = 4.0
 WORKER_GRACE = 1.0
 ENGINE_GRACE = 2.0
@@ -33,8 +34,12 @@ class Ending:
         self._tasks = tasks
         self._hurry = hurry
 
+    @property
+    def _gateways(self) -> set[str]:
+        return {unit.name for unit in self._units if unit.name.startswith("gateway")}
+
     async def ours(self) -> None:
-        """End what a restart starts anew. Engines, the door and all sockets stay."""
+        """End what a restart starts anew. Engines, gateways, the door and all sockets stay."""
         await self._stop({"server"}, SERVER_GRACE)
         await self._stop({"worker"}, WORKER_GRACE)
         await self._stop({"postgres"}, DATABASE_GRACE)
@@ -45,7 +50,11 @@ class Ending:
 
         What goes wrong with one of them is said, and keeps none of the others.
         """
-        await self._stop({"server"} if leave_door else {"server", "door"}, SERVER_GRACE)
+        front = {"server", *self._gateways}
+        await self._stop(front if leave_door else {*front, "door"}, SERVER_GRACE)
+        if not leave_door:
+            # Those that were retired by us, and let their last streams end.
+            await _or_say("gateways", asyncio.to_thread(self._end_retired))
         await self._stop({"worker"}, WORKER_GRACE)
         for unit in self._units:
             if isinstance(unit, PythonChild):
@@ -69,6 +78,9 @@ class Ending:
         for task in waiting:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
+
+    def _end_retired(self) -> None:
+        doors.end_doors(self._run_dir, grace=0.0, kind=doors.GATEWAYS)
 
     def _end_engines(self) -> None:
         """End the engines, which outlive every worker but not the whole."""

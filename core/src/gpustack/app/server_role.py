@@ -8,12 +8,12 @@ from typing import Any
 
 from gpustack import __version__
 from gpustack.app.parent import Parent
+from gpustack.app.sharing import cors_of, tls_of
 from gpustack.extensions import load_catalogue
 from gpustack.kit.live import Live
 from gpustack.kit.net import LOOPBACK
 from gpustack.server.app import Listeners, run_server
 from gpustack.server.config import ServerConfig, Tunables
-from gpustack.server.cors import CorsPolicy
 from gpustack.settings.model import Settings
 
 
@@ -31,13 +31,18 @@ async def run(configuration: dict[str, Any], sockets: dict[str, socket.socket], 
         disable_openapi_docs=settings.disable_openapi_docs,
         tunables=tunables,
         own_addresses=frozenset({LOOPBACK, configuration["address"]}),
+        gateway_mark=configuration.get("mark", ""),
     )
     supervisor = os.getppid()
     await run_server(
         config,
         configuration["database_url"],
         load_catalogue(given=settings.plugins),
-        Listeners(plain=(sockets["http"], sockets["api"]), tls=sockets.get("https")),
+        # With a gateway before it, the server has no public port.
+        Listeners(
+            plain=tuple(sockets[name] for name in ("http", "api") if name in sockets),
+            tls=sockets.get("https"),
+        ),
         parent.ready,
         alone=lambda: os.getppid() != supervisor,
     )
@@ -45,18 +50,10 @@ async def run(configuration: dict[str, Any], sockets: dict[str, socket.socket], 
 
 def tunables_of(settings: Settings) -> Tunables:
     """Return what of the settings is applied without a restart."""
-    cors = CorsPolicy(
-        allow_origins=settings.allow_origins,
-        allow_methods=settings.allow_methods,
-        allow_headers=settings.allow_headers,
-        allow_credentials=settings.allow_credentials,
-    )
-    tls = None
-    if settings.ssl_certfile is not None and settings.ssl_keyfile is not None:
-        tls = (settings.ssl_certfile, settings.ssl_keyfile)
+    plain = settings.model_dump()
     return Tunables(
-        cors=cors if settings.enable_cors else None,
-        tls=tls,
+        cors=cors_of(plain),
+        tls=tls_of(plain),
         update_check_url="" if settings.disable_update_check else settings.update_check_url,
         effective=settings.effective,
     )

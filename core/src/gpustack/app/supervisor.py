@@ -7,8 +7,10 @@ what the program before it in the same process has handed down, if there was one
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -18,7 +20,7 @@ from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from gpustack import __version__
-from gpustack.app import banner, door_orders, sockets
+from gpustack.app import banner, door_orders, doors, sockets
 from gpustack.app.banner import say
 from gpustack.app.children import ENDING, PythonChild, Unit
 from gpustack.app.database import DatabaseUnit
@@ -30,16 +32,19 @@ from gpustack.app.limits import allow_open_files
 from gpustack.app.reload import Change, change
 from gpustack.app.restart import Control, Inherited, answer, replace, settings_now
 from gpustack.app.rundir import RunDir
+from gpustack.kit import local_sockets
 from gpustack.kit.errors import GPUStackError, SettingsError, system_line
 from gpustack.kit.images import own_image
 from gpustack.kit.local_sockets import Channel
 from gpustack.kit.net import LOOPBACK, bracketed, interface_addresses, own_address, spare_proxies
 from gpustack.kit.paths import make_dir
-from gpustack.kit.process import identify
+from gpustack.kit.process import RETIRE, identify
 from gpustack.kit.tasks import Tasks
 from gpustack.kit.terminal import has_terminal
 from gpustack.server.config import kept_secret
 
+#: Gateway processes where the settings say nothing.
+_MOST_GATEWAYS = 16
 #: Seconds after which a worker says what it waits for.
 _PATIENCE = 5.0
 
@@ -121,7 +126,8 @@ class Supervisor:
         if found is not None and not found.suits(asked.get("door")):
             await asyncio.to_thread(door_orders.retire, self._run_dir.path, found.door)
             found = None
-        present = sockets.together(self._inherited.sockets, kept)
+        lent = await asyncio.to_thread(door_orders.lent_by_gateways, self._run_dir.path)
+        present = sockets.together(self._inherited.sockets, sockets.together(kept, lent))
         for name in list(present):
             if name not in asked or not asked[name].fits(present[name]):
                 present.pop(name).close()
@@ -174,18 +180,47 @@ class Supervisor:
             self.settings["database_url"], self.data_dir, self.log_dir, say, self._publish
         )
 
-        async def configuration() -> dict[str, Any]:
-            return {"settings": self.settings, "database_url": await database.url(), "address": address}
+        # Kept: a gateway of the supervisor before us may still pass requests on.
+        mark = kept_secret(self.data_dir / "run" / "gateway_mark") if self._has_gateway() else ""
 
-        sockets: dict[str, int] = {
-            name: self._sockets[name].fileno() for name in ("http", "api", "https") if name in self._sockets
+        async def configuration() -> dict[str, Any]:
+            known = {"settings": self.settings, "address": address, "mark": mark}
+            return {**known, "database_url": await database.url()}
+
+        public: dict[str, int] = {
+            name: self._sockets[name].fileno() for name in ("http", "https") if name in self._sockets
         }
-        self._units += [database, self._child("server", sockets, configuration)]
+        api = {"api": self._sockets["api"].fileno()}
+        server = self._child("server", api if mark else {**public, **api}, configuration)
+        self._units += [database, server, *(self._gateways(mark, public) if mark else ())]
+
+    def _has_gateway(self) -> bool:
+        """Tell whether processes of their own carry the requests, or the server does."""
+        mode = self.settings["plugins"].get("gateway_mode", "auto")
+        return local_sockets.AVAILABLE and mode in ("auto", "embedded")
+
+    def _gateways(self, mark: str, sockets: dict[str, int]) -> list[PythonChild]:
+        """Describe the gateway processes, which all accept on the same sockets."""
+        most = int(self.settings["plugins"].get("gateway_concurrency", _MOST_GATEWAYS))
+        seats = max(
+            1, min(most, len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1)
+        )
+        life = f"{os.getpid()}-{secrets.token_hex(4)}"
+
+        def described(seat: int) -> PythonChild:
+            async def configuration() -> dict[str, Any]:
+                known = {"settings": self.settings, "mark": mark, "seat": seat, "seats": seats, "life": life}
+                return {**known, "api_port": self._sockets["api"].getsockname()[1]}
+
+            name = "gateway" if seat == 0 else f"gateway-{seat + 1}"
+            return self._child(name, sockets, configuration, outlives=True)
+
+        return [described(seat) for seat in range(seats)]
 
     def _describe_worker(self, address: str) -> None:
         server = self.settings["server_url"]
         if not server:
-            server = f"http://{LOOPBACK}:{self._sockets['http'].getsockname()[1]}"
+            server = f"http://{LOOPBACK}:{self._sockets['api'].getsockname()[1]}"
         port = self._sockets["door"].getsockname()[1]
 
         async def configuration() -> dict[str, Any]:
@@ -193,7 +228,9 @@ class Supervisor:
 
         self._units.append(self._child("worker", {"http": self._sockets["worker"].fileno()}, configuration))
 
-    def _child(self, name: str, sockets: dict[str, int], configuration: Any) -> PythonChild:
+    def _child(
+        self, name: str, sockets: dict[str, int], configuration: Any, *, outlives: bool = False
+    ) -> PythonChild:
         return PythonChild(
             name,
             self.data_dir,
@@ -202,6 +239,7 @@ class Supervisor:
             log_path=self.log_dir / f"{name}.log",
             say=say,
             changed=self._publish,
+            outlives=outlives,
         )
 
     # While it runs --------------------------------------------------------------------------------------
@@ -248,6 +286,7 @@ class Supervisor:
         finally:
             waiting.cancel()
         await self._renew_doors()
+        await asyncio.to_thread(self._retire_gateways)
         self._ready = True
         self._publish()
         self._tell_waiting(ok=True, version=__version__)
@@ -266,6 +305,14 @@ class Supervisor:
             await self._door.tidy()
         except (GPUStackError, OSError, RuntimeError) as error:
             say(f"the door could not be exchanged, so the present one stays: {error}")
+
+    def _retire_gateways(self) -> None:
+        """Have those that ran before us take no more connections: ours accept on the same sockets."""
+        ours = {unit.describe()["pid"] for unit in self._units if unit.name.startswith("gateway")}
+        for record in doors.running_doors(self._run_dir.path, doors.GATEWAYS):
+            if record.pid not in ours:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(record.pid, RETIRE)
 
     async def _say_what_is_waited_for(self) -> None:
         await asyncio.sleep(_PATIENCE)

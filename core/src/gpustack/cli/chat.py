@@ -17,7 +17,7 @@ from gpustack.cli import complete
 from gpustack.cli.output import clean, coloured, emit_json, note
 from gpustack.cli.target import Target, json_option, server_options
 from gpustack.cli.usage import Finite, WrongUsage
-from gpustack.kit.errors import Forbidden, GPUStackError, InvalidInput
+from gpustack.kit.errors import Forbidden, GPUStackError, InvalidInput, NotFound
 
 if TYPE_CHECKING:
     from gpustack.client import Client
@@ -192,6 +192,10 @@ async def _check(client: Client, name: str) -> None:
         model = await client.models.by_name(name)
     except Forbidden:
         return
+    except NotFound:
+        if name in await client.routes.names():
+            return  # the gateway tells what is wrong with it
+        raise
     if model.categories and "llm" not in model.categories:
         kind = " and ".join(model.categories)
         raise InvalidInput(

@@ -25,6 +25,10 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "scale": ("scale", "Run more or fewer copies of a model."),
         "update": ("update", "Change how a model is served."),
         "rm": ("rm", "Stop serving models."),
+        "routes": (
+            "routes",
+            "List, create, change and remove the names that requests ask for.",
+        ),
     },
     "Machines": {
         "start": ("start", "Start GPUStack on this machine."),

@@ -28,6 +28,11 @@ def models(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> l
     return _names(ctx, parameter, incomplete, "models")
 
 
+def routes(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Complete the name of a model route."""
+    return _names(ctx, parameter, incomplete, "model-routes")
+
+
 def workers(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
     """Complete the name of a worker."""
     return _names(ctx, parameter, incomplete, "workers")

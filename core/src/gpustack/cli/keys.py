@@ -109,7 +109,7 @@ async def _create(client: Client, wanted: ApiKeyCreate) -> tuple[ApiKeyCreated, 
     if not wanted.allowed_model_names:
         return key, []
     try:
-        known = {model.name for model in await client.models.list_all()}
+        known = {model.name for model in await client.models.list_all()} | await client.routes.names()
     except GPUStackError:
         # The key is made and must be shown; who may not see models cannot be warned.
         return key, []

@@ -56,18 +56,20 @@ def engines(data_dir: Path) -> Iterator[Seen]:
 
 
 def doors(data_dir: Path) -> int:
-    """Return how many doors run here."""
-    from gpustack.app.doors import running_doors
+    """Return how many doors and gateways run here."""
+    from gpustack.app.doors import DOORS, GATEWAYS, running_doors
 
-    return len(running_doors(run_dir(data_dir)))
+    return sum(len(running_doors(run_dir(data_dir), kind)) for kind in (DOORS, GATEWAYS))
 
 
 def end_doors(data_dir: Path) -> int:
-    """End the doors that a killed supervisor has left, and return how many there were."""
+    """End the doors and gateways that a killed supervisor has left, and return how many there were."""
+    from gpustack.app.doors import DOORS, GATEWAYS
     from gpustack.app.doors import end_doors as end
 
-    (run_dir(data_dir) / "control.sock").unlink(missing_ok=True)
-    return end(run_dir(data_dir))
+    for name in ("control.sock", "gateway.sock"):
+        (run_dir(data_dir) / name).unlink(missing_ok=True)
+    return sum(end(run_dir(data_dir), kind=kind) for kind in (GATEWAYS, DOORS))
 
 
 def using(data_dir: Path, program: Path) -> list[str]:

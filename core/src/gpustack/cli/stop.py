@@ -121,10 +121,12 @@ def _await_orphans(state: RunState) -> None:
     from gpustack.cli.processes import still_running
     from gpustack.kit.process import identify
 
-    # A door outlives its supervisor, and the database serves whoever is connected: both are ended later.
-    later = ("door", "postgres")
+    # Door and gateways outlive their supervisor, and the database serves whoever is connected: they are ended later.
+    later = ("door", "postgres", "gateway")
     pids = [
-        child.pid for name, child in state.children.items() if child.pid is not None and name not in later
+        child.pid
+        for name, child in state.children.items()
+        if child.pid is not None and not name.startswith(later)
     ]
     found = [who for pid in pids if (who := identify(pid)) is not None and who.started >= state.started - 1]
     deadline = time.monotonic() + _ORPHANS

@@ -11,7 +11,7 @@ from typing import Any, Self
 import httpx
 
 from gpustack.client.chat import ChatDelta, deltas
-from gpustack.client.resources import Keys, Models, Resource, as_sent, read_as
+from gpustack.client.resources import Keys, Models, Resource, Routes, as_sent, read_as
 from gpustack.client.transport import READ_TIMEOUT, Transport
 from gpustack.client.watch import SILENCE, watch
 from gpustack.kit.errors import GPUStackError, Unavailable
@@ -30,6 +30,8 @@ from gpustack.schemas import (
     ModelFileReport,
     ModelInstancePublic,
     ModelPublic,
+    ModelRoutePublic,
+    ModelRouteTargetPublic,
     ModelSetPublic,
     UserPublic,
     VersionInfo,
@@ -65,6 +67,8 @@ class Client:
             base_url, credential, verify=verify, timeout=timeout, renew=renew
         )
         self.models = Models(transport, "/v2/models", ModelPublic)
+        self.routes = Routes(transport, "/v2/model-routes", ModelRoutePublic)
+        self.route_targets = Resource(transport, "/v2/model-route-targets", ModelRouteTargetPublic)
         self.keys = Keys(transport, "/v2/api-keys", ApiKeyPublic)
         self.instances = Resource(transport, "/v2/model-instances", ModelInstancePublic)
         self.instance_events = Resource(transport, "/v2/model-instance-events", InstanceEventPublic)

@@ -16,6 +16,10 @@ from gpustack.schemas import (
     ModelCreate,
     ModelPatch,
     ModelPublic,
+    ModelRouteAddTargets,
+    ModelRouteCreate,
+    ModelRoutePatch,
+    ModelRoutePublic,
     ModelUpdate,
 )
 from gpustack.schemas.common import Input, Output, Page
@@ -100,6 +104,34 @@ class Models(Resource[ModelPublic]):
         return read_as(
             ModelPublic, await self._transport.send("PATCH", f"{self.path}/{number}", body=as_sent(changes))
         )
+
+
+class Routes(Resource[ModelRoutePublic]):
+    """Model routes."""
+
+    async def names(self) -> set[str]:
+        """Return every name that requests may ask for, aliases included; none of a server older than routes."""
+        try:
+            routes = await self.list_all()
+        except NotFound:
+            return set()
+        return {name for route in routes for name in (route.name, *route.aliases)}
+
+    async def create(self, route: ModelRouteCreate) -> ModelRoutePublic:
+        """Make a route; Conflict when a name is taken, NotFound for a target that is no model."""
+        return read_as(ModelRoutePublic, await self._transport.send("POST", self.path, body=as_sent(route)))
+
+    async def patch(self, number: int, changes: ModelRoutePatch) -> ModelRoutePublic:
+        """Change what is named of a route, and nothing else."""
+        return read_as(
+            ModelRoutePublic,
+            await self._transport.send("PATCH", f"{self.path}/{number}", body=as_sent(changes)),
+        )
+
+    async def add_targets(self, number: int, more: ModelRouteAddTargets) -> ModelRoutePublic:
+        """Have more models answer for a route."""
+        path = f"{self.path}/{number}/add-targets"
+        return read_as(ModelRoutePublic, await self._transport.send("POST", path, body=as_sent(more)))
 
 
 class Keys(Resource[ApiKeyPublic]):

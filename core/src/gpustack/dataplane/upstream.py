@@ -15,7 +15,7 @@ import contextlib
 import select
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from types import TracebackType
 from typing import Self, cast
 
@@ -250,7 +250,7 @@ class Upstream:
         self._sweep: asyncio.TimerHandle | None = None
         self._idle: dict[tuple[str, int], list[_Connection]] = {}
         #: None until somebody says.
-        self._wanted: set[tuple[str, int]] | None = None
+        self._wanted: Collection[tuple[str, int]] | None = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -367,8 +367,11 @@ class Upstream:
         if self._idle:
             self._sweep_later()
 
-    def forget_all_but(self, wanted: set[tuple[str, int]]) -> None:
-        """Close the unused connections to everything that is not in ``wanted``, now and whenever one is done with."""
+    def forget_all_but(self, wanted: Collection[tuple[str, int]]) -> None:
+        """Close the unused connections to everything that is not in ``wanted``, now and whenever one is done with.
+
+        ``wanted`` is asked whenever that is: it may change meanwhile.
+        """
         self._wanted = wanted
         for where in [each for each in self._idle if each not in wanted]:
             for connection in self._idle.pop(where):

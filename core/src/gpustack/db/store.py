@@ -19,8 +19,11 @@ from gpustack.db.repositories.clusters import Clusters
 from gpustack.db.repositories.history import Happening, History
 from gpustack.db.repositories.instances import Instances
 from gpustack.db.repositories.model_files import ModelFiles
+from gpustack.db.repositories.model_routes import ModelRoutes
 from gpustack.db.repositories.models import Models
+from gpustack.db.repositories.route_targets import RouteTargets
 from gpustack.db.repositories.sessions import Sessions
+from gpustack.db.repositories.usage import Usage
 from gpustack.db.repositories.users import Users
 from gpustack.db.repositories.workers import Workers
 from gpustack.db.source import APPLICATION, source_of
@@ -42,10 +45,13 @@ class _Repositories:
         self.clusters = Clusters(session)
         self.workers = Workers(session)
         self.models = Models(session)
+        self.model_routes = ModelRoutes(session)
+        self.route_targets = RouteTargets(session)
         self.instances = Instances(session)
         self.model_files = ModelFiles(session)
         self.events = Events(session)
         self.history = History(session)
+        self.usage = Usage(session)
 
 
 class Transaction(_Repositories):

@@ -135,6 +135,38 @@ class Model(Table, tablename="models", db=DIALECT):
     updated_at = Timestamptz(default=None)
 
 
+class ModelRoute(Table, tablename="model_routes", db=DIALECT):
+    """A name that requests ask for. Its names are unique by :class:`ModelRouteName`."""
+
+    id: BigSerial = BigSerial(primary_key=True)
+    name = Varchar(length=128)
+    description = Text()
+    aliases = JSON()
+    created_at = Timestamptz(default=None)
+    updated_at = Timestamptz(default=None)
+
+
+class ModelRouteName(Table, tablename="model_route_names", db=DIALECT):
+    """Every name and alias of a route once: what keeps them apart."""
+
+    name = Varchar(length=128, primary_key=True)
+    route_id = ForeignKey(ModelRoute, on_delete=OnDelete.cascade, null=False, index=True)
+
+
+class ModelRouteTarget(Table, tablename="model_route_targets", db=DIALECT):
+    """A model that answers for a route; unique by both."""
+
+    id: BigSerial = BigSerial(primary_key=True)
+    route_id = ForeignKey(ModelRoute, on_delete=OnDelete.cascade, null=False, index=True)
+    # No foreign key: without its model, the target stays and says so.
+    model_id = BigInt(default=None, null=True, index=True)
+    model_name = Varchar(length=128, index=True)
+    weight = Integer(default=100)
+    is_fallback = Boolean(default=False)
+    created_at = Timestamptz(default=None)
+    updated_at = Timestamptz(default=None)
+
+
 class ModelInstance(Table, tablename="model_instances", db=DIALECT):
     """One copy of a model. Names of model and worker are repeated so that a list is one query."""
 
@@ -208,6 +240,28 @@ class InstanceEvent(Table, tablename="instance_events", db=DIALECT):
     restart_count = Integer(default=0)
     created_at = Timestamptz(default=None, index=True)
     updated_at = Timestamptz(default=None)
+
+
+class UsageRow(Table, tablename="usage_records", db=DIALECT):
+    """What one request took; the id is the gateway's. Users, keys and models may be gone long since."""
+
+    id = Varchar(length=64, primary_key=True)
+    ended_at = Timestamptz(default=None, index=True)
+    route = Varchar(length=255)
+    model = Varchar(length=255)
+    instance_id = BigInt(default=None, null=True)
+    user_id = BigInt(default=None, null=True)
+    key_id = BigInt(default=None, null=True)
+    operation = Varchar(length=64)
+    status = SmallInt()
+    prompt_tokens = BigInt(default=0)
+    cached_tokens = BigInt(default=0)
+    completion_tokens = BigInt(default=0)
+    time_to_first_token = DoublePrecision(default=None, null=True)
+    between_tokens = DoublePrecision(default=None, null=True)
+    duration = DoublePrecision(default=0.0)
+    queued = DoublePrecision(default=0.0)
+    estimated = Boolean(default=False)
 
 
 class EventRow(Table, tablename="events", db=DIALECT):

@@ -27,6 +27,9 @@ OWN_SESSION: dict[str, Any] = (
     {"creationflags": 0x00000200} if sys.platform == "win32" else {"start_new_session": True}
 )
 
+#: Asks a process that outlives its supervisor to take no more work, and to end when what it has is done.
+RETIRE: signal.Signals = getattr(signal, "SIGUSR1", signal.SIGTERM)
+
 _PR_SET_PDEATHSIG = 1
 #: Seconds between two looks at processes that are about to end.
 _LOOK = 0.02

@@ -37,68 +37,103 @@ Its distribution names the module under the entry-point group ``gpustack``:
     acme = "acme_plugin"
 """
 
-from gpustack.plugin.contracts import (
-    BundledModel,
-    Extension,
-    GpuDetector,
-    Host,
-    InferenceBackend,
-    NoSettings,
-    SpansWorkers,
-    SystemDetector,
-)
-from gpustack.plugin.databases import (
-    Database,
-    DatabaseAddress,
-    DatabaseConnection,
-    DatabaseError,
-    DatabasePool,
-    Session,
-    Trouble,
-)
-from gpustack.plugin.errors import PluginError, Refused, TryAgain
-from gpustack.plugin.gateways import Gateway
-from gpustack.plugin.hookspecs import hookimpl
-from gpustack.plugin.login import AuthProvider, Identity, LoginAttempt, LoginRefused, LoginReply, Redirect
-from gpustack.plugin.routing import (
-    Limits,
-    Principal,
-    Route,
-    RoutingDelta,
-    RoutingTable,
-    Target,
-    Timeouts,
-    UsageRecord,
-)
-from gpustack.plugin.values import (
-    Artifact,
-    Category,
-    ContainerImage,
-    DeviceExposure,
-    EstimateRequest,
-    Filesystem,
-    GpuDevice,
-    GpuUsage,
-    LaunchPlan,
-    LaunchRequest,
-    Member,
-    ModelCard,
-    ModelFacts,
-    PipxPackage,
-    Platform,
-    Probe,
-    ReleaseBinary,
-    ResourceClaim,
-    SystemReading,
-    Verdict,
-)
-from gpustack.plugin.web import WebApp
-from gpustack.settings.kinds import HttpUrl
-from gpustack.settings.option import Option
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gpustack.plugin.contracts import (
+        BundledModel,
+        Extension,
+        GpuDetector,
+        Host,
+        InferenceBackend,
+        NoSettings,
+        SpansWorkers,
+        SystemDetector,
+    )
+    from gpustack.plugin.databases import (
+        Database,
+        DatabaseAddress,
+        DatabaseConnection,
+        DatabaseError,
+        DatabasePool,
+        Session,
+        Trouble,
+    )
+    from gpustack.plugin.errors import PluginError, Refused, TryAgain
+    from gpustack.plugin.gateways import Gateway
+    from gpustack.plugin.hookspecs import hookimpl
+    from gpustack.plugin.login import AuthProvider, Identity, LoginAttempt, LoginRefused, LoginReply, Redirect
+    from gpustack.plugin.routing import (
+        Limits,
+        Principal,
+        Route,
+        RoutingDelta,
+        RoutingTable,
+        Target,
+        Timeouts,
+        UsageRecord,
+    )
+    from gpustack.plugin.values import (
+        Artifact,
+        Category,
+        ContainerImage,
+        DeviceExposure,
+        EstimateRequest,
+        Filesystem,
+        GpuDevice,
+        GpuUsage,
+        LaunchPlan,
+        LaunchRequest,
+        Member,
+        ModelCard,
+        ModelFacts,
+        PipxPackage,
+        Platform,
+        Probe,
+        ReleaseBinary,
+        ResourceClaim,
+        SystemReading,
+        Verdict,
+    )
+    from gpustack.plugin.web import WebApp
+    from gpustack.settings.kinds import HttpUrl
+    from gpustack.settings.option import Option
 
 #: Version of all that is in this module, MAJOR.MINOR: a plugin that says ``plugin_api_version = "1.0"`` in its module is
 #: loaded by every GPUStack with the same major and at least that minor number.
 API_VERSION = "1.0"
+
+#: Where each name is from. They are loaded on first use: a gateway process needs the values of routing and nothing else.
+_HOMES = {
+    name: module
+    for module, names in {
+        "gpustack.plugin.contracts": (
+            "BundledModel Extension GpuDetector Host InferenceBackend NoSettings SpansWorkers SystemDetector "
+        ),
+        "gpustack.plugin.databases": (
+            "Database DatabaseAddress DatabaseConnection DatabaseError DatabasePool Session Trouble "
+        ),
+        "gpustack.plugin.errors": ("PluginError Refused TryAgain "),
+        "gpustack.plugin.gateways": ("Gateway "),
+        "gpustack.plugin.hookspecs": ("hookimpl "),
+        "gpustack.plugin.login": ("AuthProvider Identity LoginAttempt LoginRefused LoginReply Redirect "),
+        "gpustack.plugin.routing": (
+            "Limits Principal Route RoutingDelta RoutingTable Target Timeouts UsageRecord "
+        ),
+        "gpustack.plugin.values": (
+            "Artifact Category ContainerImage DeviceExposure EstimateRequest Filesystem GpuDevice "
+            "GpuUsage LaunchPlan LaunchRequest Member ModelCard ModelFacts PipxPackage Platform Probe "
+            "ReleaseBinary ResourceClaim SystemReading Verdict "
+        ),
+        "gpustack.plugin.web": ("WebApp "),
+        "gpustack.settings.kinds": ("HttpUrl "),
+        "gpustack.settings.option": ("Option "),
+    }.items()
+    for name in names.split()
+}
 
 __all__ = [
     "API_VERSION",
@@ -160,3 +195,11 @@ __all__ = [
     "WebApp",
     "hookimpl",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Load what is asked for on first use (PEP 562)."""
+    if (module := _HOMES.get(name)) is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(module), name)
+    return value

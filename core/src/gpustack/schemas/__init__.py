@@ -32,6 +32,16 @@ from gpustack.schemas.model_files import (
     ModelFileReport,
     ModelFileState,
 )
+from gpustack.schemas.model_routes import (
+    ModelRouteAddTargets,
+    ModelRouteCreate,
+    ModelRoutePatch,
+    ModelRoutePublic,
+    ModelRouteTargetCreate,
+    ModelRouteTargetPublic,
+    ModelRouteTargetUpdate,
+    ModelRouteUpdate,
+)
 from gpustack.schemas.model_sets import ModelSetPublic, ModelSpecPublic
 from gpustack.schemas.models import (
     ModelCreate,
@@ -93,6 +103,14 @@ __all__ = [
     "ModelInstancePublic",
     "ModelPatch",
     "ModelPublic",
+    "ModelRouteAddTargets",
+    "ModelRouteCreate",
+    "ModelRoutePatch",
+    "ModelRoutePublic",
+    "ModelRouteTargetCreate",
+    "ModelRouteTargetPublic",
+    "ModelRouteTargetUpdate",
+    "ModelRouteUpdate",
     "ModelSetPublic",
     "ModelSpecPublic",
     "ModelUpdate",

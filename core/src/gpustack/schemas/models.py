@@ -190,6 +190,8 @@ class ModelCreate(_Spec):
 
     #: The name that requests ask for; unique.
     name: Name
+    #: Make a route of this name that leads to the model; without one, requests reach it by other routes only.
+    enable_model_route: bool = True
 
 
 class ModelUpdate(_Spec):

@@ -13,33 +13,39 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 from litestar import Litestar
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 from litestar.openapi.config import OpenAPIConfig
 
-from gpustack.dataplane import Balancer, InferenceApp, Upstream
-from gpustack.dataplane.app import serves
+from gpustack.dataplane import Upstream
 from gpustack.dataplane.asgi import Message, Receive, Scope, Send
 from gpustack.dataplane.asgi import answer as answer_now
 from gpustack.dataplane.errors import ApiError
+from gpustack.dataplane.gateway import Books, is_inference
+from gpustack.dataplane.gateway.asgi import GatewayApp, in_process
+from gpustack.dataplane.metering.journal import Journal
+from gpustack.dataplane.metering.metrics import Metrics
+from gpustack.dataplane.metering.numbers import Slot
 from gpustack.db import Store
 from gpustack.db.source import database_for
 from gpustack.extensions import BundledModels, Catalogue, opened
 from gpustack.kit.errors import GPUStackError, NotFound
 from gpustack.kit.live import Live
-from gpustack.kit.paths import write_atomic
+from gpustack.kit.paths import make_dir, write_atomic
 from gpustack.kit.tasks import Tasks
 from gpustack.plugin import Host, InferenceBackend, PluginError
-from gpustack.server import api, docs, probes
+from gpustack.server import api, docs, metrics, probes
 from gpustack.server.auth import routes as auth
 from gpustack.server.auth.authenticate import Authenticator, guard
 from gpustack.server.auth.passwords import hash_now
 from gpustack.server.config import ADMIN, FIRST_LOGIN_FILE, ServerConfig, Tunables, kept_secret
 from gpustack.server.cors import Cors
 from gpustack.server.errors import MAX_BODY, answer, body
+from gpustack.server.fronted import fronted
+from gpustack.server.gateways import Gateways
 from gpustack.server.heartbeats import Heartbeats
 from gpustack.server.listen import serve
 from gpustack.server.routing import Routing
@@ -52,6 +58,11 @@ from gpustack.server.web import WebApps
 log = logging.getLogger(__name__)
 
 App = Callable[[Scope, Receive, Send], Any]
+
+#: The slot of metrics of the server itself, beyond those of gateways.
+_SLOT = 4096
+#: Records of usage in one transaction.
+_RECORDS = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +86,7 @@ class Listeners:
         return self.tls, certificates.context
 
 
-def create_app(services: Services, inference: InferenceApp, web: WebApps) -> App:
+def create_app(services: Services, inference: GatewayApp, web: WebApps) -> App:
     """Return the ASGI application: ``/v1`` goes to ``inference``, then come the web apps, then the management API."""
     # litestar has names of its own for the same types.
     management = cast("App", create_management_app(services))
@@ -83,7 +94,7 @@ def create_app(services: Services, inference: InferenceApp, web: WebApps) -> App
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await management(scope, receive, send)
-        elif serves(scope["path"]):
+        elif is_inference(scope["path"].encode()):
             await inference(scope, receive, send)
         else:
             await (web.at(scope["path"]) or management)(scope, receive, send)
@@ -121,7 +132,7 @@ def until_ended(app: App) -> App:
                 log.warning("%s: its answer was cut off by the end of the server", scope["path"])
                 return  # uvicorn closes the connection of an unfinished answer
             headers = [(b"content-type", b"application/json"), (b"retry-after", b"1")]
-            await answer_now(send, 503, headers, _ended(serves(scope["path"])))
+            await answer_now(send, 503, headers, _ended(is_inference(scope["path"].encode())))
 
     return answering
 
@@ -135,7 +146,7 @@ def _ended(inference: bool) -> bytes:
 
 def create_management_app(services: Services) -> Litestar:
     """Return the management API: ``/v2``, ``/auth``, the probes and the documentation."""
-    handlers: list[Any] = [api.ROUTER, auth.ROUTER, *probes.HANDLERS]
+    handlers: list[Any] = [api.ROUTER, auth.ROUTER, *probes.HANDLERS, *metrics.HANDLERS]
     if not services.config.disable_openapi_docs:
         handlers += docs.HANDLERS
     return Litestar(
@@ -226,8 +237,7 @@ async def started(
         await bootstrap(store, config)
         feed = await stack.enter_async_context(store.feed(broke))
         upstream = await stack.enter_async_context(Upstream())
-        balancer = Balancer()
-        routing = Routing(store, feed, upstream, balancer, built_in=config.built_in_worker)
+        routing = Routing(store, feed, built_in=config.built_in_worker)
         await routing.load()
         heartbeats = Heartbeats(store)
         updates = UpdateCheck(
@@ -256,12 +266,46 @@ async def started(
         tasks.start("updates", updates.run())
         if reconcile:
             await _start_reconciling(stack, services)
-        inference = InferenceApp(
-            lambda: routing.table, upstream, balancer, fallback=services.authenticator.principal
-        )
+        books = await _books(stack, tasks, store, config)
+        inference = await stack.enter_async_context(in_process(books, services.authenticator.principal))
+        inference.apply(routing.table)
+        stack.callback(routing.listen(inference.apply))
         web = await WebApps.opened(stack, catalogue, lambda name: _host(config, name))
         app = create_app(services, inference, web)
-        yield sharing(until_ended(app) if last_word else app, config.tunables), services
+        if config.gateway_mark:
+            path = make_dir(config.data_dir / "run", what="run directory", mode=0o700) / "gateway.sock"
+            keep = services.store.usage.keep
+            await stack.enter_async_context(Gateways(path, routing, keep, lambda _route: None))
+        whole = sharing(until_ended(app) if last_word else app, config.tunables)
+        yield fronted(whole, config.gateway_mark), services
+
+
+async def _books(stack: contextlib.AsyncExitStack, tasks: Tasks, store: Store, config: ServerConfig) -> Books:
+    """Return where what this process itself carries is written down. What ended gateways left is delivered, too."""
+    place = config.data_dir / "gateway"
+    make_dir(place, what="gateway's directory", mode=0o700)
+    journal = await stack.enter_async_context(Journal(place / "usage"))
+    metrics = (
+        make_dir(config.data_dir / "run" / "gateway", what="gateway's directory", mode=0o700) / "metrics"
+    )
+    slot = Slot(metrics, _SLOT)
+    counted = Metrics(stack.enter_context(slot)) if slot.free else None
+    tasks.start("usage", _deliver(journal, store))
+    return Books(journal=journal, metrics=counted)
+
+
+async def _deliver(journal: Journal, store: Store) -> NoReturn:
+    """Bring what was metered into the database, however long that is away."""
+    while True:
+        batch = await journal.next_batch(_RECORDS)
+        try:
+            await store.usage.keep(batch.records)
+        except GPUStackError as error:
+            log.warning("usage cannot be written down now and is tried again: %s", error)
+            await store.returned()
+            await asyncio.sleep(1.0)
+            continue
+        await journal.acknowledge(batch)
 
 
 async def _start_reconciling(stack: contextlib.AsyncExitStack, services: Services) -> None:

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gpustack.dataplane.cors import CorsPolicy
 from gpustack.kit.errors import GPUStackError, system_line
 from gpustack.kit.live import Live
 from gpustack.kit.net import LOOPBACK
 from gpustack.kit.paths import make_dir, write_atomic
-from gpustack.server.cors import CorsPolicy
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +53,8 @@ class ServerConfig:
     tunables: Live[Tunables] = field(default_factory=lambda: Live(Tunables()))
     #: Addresses of this machine: a worker that calls from one of them is here, and may name loopback as its own.
     own_addresses: frozenset[str] = field(default_factory=lambda: frozenset({LOOPBACK}))
+    #: The secret that a gateway shows with what it passes on; empty without one.
+    gateway_mark: str = ""
     #: Connections to the database: kept, and at most.
     pool: tuple[int, int] = (1, 10)
     database_wait: float = 10.0

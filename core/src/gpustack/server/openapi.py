@@ -8,7 +8,7 @@ from litestar import Litestar
 from pydantic.json_schema import models_json_schema
 
 from gpustack import schemas
-from gpustack.dataplane.app import FORWARDED
+from gpustack.dataplane.gateway.operations import OPERATIONS
 from gpustack.schemas import workers
 from gpustack.schemas.plugins import PluginsPublic
 from gpustack.server.auth.authenticate import COOKIE
@@ -26,6 +26,8 @@ _PAGED = (
     schemas.InstanceEventPublic,
     schemas.ModelSetPublic,
     schemas.ModelSpecPublic,
+    schemas.ModelRoutePublic,
+    schemas.ModelRouteTargetPublic,
 )
 _READ = (
     schemas.Login,
@@ -34,6 +36,11 @@ _READ = (
     schemas.ModelCreate,
     schemas.ModelUpdate,
     schemas.ModelPatch,
+    schemas.ModelRouteCreate,
+    schemas.ModelRouteUpdate,
+    schemas.ModelRoutePatch,
+    schemas.ModelRouteAddTargets,
+    schemas.ModelRouteTargetUpdate,
     schemas.ApiKeyCreate,
     schemas.InstanceReport,
     schemas.ModelFileReport,
@@ -173,7 +180,7 @@ def _inference_paths() -> dict[str, Any]:
                 "responses": _inference_responses({"application/json": {}, "text/event-stream": {}}),
             }
         }
-        for path in sorted(FORWARDED)
+        for path in sorted({operation.name for operation in OPERATIONS.values()})
     }
     models: dict[str, Any] = {
         "get": {

@@ -14,7 +14,13 @@ from dataclasses import dataclass
 
 from gpustack.db.connection import Pool
 from gpustack.db.errors import translated
-from gpustack.db.migrations import m0001_initial, m0002_hub_and_rolling, m0003_bundled_models
+from gpustack.db.migrations import (
+    m0001_initial,
+    m0002_hub_and_rolling,
+    m0003_bundled_models,
+    m0004_model_routes,
+    m0005_usage,
+)
 from gpustack.kit.errors import NewerData, SettingsError
 from gpustack.plugin.databases import DatabaseConnection, DatabaseError, Trouble
 
@@ -23,6 +29,8 @@ STEPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("0001_initial", m0001_initial.STATEMENTS),
     ("0002_hub_and_rolling", m0002_hub_and_rolling.STATEMENTS),
     ("0003_bundled_models", m0003_bundled_models.STATEMENTS),
+    ("0004_model_routes", m0004_model_routes.STATEMENTS),
+    ("0005_usage", m0005_usage.STATEMENTS),
 )
 
 #: What records the steps.

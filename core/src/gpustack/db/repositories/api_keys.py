@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -34,7 +35,7 @@ _KeyRows = list[KeyRow]
 _PRINCIPALS = (
     "SELECT k.id, k.digest, k.user_id, u.username, u.is_admin, k.allowed_model_names, k.expires_at "
     "FROM api_keys k JOIN users u ON u.id = k.user_id "
-    "WHERE u.is_active AND (k.expires_at IS NULL OR k.expires_at > {}) ORDER BY k.id"
+    "WHERE u.is_active AND (k.expires_at IS NULL OR k.expires_at > {})"
 )
 
 
@@ -85,9 +86,24 @@ class ApiKeys(Repository[ApiKeyPublic]):
             await self._remove(tx, [key])
             return key
 
-    async def principals(self) -> _KeyRows:
-        """Return every key that is valid now, of active users."""
-        rows = await self._session.fetch(sql(_PRINCIPALS, now()))
+    async def principals(
+        self, *, keys: Collection[int] | None = None, user_id: int | None = None
+    ) -> _KeyRows:
+        """Return every key that is valid now, of active users; with ``keys`` or ``user_id`` those of them.
+
+        Of ``keys`` there may be some thousands.
+        """
+        if keys is not None and not keys:
+            return []
+        text = _PRINCIPALS
+        values: list[Any] = [now()]
+        if keys is not None:
+            text += f" AND k.id IN ({', '.join('{}' for _ in keys)})"
+            values += sorted(keys)
+        if user_id is not None:
+            text += " AND k.user_id = {}"
+            values.append(user_id)
+        rows = await self._session.fetch(sql(f"{text} ORDER BY k.id", *values))
         return [_principal(row) for row in rows]
 
 

@@ -10,6 +10,7 @@ from gpustack.db.connection import Writing
 from gpustack.db.errors import conflicts
 from gpustack.db.repositories.base import Repository, json
 from gpustack.db.repositories.instances import Instances
+from gpustack.db.repositories.model_routes import ModelRoutes
 from gpustack.db.tables import Model
 from gpustack.kit.errors import InvalidInput, NotFound
 from gpustack.schemas.common import Page
@@ -74,11 +75,16 @@ class Models(Repository[ModelPublic]):
         return found[0]
 
     async def create(self, wanted: ModelCreate, cluster_id: int) -> ModelPublic:
-        """Add a model; Conflict when the name is taken, NotFound when the cluster does not exist."""
+        """Add a model, with a route of its name unless that is not wanted.
+
+        Conflict when the name is taken, by a model or by a route to others; NotFound when the cluster does not exist.
+        """
         values = {**_columns(wanted), "cluster_id": cluster_id, "ready_replicas": 0, "categories": []}
         with conflicts(_taken(wanted.name), _no_cluster(cluster_id)):
             async with self._session.writing() as tx:
-                return await self._insert(tx, values)
+                model = await self._insert(tx, values)
+                await ModelRoutes(tx).model_added(tx, model, own=wanted.enable_model_route)
+                return model
 
     async def update(self, model_id: int, wanted: ModelUpdate) -> ModelPublic:
         """Replace the description; a ``cluster_id`` of None keeps the cluster. InvalidInput for another name."""
@@ -117,8 +123,9 @@ class Models(Repository[ModelPublic]):
         return await self._set(model_id, {"ready_replicas": ready})
 
     async def delete(self, model_id: int, *, force: bool = False) -> ModelPublic:
-        """Remove a model, and return what it was. Its name is free at once.
+        """Remove a model, and return what it was. Its name is free at once, and its own route goes with it.
 
+        Routes that lead elsewhere, too, stay and take the next model of its name.
         Its instances drain, or go at once when they have no worker, or with ``force``.
         """
         async with self._session.writing() as tx:
@@ -126,6 +133,7 @@ class Models(Repository[ModelPublic]):
             seconds = None if force else model.rollout.drain_seconds
             why = f"model {model.name} was removed"
             await Instances(tx).end_all(tx, model_id, seconds=seconds, why=why)
+            await ModelRoutes(tx).model_removed(tx, model)
             await self._remove(tx, [model])
             return model
 
@@ -135,7 +143,8 @@ class Models(Repository[ModelPublic]):
 
 
 def _columns(wanted: ModelCreate | ModelUpdate) -> dict[str, Any]:
-    values = {name: getattr(wanted, name) for name in type(wanted).model_fields}
+    fields = type(wanted).model_fields.keys() - {"enable_model_route"}
+    values = {name: getattr(wanted, name) for name in fields}
     return {**values, "spec_digest": spec_digest(wanted)}
 
 

@@ -52,7 +52,7 @@ async def create_key(request: Req, data: JSONBody[ApiKeyCreate]) -> Response[Api
     expires = datetime.now(UTC) + timedelta(seconds=data.expires_in) if data.expires_in else None
     _check_expiry(request.user, expires)
     key = await parts.store.api_keys.create(request.user.user_id, data, access, digest(text), expires)
-    await parts.routing.load_keys()  # so that the key works as soon as it is known
+    await parts.routing.refresh_keys({key.id})  # so that the key works as soon as it is known
     return one(ApiKeyCreated(**key.model_dump(), value=text), status=201)
 
 
@@ -62,7 +62,7 @@ async def delete_key(request: Req, key_id: FromPath[int]) -> None:
     parts = services(request)
     await _own(request, key_id)
     await parts.store.api_keys.delete(key_id)
-    await parts.routing.load_keys()
+    await parts.routing.forget_keys({key_id})
 
 
 def _check_expiry(caller: Caller, expires: datetime | None) -> None:

@@ -1,0 +1,284 @@
+"""The gateway's composition: the data path on the public ports, with a copy of the routing table of its own.
+
+It serves while the server, the database and the worker are gone: by the table that it has, or has on disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpustack import __version__
+from gpustack.app import doors
+from gpustack.app.parent import Parent
+from gpustack.app.sharing import cors_of, tls_of
+from gpustack.dataplane.admission import Admission, Buckets
+from gpustack.dataplane.choosing import Chooser, SharedOutstanding
+from gpustack.dataplane.gateway import Books, Gateway, Parts
+from gpustack.dataplane.gateway.backstage import ServerSide
+from gpustack.dataplane.http import HttpServer, Upstream
+from gpustack.dataplane.metering.access_log import AccessLog
+from gpustack.dataplane.metering.journal import Journal
+from gpustack.dataplane.metering.metrics import Metrics
+from gpustack.dataplane.metering.numbers import Slot
+from gpustack.dataplane.table.copy import TableCopy, TableFile
+from gpustack.dataplane.table.link import Link
+from gpustack.kit import local_sockets
+from gpustack.kit.local_sockets import Channel
+from gpustack.kit.net import LOOPBACK
+from gpustack.kit.paths import make_dir
+from gpustack.kit.process import RETIRE
+from gpustack.kit.tasks import Tasks
+from gpustack.plugin.routing import Route, RoutingTable
+from gpustack.server.tls import Certificates
+
+log = logging.getLogger(__name__)
+
+#: Seconds that requests in flight may go on when the gateway is to end.
+DRAIN = 3.0
+#: The same for one that another has taken the place of.
+RETIRED_DRAIN = 600.0
+#: Retired gateways that may be there at the same time, and count.
+_TURNS = 16
+#: Connections that wait to be accepted.
+_BACKLOG = 4096
+#: Seconds between two looks at what is only counted.
+_GAUGES = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a gateway has what. ``seat`` is its number among ``seats`` processes."""
+
+    data_dir: Path
+    log_dir: Path
+    seat: int
+    seats: int
+    #: Of this life of the supervisor: what processes share must not be taken over by the next ones.
+    life: str
+
+    @property
+    def run(self) -> Path:
+        """What belongs to one life of the machine."""
+        return self.data_dir / "run" / "gateway"
+
+    @property
+    def kept(self) -> Path:
+        """What has to survive."""
+        return self.data_dir / "gateway"
+
+
+async def run(configuration: dict[str, Any], sockets: dict[str, socket.socket], parent: Parent) -> None:
+    """Be a gateway process until cancelled, or retired and without requests."""
+    settings = configuration["settings"]
+    place = Place(
+        Path(settings["data_dir"]),
+        Path(settings["log_dir"]),
+        configuration["seat"],
+        configuration["seats"],
+        configuration["life"],
+    )
+    for folder in (place.run, place.kept, place.data_dir / "run" / doors.GATEWAYS):
+        make_dir(folder, what="gateway's directory", mode=0o700)
+    loop = asyncio.get_running_loop()
+    retired = asyncio.Event()
+    with contextlib.suppress(NotImplementedError):  # where there are no such signals, the supervisor ends us
+        loop.add_signal_handler(RETIRE, retired.set)
+    doors.write_own(place.data_dir / "run", kind=doors.GATEWAYS)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.callback(doors.remove, place.data_dir / "run", os.getpid(), doors.GATEWAYS)
+        access = stack.enter_context(AccessLog(place.log_dir / "access.log"))
+        metrics = Metrics(stack.enter_context(_slot(place)))
+        journal = await stack.enter_async_context(Journal(place.kept / "usage"))
+        upstream = Upstream()
+        stack.callback(upstream.close)
+        link: Link | None = None
+
+        def wake(route: Route) -> None:
+            if link is not None:
+                link.wake(route.name)
+
+        shared, buckets = _shared(place, stack)
+        admission = Admission(loop.time, loop, buckets, wake=wake)
+        stack.callback(admission.close)
+        backstage = ServerSide(
+            upstream, (LOOPBACK, configuration["api_port"]), configuration["mark"].encode()
+        )
+        chooser = Chooser(time.monotonic, shared=shared)
+        gateway = Gateway(
+            Parts(
+                upstream=upstream,
+                chooser=chooser,
+                admission=admission,
+                books=Books(journal=journal, access_log=access, metrics=metrics),
+                backstage=backstage,
+                cors=cors_of(settings),
+                behind=lambda: link is not None and link.behind,
+            )
+        )
+        server = HttpServer(gateway)
+        upstream.start()
+        server.start()
+        serving, told = asyncio.Event(), asyncio.Event()
+        copy = TableCopy(lambda table, changed: _apply(gateway, table, changed))
+        file = TableFile(place.kept / "table", copy)
+        if await asyncio.to_thread(file.load):
+            serving.set()
+
+        def first() -> None:
+            serving.set()
+            told.set()
+
+        link = Link(place.data_dir / "run" / "gateway.sock", copy, journal, release=__version__, first=first)
+        tasks = await stack.enter_async_context(Tasks("gateway"))
+        tasks.start("link", link.run())
+        if local_sockets.AVAILABLE:
+            path = doors.socket_path(place.data_dir / "run", os.getpid(), doors.GATEWAYS)
+            tasks.start("sockets", _lend(local_sockets.listen_local(path), sockets, tasks))
+        if place.seat == 0:
+            tasks.start("table on disk", file.keep())
+        tasks.start("gauges", _gauge(metrics, admission, server, upstream, chooser, journal))
+        certificates = _certificates(settings)
+
+        def reload(new: dict[str, Any]) -> None:
+            gateway.cors = cors_of(new["settings"])
+            files = tls_of(new["settings"])
+            if certificates is not None and files is not None:
+                certificates.use(*files)
+
+        parent.on_reload = reload
+        # Without a table, everybody's key would be wrong: who comes before it waits in the sockets' queues.
+        await serving.wait()
+        tasks.start("ready", _ready(told, parent))
+        await _serve(server, sockets, certificates, retired)
+
+
+def _apply(gateway: Gateway, table: RoutingTable, changed: Collection[str] | None) -> None:
+    gateway.apply(table, changed)
+
+
+def _shared(
+    place: Place, stack: contextlib.AsyncExitStack
+) -> tuple[SharedOutstanding | None, Buckets | None]:
+    """Return what several processes count together; one counts alone."""
+    if place.seats == 1:
+        return None, None
+    outstanding = SharedOutstanding(
+        place.run / f"outstanding-{place.life}", seat=place.seat, seats=place.seats
+    )
+    stack.callback(outstanding.close)
+    buckets = Buckets.mapped(place.run / f"limits-{place.life}", seat=place.seat, seats=place.seats)
+    return outstanding, buckets
+
+
+def _certificates(settings: dict[str, Any]) -> Certificates | None:
+    files = tls_of(settings)
+    return Certificates(*files) if files is not None else None
+
+
+async def _lend(control: socket.socket, sockets: dict[str, socket.socket], tasks: Tasks) -> None:
+    """Give the listening sockets to whichever supervisor asks: it may find nobody else who has them."""
+    with contextlib.closing(control):
+        while True:
+            tasks.start("supervisor", _answer(await local_sockets.accept_local(control), sockets))
+
+
+async def _answer(channel: Channel, sockets: dict[str, socket.socket]) -> None:
+    with channel, contextlib.suppress(OSError):
+        while True:
+            order = (await channel.receive_async()).content.get("do")
+            if order == "claim":
+                reply = {"ok": True, "names": list(sockets), "version": __version__}
+                channel.send(reply, [each.fileno() for each in sockets.values()])
+            else:
+                channel.send({"ok": False, "error": f"{order!r} is no order that a gateway knows"})
+
+
+async def _ready(told: asyncio.Event, parent: Parent) -> None:
+    """Say so once the server has told what there is: until then a key made lately may not be known here."""
+    await told.wait()
+    parent.ready()
+
+
+async def _serve(
+    server: HttpServer,
+    sockets: dict[str, socket.socket],
+    certificates: Certificates | None,
+    retired: asyncio.Event,
+) -> None:
+    """Accept until cancelled or retired; then let the present answers end."""
+    loop = asyncio.get_running_loop()
+    listeners = [await loop.create_server(server.protocol, sock=sockets["http"], backlog=_BACKLOG)]
+    if "https" in sockets and certificates is not None:
+        listeners.append(
+            await loop.create_server(
+                server.protocol, sock=sockets["https"], ssl=certificates.context, backlog=_BACKLOG
+            )
+        )
+    log.info("gateway %d serves", os.getpid())
+    try:
+        await retired.wait()
+        log.info("gateway %d has retired", os.getpid())
+        # The descriptors are shared: others accept on them already.
+        _close(listeners)
+        await server.drain(RETIRED_DRAIN)
+    except asyncio.CancelledError:
+        _close(listeners)
+        await server.drain(DRAIN)
+        raise
+
+
+def _close(listeners: list[asyncio.Server]) -> None:
+    for listener in listeners:
+        listener.close()
+
+
+def _slot(place: Place) -> Slot:
+    """Return the first free slot: one that is retired counts on in its own."""
+    folder = place.run / "metrics"
+    for turn in range(_TURNS):
+        slot = Slot(folder, place.seat + turn * place.seats)
+        if slot.free:
+            return slot
+    return Slot(folder, place.seat + _TURNS * place.seats)
+
+
+async def _gauge(
+    metrics: Metrics,
+    admission: Admission,
+    server: HttpServer,
+    upstream: Upstream,
+    chooser: Chooser,
+    journal: Journal,
+) -> None:
+    """Keep the figures that are states rather than events."""
+    made = dict.fromkeys(("client", "engine", "in", "out", "engine in"), 0)
+    lost = ejected = 0
+    while True:
+        await asyncio.sleep(_GAUGES)
+        for name, running, waiting, tokens in admission.survey():
+            metrics.running.of(name).set(running)
+            metrics.queue_length.of(name).set(waiting)
+            metrics.queue_tokens.of(name).set(tokens)
+        metrics.connections.of("client").set(len(server.connections))
+        metrics.connections.of("engine").set(len(upstream.active))
+        for key, series, now in (
+            ("client", metrics.connections_made.of("client"), server.accepted),
+            ("engine", metrics.connections_made.of("engine"), upstream.connects),
+            ("in", metrics.bytes.of("client", "in"), server.bytes_in),
+            ("out", metrics.bytes.of("client", "out"), server.bytes_out),
+            ("engine in", metrics.bytes.of("engine", "in"), upstream.bytes_in),
+        ):
+            series.add(now - made[key])
+            made[key] = now
+        metrics.journal_lost.of().add(journal.dropped - lost)
+        metrics.ejections.of("all").add(chooser.ejections - ejected)
+        lost, ejected = journal.dropped, chooser.ejections

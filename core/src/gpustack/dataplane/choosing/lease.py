@@ -1,0 +1,75 @@
+"""A request at the instance that was chosen for it, until it is over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from gpustack.dataplane.choosing.known import Known, Member
+from gpustack.dataplane.choosing.outstanding import TOKEN
+from gpustack.dataplane.choosing.values import Outcome
+from gpustack.plugin.routing import Target
+
+#: What a token of the answer counts, in tokens of the prompt: engines read several times faster than they write.
+ANSWER = 4
+
+
+class Lease:
+    """What one attempt holds. Whoever got it calls :meth:`done` exactly once; further calls change nothing."""
+
+    __slots__ = ("_answer", "_ended", "_known", "_over", "_prompt", "instance", "probe", "since", "target")
+
+    def __init__(
+        self,
+        known: Known,
+        member: Member,
+        prompt: int,
+        answer: int,
+        ended: Callable[[Lease, Outcome], None],
+    ) -> None:
+        """Count the request: ``prompt`` and ``answer`` are tokens in flight, of the prompt's kind."""
+        self.target: Target = member.target
+        #: Whether this request finds out if an ejected instance is well again.
+        self.probe = False
+        self._known = known
+        self.instance = instance = member.instance
+        self.since = instance.ejections
+        self._ended = ended
+        self._over = False
+        self._prompt = prompt * TOKEN
+        self._answer = answer * TOKEN
+        instance.tally.add(self._prompt + self._answer + 1)
+
+    def first_byte(self) -> None:
+        """Take note that the engine has read the prompt and began a good answer."""
+        if self._prompt and not self._over:
+            self.instance.tally.add(-self._prompt)
+            self._prompt = 0
+            if self.instance.ejected:
+                self._ended(self, Outcome.OK)
+
+    def progress(self, completion_tokens: int) -> None:
+        """Correct what is expected of the answer, which has so many tokens now. Once in some thirty tokens is enough.
+
+        An answer that is longer than most has, as far as anybody can tell, a quarter of the usual length before it.
+        """
+        if self._over:
+            return
+        usual = self._known.output
+        left = int(max(usual - completion_tokens, usual / 4)) * ANSWER * TOKEN
+        if left < self._answer:
+            self.instance.tally.add(left - self._answer)
+            self._answer = left
+
+    def done(self, outcome: Outcome, completion_tokens: int = 0) -> None:
+        """End it. ``completion_tokens`` is what the engine counted, 0 when it told nothing."""
+        if self._over:
+            return
+        self._over = True
+        instance = self.instance
+        instance.tally.add(-(self._prompt + self._answer + 1))
+        if outcome is Outcome.OK:
+            if completion_tokens:
+                self._known.answered(completion_tokens)
+            if not (instance.failing or instance.ejected or self.probe):
+                return
+        self._ended(self, outcome)

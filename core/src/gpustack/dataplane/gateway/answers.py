@@ -1,0 +1,69 @@
+"""Answers of the gateway's own: errors in the shape that each API has, and the list of models."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from gpustack.dataplane.errors import ApiError
+from gpustack.dataplane.gateway.operations import Operation
+from gpustack.plugin.routing import Principal, Route, RoutingTable
+
+_ANTHROPIC = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+
+
+def error_body(error: ApiError, operation: Operation | None) -> bytes:
+    """Return the document of an error, as clients of ``operation`` expect it."""
+    if operation is None or not operation.anthropic:
+        return error.body()
+    kind = _ANTHROPIC.get(error.status, "api_error")
+    return json.dumps({"type": "error", "error": {"type": kind, "message": error.message}}).encode()
+
+
+def error_event(error: ApiError, operation: Operation) -> bytes:
+    """Return the event by which a stream ends that has begun already."""
+    name = b"event: error\n" if operation.anthropic else b""
+    return b"%bdata: %b\n\n" % (name, error_body(error, operation))
+
+
+def model_list(table: RoutingTable, principal: Principal) -> bytes:
+    """Return the models that run and that ``principal`` may ask, by every name they have."""
+    found = [
+        (name, route)
+        for name, route in table.routes.items()
+        if _answers(table, route) and principal.may_use(name)
+    ]
+    return json.dumps(
+        {"object": "list", "data": [_entry(*each) for each in sorted(found, key=lambda each: each[0])]}
+    ).encode()
+
+
+def _answers(table: RoutingTable, route: Route) -> bool:
+    """Tell whether somebody answers, be it another in its place."""
+    if route.targets or not route.fallback:
+        return bool(route.targets)
+    other = table.routes.get(route.fallback)
+    return other is not None and bool(other.targets)
+
+
+def model_entry(name: str, route: Route) -> bytes:
+    """Return what is said of one model."""
+    return json.dumps(_entry(name, route)).encode()
+
+
+def _entry(name: str, route: Route) -> dict[str, Any]:
+    return {
+        "id": name,
+        "object": "model",
+        "created": route.created,
+        "owned_by": "gpustack",
+        "meta": {"categories": list(route.categories), "running": len(route.targets)},
+    }

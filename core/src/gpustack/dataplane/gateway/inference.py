@@ -1,0 +1,559 @@
+"""One request for a model, from its body to the end of its answer.
+
+A small machine of callbacks: its turn is granted, an instance is chosen, the answer comes piece by piece, either side may
+leave at any time. :meth:`Inference._finish` is where each of these ways ends, exactly once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from gpustack.dataplane import errors
+from gpustack.dataplane.admission import Refusal, Ticket
+from gpustack.dataplane.choosing import Hints, Lease, Outcome, prefix
+from gpustack.dataplane.errors import ApiError
+from gpustack.dataplane.gateway.answers import error_body, error_event
+from gpustack.dataplane.gateway.books import LEFT
+from gpustack.dataplane.gateway.operations import Operation
+from gpustack.dataplane.hops import DIED, DOOR_SAYS
+from gpustack.dataplane.http import Exchange, Failure, Headers, Reply, Request, Stage, request_head
+from gpustack.dataplane.metering import forms, requests
+from gpustack.dataplane.metering.answers import AnswerReader, answer_reader
+from gpustack.dataplane.metering.requests import Asked
+from gpustack.dataplane.metering.usage import Usage
+from gpustack.plugin.routing import Principal, Route, Target
+
+if TYPE_CHECKING:
+    from gpustack.dataplane.gateway.service import Gateway
+
+log = logging.getLogger(__name__)
+
+#: Instances that one request is sent to at most.
+_TRIES = 3
+#: Bytes of a large body that are looked at before others have their turn, a millisecond or two.
+_STEP = 256 << 10
+#: Bytes of an engine's error that anybody reads.
+_ERROR = 64 << 10
+_STREAM = b"text/event-stream"
+_COMFORT = b": waiting\n\n"
+_SESSIONS = (b"x-session-id", b"x-gpustack-session")
+
+
+class Inference:
+    """See the module. What ends up in the books is public; nothing of it changes after the end."""
+
+    __slots__ = (
+        "_asked",
+        "_began",
+        "_body",
+        "_comfort",
+        "_content",
+        "_exchange",
+        "_fell_back",
+        "_forced",
+        "_gateway",
+        "_held_open",
+        "_hints",
+        "_lease",
+        "_over",
+        "_route",
+        "_said",
+        "_served",
+        "_status",
+        "_ticket",
+        "_tried",
+        "_trouble",
+        "asked_engine",
+        "duration",
+        "instance_id",
+        "model",
+        "operation",
+        "principal",
+        "queued",
+        "reader",
+        "refused_for",
+        "reply",
+        "request",
+        "request_id",
+        "retries",
+        "route_name",
+        "status",
+        "trouble",
+        "usage",
+    )
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        request: Request,
+        reply: Reply,
+        operation: Operation,
+        principal: Principal,
+        request_id: bytes,
+    ) -> None:
+        self._gateway = gateway
+        self.request = request
+        self.reply = reply
+        self.operation = operation
+        self.principal = principal
+        self.request_id = request_id
+        self._began = gateway.clock()
+        self._asked: Asked | None = None
+        self._route: Route | None = None
+        self._ticket: Ticket | None = None
+        self._lease: Lease | None = None
+        self._exchange: Exchange | None = None
+        self.reader: AnswerReader | None = None
+        self._hints: Hints | None = None
+        self._comfort: asyncio.TimerHandle | None = None
+        self._tried: list[int] = []
+        self._trouble: ApiError | None = None
+        #: The body as it is sent, for which served name, and whether usage had to be asked for.
+        self._body = b""
+        self._served: str | None = None
+        self._forced = False
+        #: What an engine says instead of an answer; None while it answers.
+        self._content: list[bytes] | None = None
+        self._status = 0
+        self._said = b""
+        self._held_open = self._fell_back = self._over = False
+        self.route_name = self.model = self.trouble = self.refused_for = ""
+        self.instance_id: int | None = None
+        self.asked_engine = False
+        self.retries = self.status = 0
+        self.queued = self.duration = 0.0
+        self.usage = Usage()
+
+    @property
+    def time_to_first_token(self) -> float | None:
+        """Seconds from the request to the first piece of a stream; None for what is none."""
+        reader = self.reader
+        if reader is None or reader.first_at is None or not reader.chunks:
+            return None
+        return reader.first_at - self._began
+
+    @property
+    def between_tokens(self) -> float | None:
+        """Mean seconds between two pieces of a stream; None with less than two."""
+        reader = self.reader
+        if reader is None or reader.chunks < 2 or reader.first_at is None or reader.last_at is None:
+            return None
+        return (reader.last_at - reader.first_at) / (reader.chunks - 1)
+
+    # The body -------------------------------------------------------------------------------------------
+
+    def begin(self, model: str = "") -> None:
+        """Go on with the body, which is complete; ``model`` is for requests that name theirs elsewhere."""
+        self.reply.on_gone(self._left)
+        if model:
+            self._found(Asked(model, (0, 0)))
+            return
+        body = self.request.body
+        try:
+            if self.operation.form:
+                asked = forms.find(body, self._boundary())
+            elif len(body) > requests.AT_ONCE:
+                self._read_on(requests.BodyReader(), 0)
+                return
+            else:
+                asked = requests.read(body)
+        except ApiError as error:
+            self._refuse(error)
+        else:
+            self._found(asked)
+
+    def _boundary(self) -> bytes:
+        boundary = forms.boundary_of((self.request.header(b"content-type") or b"").decode("latin-1"))
+        if boundary is None:
+            raise ApiError(
+                400, f"{self.operation.name} takes a form (multipart/form-data)", code="invalid_request"
+            )
+        return boundary
+
+    def _read_on(self, reader: requests.BodyReader, start: int) -> None:
+        """Look at the next part of a large body, and let others have their turn."""
+        if self._over:
+            return
+        body = self.request.body
+        try:
+            if start < len(body):
+                reader.feed(body[start : start + _STEP])
+                self._gateway.call_soon(self._read_on, reader, start + _STEP)
+                return
+            asked = reader.end()
+        except ApiError as error:
+            self._refuse(error)
+        else:
+            self._found(asked)
+
+    # The turn -------------------------------------------------------------------------------------------
+
+    def _found(self, asked: Asked) -> None:
+        self._asked = asked
+        # The table of this moment: a slow client takes longer to ask than an instance needs to go.
+        route = self._gateway.table.routes.get(asked.model)
+        if route is None or not self.principal.may_use(asked.model):
+            self._refuse(errors.unknown_model(asked.model))
+            return
+        kinds = self.operation.kinds
+        self.route_name = route.name
+        if kinds and route.categories and kinds.isdisjoint(route.categories):
+            self._refuse(errors.wrong_kind(asked.model, route.categories, self.operation.name))
+            return
+        self._enter(route)
+
+    def _enter(self, route: Route) -> None:
+        """Ask for a turn at ``route``."""
+        self._route = route
+        tokens = prefix.tokens(len(self.request.body))
+        ticket = self._gateway.admission.ask(self.principal, route, tokens, self._granted, self._turned_away)
+        if self._over:
+            ticket.done(0)
+            return
+        self._ticket = ticket
+        if self._exchange is None and self._asked is not None and self._asked.stream:
+            self._comfort = self._gateway.call_later(self._gateway.hold_seconds, self._hold_open)
+
+    def _granted(self, waited: float) -> None:
+        self.queued += waited
+        if self._over:
+            return
+        self._still_there()
+        # Whoever waited may find another table than the one it came with.
+        if waited and self._route is not None:
+            self._route = self._gateway.table.routes.get(self._route.name, self._route)
+        self._gateway.budget.request()
+        self._attempt()
+
+    def _turned_away(self, refusal: Refusal) -> None:
+        if self._over:
+            return
+        if refusal.status == 503 and self._fall_back():
+            return
+        self.refused_for = refusal.reason
+        self._refuse(refusal.error())
+
+    def _hold_open(self) -> None:
+        """Begin the answer of a stream whose turn has not come, so that nobody on the way gives it up."""
+        if self._over or self.reply.gone:
+            return
+        if not self._held_open:
+            self._held_open = True
+            headers = [(b"content-type", _STREAM), (b"cache-control", b"no-cache"), *self._own_headers()]
+            self.reply.start(200, headers)
+        self.reply.write(_COMFORT)
+        self._comfort = self._gateway.call_later(self._gateway.hold_seconds, self._hold_open)
+
+    def _still_there(self) -> None:
+        if self._comfort is not None:
+            self._comfort.cancel()
+            self._comfort = None
+
+    # An instance ----------------------------------------------------------------------------------------
+
+    def _attempt(self) -> None:
+        """Send the request to the best instance that has not had it."""
+        route, gateway = self._route, self._gateway
+        assert route is not None
+        hints = self._hints or self._look(route)
+        lease = gateway.chooser.pick(route, hints, self._tried)
+        if lease is None:
+            self._nobody(route)
+            return
+        self._lease = lease
+        target = lease.target
+        self.instance_id = target.instance_id
+        self.model = target.model or route.name
+        body = self._body_for(target)
+        try:
+            first = gateway.first_lines(target, self.operation, self.request)
+        except ValueError:
+            self._refuse(ApiError(400, "the path or its query cannot be sent on", code="invalid_request"))
+            return
+        head = request_head(first, self.request, len(body), extra=b"x-request-id: %b\r\n" % self.request_id)
+        self._exchange = gateway.upstream.request(
+            (target.host, target.port), head, body, self, route.timeouts
+        )
+
+    def _look(self, route: Route) -> Hints:
+        """Return what the choice of an instance can know of the request."""
+        body = self.request.body
+        salt = self._gateway.salt(route.name)
+        session = 0
+        for name in _SESSIONS:
+            if value := self.request.header(name):
+                session = prefix.session(value, salt)
+                break
+        marks = () if self.operation.form else prefix.marks(body, salt, system_apart=self.operation.anthropic)
+        self._hints = hints = Hints(prefix.tokens(len(body)), marks, session)
+        return hints
+
+    def _body_for(self, target: Target) -> bytes:
+        """Return the body as this target is to have it: its own name of the model, and usage asked for."""
+        asked, body = self._asked, self.request.body
+        assert asked is not None
+        if self._served == target.served_name:
+            return self._body
+        if asked.span == (0, 0):
+            pass
+        elif self.operation.form:
+            if target.served_name and target.served_name != asked.model:
+                body = forms.rename_in_form(body, asked.span, target.served_name)
+        else:
+            body, self._forced = requests.rewrite(
+                body, asked, model=target.served_name, usage=self.operation.asks_usage
+            )
+        self._served, self._body = target.served_name, body
+        return body
+
+    def _nobody(self, route: Route) -> None:
+        """No instance is left to ask."""
+        if self._fall_back():
+            return
+        self._refuse(self._trouble or errors.not_running(route.name, _obstacle(route)))
+
+    def _fall_back(self) -> bool:
+        """Ask the route that stands in for this one, once; tell whether there is one."""
+        route = self._route
+        other = (
+            self._gateway.table.routes.get(route.fallback) if route is not None and route.fallback else None
+        )
+        if other is None or self._fell_back:
+            return False
+        self._fell_back = True
+        if self._ticket is not None:
+            self._ticket.done(0)
+            self._ticket = None
+        self._tried = []
+        self._hints = None
+        self._enter(other)
+        return True
+
+    # The answer (called by the exchange) ----------------------------------------------------------------
+
+    def on_head(self, status: int, headers: Headers, raw_head: bytes) -> None:
+        """The engine, or the door before it, begins to answer."""
+        del raw_head
+        self.asked_engine = True
+        self._status = status
+        content_type = encoding = b""
+        for name, value in headers:
+            if name == b"content-type":
+                content_type = value
+            elif name == b"content-encoding":
+                encoding = value
+            elif name == DOOR_SAYS:
+                self._said = value
+        if status >= 400 or self._said:
+            self._content = []
+            return
+        streaming = content_type.startswith(_STREAM)
+        self.reader = answer_reader(
+            content_type,
+            encoding=encoding,
+            status=status,
+            prompt_bytes=0 if self.operation.form else len(self.request.body),
+            forced=self._forced,
+            estimate=self.operation.metered,
+            clock=self._gateway.clock,
+            between=self._gateway.between(self.route_name) if streaming else None,
+        )
+        if self._held_open:
+            if not streaming:
+                self._content = []  # it cannot be put into a stream that has begun
+            return
+        # An answer of our own framing can be ended with a word on what went wrong.
+        self.reply.pass_head(status, headers, extra=self._own_lines(streaming), reframe=streaming)
+
+    def on_data(self, body: bytes, raw: bytes) -> None:
+        """A piece of the answer."""
+        if self._content is not None:
+            if body and sum(map(len, self._content)) < _ERROR:
+                self._content.append(body)
+            return
+        reader, reply = self.reader, self.reply
+        assert reader is not None
+        if body:
+            if reader.first_at is None and self._lease is not None:
+                self._lease.first_byte()
+            body = reader.feed(body)
+        if self._held_open:
+            reply.write(body)
+        else:
+            reply.pass_data(body, raw)
+        exchange = self._exchange
+        if reply.paused and exchange is not None and not exchange.paused:
+            exchange.pause()
+            reply.on_drain(exchange.resume)
+
+    def on_end(self, clean: bool) -> None:
+        """The answer has ended."""
+        if self._content is not None:
+            self._refused_by_engine(b"".join(self._content))
+            return
+        reader, reply = self.reader, self.reply
+        assert reader is not None
+        failure = self._exchange.failure if self._exchange is not None else None
+        self._let_go(Outcome.OK if clean else _outcome(failure))
+        left = reader.end()
+        if left:
+            reply.write(left)
+        if clean:
+            reply.end()
+        else:
+            self._break_off(failure)
+        self._finish(self._status if clean else 502)
+
+    def on_fail(self, failure: Failure) -> None:
+        """There is no answer."""
+        self._failed(failure)
+
+    def _failed(self, failure: Failure) -> None:
+        route = self._route
+        assert route is not None
+        log.warning("model %s: its engine (instance %s) %s", route.name, self.instance_id, failure.message)
+        self.asked_engine = self.asked_engine or failure.started
+        self._let_go(_outcome(failure))
+        if failure.timed_out and failure.stage is not Stage.CONNECT:
+            self._trouble = ApiError(
+                504, f"the engine of model {route.name} {failure.message}", code="engine_timeout"
+            )
+        elif failure.stage is Stage.CONNECT and not failure.started:
+            self._trouble = errors.not_running(route.name, "does not accept connections")
+        else:
+            self._trouble = errors.engine_failed(route.name, failure.message)
+        if not failure.started or (self.operation.repeatable and not failure.timed_out):
+            self._again()
+        else:
+            self._refuse(self._trouble)
+
+    def _again(self) -> None:
+        """Ask another instance, if one may be asked still."""
+        if self.instance_id is not None:
+            self._tried.append(self.instance_id)
+        self._exchange = self.reader = self._content = None
+        self._said = b""
+        if len(self._tried) >= _TRIES or not self._gateway.budget.retry():
+            if not self._fall_back():
+                assert self._trouble is not None
+                self._refuse(self._trouble)
+            return
+        self.retries += 1
+        self._attempt()
+
+    def _refused_by_engine(self, content: bytes) -> None:
+        """An error instead of an answer: the engine's own, or the word of a door."""
+        route = self._route
+        assert route is not None
+        if self._said:
+            died = self._said == DIED
+            stage = Stage.HEAD if died else Stage.CONNECT
+            message = (
+                "ended before it answered" if died else f"cannot be reached: {errors.engine_message(content)}"
+            )
+            self.asked_engine = died
+            self._failed(Failure(stage, died, message))
+        elif self._status < 400:
+            self._let_go(Outcome.OK)
+            self._refuse(errors.engine_failed(route.name, "answered a stream with something else"))
+        elif self._status == 503:
+            # It took the request and did nothing with it, for want of room or of a loaded model.
+            self._let_go(Outcome.SERVER_ERROR)
+            message = errors.engine_message(content) or "cannot serve now"
+            self._trouble = errors.not_running(route.name, f"cannot serve now: {message}")
+            self._again()
+        else:
+            self._let_go(Outcome.SERVER_ERROR if self._status >= 500 else Outcome.OK)
+            self._refuse(errors.of_engine(self._status, content))
+
+    # The end --------------------------------------------------------------------------------------------
+
+    def _refuse(self, error: ApiError) -> None:
+        """Answer with an error of ours, in the midst of a stream as its last event."""
+        self._still_there()
+        self.trouble = error.message
+        reply = self.reply
+        if self._held_open:
+            reply.write(error_event(error, self.operation))
+            reply.end()
+        else:
+            headers = [*error.headers(), *self._own_headers()]
+            reply.answer(error.status, headers, error_body(error, self.operation))
+        self._finish(error.status)
+
+    def _break_off(self, failure: Failure | None) -> None:
+        """End an answer that is not whole, so that nobody takes it for all."""
+        route = self._route
+        assert route is not None
+        why = failure.message if failure is not None else "ended early"
+        log.warning("model %s: its engine (instance %s) %s", route.name, self.instance_id, why)
+        error = errors.engine_failed(route.name, why)
+        self.trouble = error.message
+        if self._held_open or not self.reply.raw:
+            # The end of an event that was cut short: what follows is one of its own.
+            self.reply.write(b"\n\n" + error_event(error, self.operation))
+            self.reply.end()
+        else:
+            self.reply.abort()
+
+    def _left(self) -> None:
+        """The client is gone."""
+        if self._over:
+            return
+        if self._exchange is not None:
+            self.asked_engine = True
+            self._exchange.cancel()
+        self._let_go(Outcome.CLIENT_LEFT)
+        if self._ticket is not None:
+            self._ticket.cancel()
+        self._finish(LEFT)
+
+    def _let_go(self, outcome: Outcome) -> None:
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            reader = self.reader
+            lease.done(
+                outcome, reader.usage.completion if reader is not None and outcome is Outcome.OK else 0
+            )
+
+    def _finish(self, status: int) -> None:
+        if self._over:
+            return
+        self._over = True
+        self._still_there()
+        gateway = self._gateway
+        self.status = status
+        self.duration = gateway.clock() - self._began
+        if self.reader is not None:
+            self.usage = self.reader.usage
+        elif status == LEFT and self.asked_engine and self.operation.metered and not self.operation.form:
+            # The engine has read the prompt, as far as anybody can tell.
+            self.usage = Usage(prompt=prefix.tokens(len(self.request.body)), estimated=True)
+        if self._ticket is not None:
+            self._ticket.done(self.usage.prompt + self.usage.completion)
+        gateway.books.close(self)
+        self._exchange = self._ticket = None
+
+    def _own_headers(self) -> Headers:
+        headers = [(b"x-request-id", self.request_id), *self._gateway.sharing(self.request)]
+        if self.queued >= 0.001:
+            headers.append((b"x-queue-time", b"%.3f" % self.queued))
+        return headers
+
+    def _own_lines(self, streaming: bool) -> bytes:
+        lines = b"".join([b"%b: %b\r\n" % header for header in self._own_headers()])
+        return lines + b"x-accel-buffering: no\r\n" if streaming else lines
+
+
+def _obstacle(route: Route) -> str:
+    return "does not accept connections" if route.targets else route.obstacle
+
+
+def _outcome(failure: Failure | None) -> Outcome:
+    if failure is None:
+        return Outcome.SERVER_ERROR
+    if failure.stage is Stage.CONNECT and not failure.started:
+        return Outcome.CONNECT_FAILED
+    return Outcome.TIMEOUT if failure.timed_out else Outcome.SERVER_ERROR

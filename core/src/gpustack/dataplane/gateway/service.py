@@ -1,0 +1,321 @@
+"""What a gateway answers itself, what it sends to engines, and what to the server."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+from urllib.parse import unquote_to_bytes
+
+from gpustack.dataplane import errors
+from gpustack.dataplane.admission import Admission
+from gpustack.dataplane.choosing import Chooser, RetryBudget, prefix
+from gpustack.dataplane.cors import CorsPolicy, granted, preflight
+from gpustack.dataplane.errors import ApiError
+from gpustack.dataplane.gateway.answers import error_body, model_entry, model_list
+from gpustack.dataplane.gateway.books import Books
+from gpustack.dataplane.gateway.inference import Inference
+from gpustack.dataplane.gateway.operations import (
+    OPERATIONS,
+    PROXY,
+    PROXY_HEADER,
+    Operation,
+    is_inference,
+    models_path,
+)
+from gpustack.dataplane.http import (
+    BodyPlan,
+    Headers,
+    Refusal,
+    Reply,
+    Request,
+    Upstream,
+    host_header,
+    request_line,
+)
+from gpustack.plugin.routing import Principal, RoutingTable, Target
+
+log = logging.getLogger(__name__)
+
+_GIVEN_ID = re.compile(rb"[A-Za-z0-9_.:-]{1,128}")
+_SESSION_COOKIE = b"gpustack_session="
+#: First lines that are kept: one for each instance and operation that is asked.
+_KEPT = 20_000
+
+
+class Backstage(Protocol):
+    """Answers what is not for models."""
+
+    def __call__(self, request: Request, reply: Reply) -> None:
+        """Answer ``request``, now or later."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Parts:
+    """What a gateway is made of. Times are seconds."""
+
+    upstream: Upstream
+    chooser: Chooser
+    admission: Admission
+    books: Books = field(default_factory=Books)
+    budget: RetryBudget | None = None
+    #: None where nothing but models is served: everything else is 404 then.
+    backstage: Backstage | None = None
+    #: None is no sharing with pages of other origins.
+    cors: CorsPolicy | None = None
+    #: Between two signs of life to a client whose stream waits for its turn.
+    hold_seconds: float = 5.0
+    clock: Callable[[], float] = time.monotonic
+    #: Whether the server may know of keys that the table does not have yet; it is then asked in their stead.
+    behind: Callable[[], bool] = lambda: False
+
+
+class _Preflight:
+    """The context of a browser's question."""
+
+
+_PREFLIGHT = _Preflight()
+
+
+class Gateway:
+    """The service behind an :class:`~gpustack.dataplane.http.HttpServer`. Everything happens on one event loop."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.table = RoutingTable()
+        self.upstream = parts.upstream
+        self.chooser = parts.chooser
+        self.admission = parts.admission
+        self.books = parts.books
+        self.clock = parts.clock
+        self.budget = parts.budget or RetryBudget(parts.clock)
+        self.cors = parts.cors
+        self.hold_seconds = parts.hold_seconds
+        self._backstage = parts.backstage
+        self._behind_the_server = parts.behind
+        #: A number of this process, and of the request within it.
+        self._ids = os.urandom(6).hex().encode()
+        self._count = 0
+        self._first_lines: dict[tuple[int, bytes], tuple[Target, bytes]] = {}
+        self._salts: dict[str, int] = {}
+
+    def apply(self, table: RoutingTable, changed: Collection[str] | None = None) -> None:
+        """Serve ``table`` from the next request on; ``changed`` names the routes that differ, None may be all."""
+        self.table = table
+        self.chooser.apply(table)
+        self.admission.apply(table, changed)
+        if len(self._first_lines) > _KEPT:
+            self._first_lines.clear()
+        if len(self._salts) > _KEPT:
+            self._salts.clear()
+        self.upstream.forget_all_but(
+            {(target.host, target.port) for route in table.routes.values() for target in route.targets}
+        )
+
+    # What HTTP asks of a service ------------------------------------------------------------------------
+
+    def begin(self, request: Request) -> Refusal | BodyPlan:
+        """Judge a request by its head."""
+        operation = OPERATIONS.get(request.path)
+        if operation is None and not is_inference(request.path):
+            return BodyPlan()
+        if self._is_preflight(request):
+            request.context = _PREFLIGHT
+            return BodyPlan(limit=0)
+        try:
+            request.context = self._judged(request, operation)
+        except ApiError as error:
+            return self._refusal(request, operation, error)
+        return BodyPlan()
+
+    def handle(self, request: Request, reply: Reply) -> None:
+        """Answer a request that is complete."""
+        context = request.context
+        if context is None:
+            self._behind(request, reply)
+        elif context is _PREFLIGHT:
+            self._answer_preflight(request, reply)
+        elif isinstance(context, Principal):
+            self._answer_models(request, reply, context)
+        else:
+            operation, principal, model = context
+            Inference(self, request, reply, operation, principal, self._request_id(request)).begin(model)
+
+    # Who asks for what ----------------------------------------------------------------------------------
+
+    def _judged(self, request: Request, operation: Operation | None) -> Any:
+        """Return what :meth:`handle` goes by: None for the server, a Principal for the models' list, or what to ask."""
+        model = ""
+        names = models_path(request.path) if operation is None else None
+        if operation is None and names is None:
+            operation, model = _proxied(request)
+        if operation is not None and not model and request.method != b"POST":
+            raise _only(request, "POST")
+        if names is not None and request.method not in (b"GET", b"HEAD"):
+            raise _only(request, "GET")
+        principal = self._principal(request)
+        if principal is None:
+            return None
+        if operation is None:
+            return principal
+        return operation, principal, model
+
+    def _principal(self, request: Request) -> Principal | None:
+        """Return who asks; None for whoever is signed in to the server, which knows. Raises ApiError 401, or 415."""
+        credential = cookie = b""
+        for name, value in request.headers:
+            if name == b"authorization":
+                scheme, _, rest = value.strip().partition(b" ")
+                if scheme.lower() == b"bearer" and rest.strip():
+                    credential = rest.strip()
+            elif name == b"x-api-key":
+                credential = credential or value.strip()
+            elif name == b"cookie":
+                cookie = value
+            elif name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
+                raise ApiError(
+                    415,
+                    "compressed request bodies are not understood; send plain JSON",
+                    code="invalid_request",
+                )
+        if credential:
+            found = self.table.principal(credential.decode("latin-1"), now=time.time())
+            if found is not None:
+                return found
+            if self._backstage is not None and self._behind_the_server():
+                return None
+        elif _SESSION_COOKIE in cookie and self._backstage is not None:
+            return None
+        raise errors.invalid_key()
+
+    def _is_preflight(self, request: Request) -> bool:
+        if self.cors is None or request.method != b"OPTIONS":
+            return False
+        return bool(request.header(b"origin") and request.header(b"access-control-request-method"))
+
+    # Answers --------------------------------------------------------------------------------------------
+
+    def _answer_models(self, request: Request, reply: Reply, principal: Principal) -> None:
+        named = unquote_to_bytes(models_path(request.path) or b"").decode("utf-8", "replace")
+        headers: Headers = [
+            (b"content-type", b"application/json"),
+            (b"x-request-id", self._request_id(request)),
+        ]
+        headers += self.sharing(request)
+        status, body = 200, b""
+        if not named:
+            body = model_list(self.table, principal)
+        elif (route := self.table.routes.get(named)) is not None and principal.may_use(named):
+            body = model_entry(named, route)
+        else:
+            error = errors.unknown_model(named)
+            status, body = error.status, error.body()
+        reply.answer(status, headers, body)
+        self.books.note(request, status, reply=reply)
+
+    def _answer_preflight(self, request: Request, reply: Reply) -> None:
+        assert self.cors is not None
+        values = [
+            (request.header(name) or b"").decode("latin-1")
+            for name in (b"origin", b"access-control-request-method", b"access-control-request-headers")
+        ]
+        status, headers, body = preflight(self.cors, *values)
+        reply.answer(status, headers, body)
+
+    def _refusal(self, request: Request, operation: Operation | None, error: ApiError) -> Refusal:
+        self.books.note(request, error.status)
+        headers = (*error.headers(), (b"x-request-id", self._request_id(request)), *self.sharing(request))
+        return Refusal(error.status, headers, error_body(error, operation))
+
+    def _behind(self, request: Request, reply: Reply) -> None:
+        if self._backstage is not None:
+            self._backstage(request, reply)
+            return
+        path = request.path.decode("latin-1")
+        error = ApiError(404, f"there is no {path} here", code="unknown_path")
+        reply.answer(404, error.headers(), error.body())
+
+    # What requests need ---------------------------------------------------------------------------------
+
+    def _request_id(self, request: Request) -> bytes:
+        given = request.header(b"x-request-id")
+        if given is not None and _GIVEN_ID.fullmatch(given):
+            return given
+        self._count += 1
+        return b"%b-%x" % (self._ids, self._count)
+
+    def sharing(self, request: Request) -> Headers:
+        """Return the headers that let a page of another origin read the answer."""
+        policy = self.cors
+        if policy is None:
+            return []
+        headers = granted(policy, (request.header(b"origin") or b"").decode("latin-1"))
+        return [*headers, (b"vary", b"Origin")] if policy.varies else headers
+
+    def first_lines(self, target: Target, operation: Operation, request: Request) -> bytes:
+        """Return how a request to ``target`` begins: request line, Host, and the door's credential. Raises ValueError."""
+        if request.query or operation.path not in _FIXED:
+            return _first_lines(target, operation.path, request)
+        key = (target.instance_id, operation.path)
+        known = self._first_lines.get(key)
+        if known is not None and known[0] is target:
+            return known[1]
+        lines = _first_lines(target, operation.path, request)
+        self._first_lines[key] = (target, lines)
+        return lines
+
+    def salt(self, name: str) -> int:
+        """Return what the marks of a route's requests start from."""
+        found = self._salts.get(name)
+        if found is None:
+            found = self._salts[name] = prefix.salt(name)
+        return found
+
+    def between(self, name: str) -> Callable[[float], None] | None:
+        """Return what the times between the pieces of a route's streams are told to."""
+        metrics = self.books.metrics
+        return None if metrics is None else metrics.between_tokens.of(name).observe
+
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
+        """Have ``callback`` called in ``seconds``."""
+        return asyncio.get_running_loop().call_later(seconds, callback)
+
+    def call_soon(self, callback: Callable[..., None], *args: Any) -> None:
+        """Have ``callback`` called when others had their turn."""
+        asyncio.get_running_loop().call_soon(callback, *args)
+
+
+#: Paths whose first lines are worth keeping.
+_FIXED = frozenset(each.path for each in OPERATIONS.values())
+
+
+def _first_lines(target: Target, path: bytes, request: Request) -> bytes:
+    whole = target.path_prefix.encode() + path + (b"?" + request.query if request.query else b"")
+    method = b"POST" if path in _FIXED else request.method
+    lines = request_line(method, whole, host_header(target.host, target.port))
+    return (
+        lines + b"authorization: Bearer %b\r\n" % target.credential.encode() if target.credential else lines
+    )
+
+
+def _proxied(request: Request) -> tuple[Operation, str]:
+    """Return what a request to ``/model/proxy`` asks of which model. Raises ApiError 404."""
+    if request.path.startswith(PROXY):
+        rest = request.path[len(PROXY) :]
+        named = request.header(PROXY_HEADER)
+        if named is None:
+            named, _, rest = rest.partition(b"/")
+        name = unquote_to_bytes(named).decode("utf-8", "replace")
+        if name:
+            return Operation(path=b"/" + rest, metered=False), name
+    path = request.path.decode("latin-1")
+    raise ApiError(404, f"there is no {path}; see /docs for the paths there are", code="unknown_path")
+
+
+def _only(request: Request, method: str) -> ApiError:
+    path = request.path.decode("latin-1")
+    return ApiError(405, f"{path} takes {method} only", code="method_not_allowed", allow=method)

@@ -1,0 +1,128 @@
+"""What a client asks, and what the part that answers has to offer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from gpustack.dataplane.errors import ApiError
+
+if TYPE_CHECKING:
+    from gpustack.dataplane.http.reply import Reply
+
+Header = tuple[bytes, bytes]
+Headers = list[Header]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An answer instead of what was asked. With ``close`` the connection ends after it."""
+
+    status: int
+    headers: tuple[Header, ...]
+    body: bytes
+    close: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BodyPlan:
+    """How a body is to be taken. ``limit`` is bytes; None: the server's own."""
+
+    limit: int | None = None
+
+
+class Request:
+    """One request. Nothing of it changes once it has been handed over.
+
+    ``path`` and ``query`` are as they were sent, still escaped; an authority in the request line is taken off.
+    The names of ``headers`` are lower case and their values as sent, in the order sent, without any word on
+    where the request came from unless that comes from a trusted proxy. ``peer`` is the client's address as far
+    as that can be trusted, empty on a local socket.
+    """
+
+    __slots__ = (
+        "body",
+        "chunked",
+        "context",
+        "expects",
+        "head_only",
+        "headers",
+        "host",
+        "keep_alive",
+        "length",
+        "method",
+        "names_hops",
+        "path",
+        "peer",
+        "plan",
+        "query",
+        "refusal",
+        "size",
+        "target",
+        "tls",
+        "version",
+    )
+
+    def __init__(self, peer: str, tls: bool) -> None:
+        self.method = b""
+        self.target = b""
+        self.path = b""
+        self.query = b""
+        self.version = "1.1"
+        self.host = b""
+        self.headers: Headers = []
+        self.body = b""
+        self.peer = peer
+        self.tls = tls
+        self.keep_alive = False
+        self.head_only = False
+        self.chunked = False
+        self.expects = False
+        #: Whether Connection names headers that are for one hop only.
+        self.names_hops = False
+        #: What Content-Length says; None without one.
+        self.length: int | None = None
+        #: Bytes of the body that have arrived.
+        self.size = 0
+        self.plan: BodyPlan | None = None
+        self.refusal: Refusal | None = None
+        #: The service's own; this layer does not look at it.
+        self.context: Any = None
+
+    def header(self, name: bytes) -> bytes | None:
+        """Return the first value of header ``name`` (lower case) without the spaces around it; None without one."""
+        for each, value in self.headers:
+            if each == name:
+                return value.strip(b" \t")
+        return None
+
+
+class Service(Protocol):
+    """What answers requests."""
+
+    def begin(self, request: Request) -> Refusal | BodyPlan:
+        """Judge a request by its head: path, credential, size. Its body has not come.
+
+        Called once, before :meth:`handle`, in the order of arrival; with pipelining it can be called while an
+        earlier request of the same connection is still being answered. Not called for what is no valid HTTP.
+        """
+        ...
+
+    def handle(self, request: Request, reply: Reply) -> None:
+        """Answer a request whose body is complete, now or later.
+
+        Called once, unless the client has left or the request was refused, and for one request of a connection
+        at a time: the next follows when the answer has ended. An exception becomes a 500 or, when the answer
+        has begun, the end of the connection.
+        """
+        ...
+
+
+#: Makes the body of an error that this layer answers by itself; the request is None when it could not be read.
+ErrorBody = Callable[[Request | None, int, str, str], bytes]
+
+
+def openai_error(request: Request | None, status: int, message: str, code: str) -> bytes:
+    """Return an error in the shape that OpenAI's clients expect."""
+    return ApiError(status, message, code=code).body()

@@ -1,0 +1,117 @@
+"""What all connections of clients share: limits, the sweep, counters, and a way to end in order."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from email.utils import formatdate
+
+from gpustack.dataplane.http.limits import Limits
+from gpustack.dataplane.http.proxies import TrustedProxies
+from gpustack.dataplane.http.request import ErrorBody, Refusal, Request, Service, openai_error
+from gpustack.dataplane.http.server_protocol import ServerProtocol
+
+_RETRY_AFTER = 5
+
+
+class HttpServer:
+    """Serves clients of any number of listeners on one event loop.
+
+        server = HttpServer(service)
+        server.start()
+        listener = await loop.create_server(server.protocol, sock=listening)
+        ...
+        listener.close()
+        await server.drain(30.0)
+
+    The counters grow from 0 and are for reading. ``bytes_out`` is what bodies held, counted when an answer ends.
+    Raises ValueError when a trusted proxy is no network.
+    """
+
+    def __init__(
+        self, service: Service, limits: Limits | None = None, *, error_body: ErrorBody = openai_error
+    ) -> None:
+        self.service = service
+        self.limits = limits or Limits()
+        self.proxies = TrustedProxies(self.limits.trusted_proxies)
+        self.connections: set[ServerProtocol] = set()
+        self.draining = False
+        #: Bytes of bodies that are held for all clients together.
+        self.buffered = 0
+        self.accepted = self.requests = self.bad_requests = self.timeouts = self.clients_left = 0
+        self.bytes_in = self.bytes_out = 0
+        #: What Date says.
+        self.date = formatdate(usegmt=True).encode()
+        #: Monotonic seconds, of the event loop as soon as there is one.
+        self.clock = time.monotonic
+        self._error_body = error_body
+        self._timer: asyncio.TimerHandle | None = None
+        self._empty: asyncio.Event | None = None
+
+    def protocol(self) -> ServerProtocol:
+        """Make the protocol of a new connection."""
+        return ServerProtocol(self)
+
+    def start(self) -> None:
+        """Begin to look for what is due. Called on the event loop; a second call does nothing."""
+        if self._timer is None:
+            loop = asyncio.get_running_loop()
+            self.clock = loop.time
+            self._timer = loop.call_later(self.limits.sweep_seconds, self._sweep)
+
+    async def drain(self, seconds: float) -> None:
+        """End in order: unused connections at once, others with their answer, what is left after ``seconds`` hard.
+
+        Requests that come on open connections meanwhile are still answered. Listeners are to be closed before.
+        """
+        self.draining = True
+        for connection in list(self.connections):
+            if connection.idle:
+                connection.close()
+        self._empty = asyncio.Event()
+        if self.connections:
+            try:
+                async with asyncio.timeout(seconds):
+                    await self._empty.wait()
+            except TimeoutError:
+                pass
+        self.close()
+
+    def close(self) -> None:
+        """End everything at once."""
+        self.draining = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for connection in list(self.connections):
+            connection.abort()
+
+    def refusal(self, request: Request | None, status: int, message: str, code: str) -> Refusal:
+        """Return an answer of this layer's own that ends the connection."""
+        headers = [(b"content-type", b"application/json")]
+        if status == 503:
+            headers.append((b"retry-after", b"%d" % _RETRY_AFTER))
+        return Refusal(status, tuple(headers), self._error_body(request, status, message, code), close=True)
+
+    # What connections call ------------------------------------------------------------------------------
+
+    def add(self, connection: ServerProtocol) -> bool:
+        """Take note of a new connection; tell whether there is room for it."""
+        self.accepted += 1
+        self.connections.add(connection)
+        return len(self.connections) <= self.limits.connections
+
+    def remove(self, connection: ServerProtocol) -> None:
+        """Forget a connection."""
+        self.connections.discard(connection)
+        if self._empty is not None and not self.connections:
+            self._empty.set()
+
+    def _sweep(self) -> None:
+        """Look at every connection: one timer for all is cheaper than one for each."""
+        now = self.clock()
+        self.date = formatdate(usegmt=True).encode()
+        due = [each for each in self.connections if each.due <= now or each.reader.due <= now]
+        for connection in due:
+            connection.sweep(now)
+        self._timer = asyncio.get_running_loop().call_later(self.limits.sweep_seconds, self._sweep)

@@ -1,0 +1,504 @@
+"""The whole data path in one process: real sockets on both sides, engines that answer, fail and hang."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from gpustack.dataplane.admission import Admission
+from gpustack.dataplane.choosing import Chooser
+from gpustack.dataplane.cors import CorsPolicy
+from gpustack.dataplane.gateway import Books, Gateway, Parts
+from gpustack.dataplane.http import HttpServer, Limits, Reply, Request, Upstream
+from gpustack.dataplane.metering.journal import Journal
+from gpustack.plugin.routing import Limits as KeyLimits
+from gpustack.plugin.routing import (
+    Principal,
+    Route,
+    RoutingTable,
+    Target,
+    Timeouts,
+    UsageRecord,
+    digest,
+)
+from gpustack.testing.fakes.engine import Behaviour, FakeEngine
+
+KEY = "sk-alice"
+CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "one two three"}]}
+
+
+@dataclass
+class Running:
+    """A gateway that runs; ``client`` shows alice's key."""
+
+    gateway: Gateway
+    upstream: Upstream
+    journal: Journal
+    client: httpx.AsyncClient
+    url: str
+    routes: dict[str, Route] = field(default_factory=dict)
+    principals: dict[str, Principal] = field(default_factory=dict)
+
+    def apply(self, *routes: Route, **principal: Any) -> None:
+        self.routes |= {name: route for route in routes for name in (route.name, *route.aliases)}
+        alice = Principal(user_id=1, username="alice", key_id=7, **principal)
+        self.principals = {digest(KEY): alice}
+        self.gateway.apply(RoutingTable(version=1, routes=dict(self.routes), principals=self.principals))
+
+    async def records(self, count: int = 1) -> list[UsageRecord]:
+        """Return the first ``count`` records of usage, in the order in which they were written."""
+        async with asyncio.timeout(10):
+            found: list[UsageRecord] = []
+            while len(found) < count:
+                batch = await self.journal.next_batch(100)
+                found += batch.records
+                await self.journal.acknowledge(batch)
+        return found
+
+
+def a_target(number: int, engine: FakeEngine | int, **more: Any) -> Target:
+    port = engine if isinstance(engine, int) else int(engine.url.rpartition(":")[2])
+    return Target(instance_id=number, host="127.0.0.1", port=port, **more)
+
+
+def a_route(*targets: Target, name: str = "tiny", **more: Any) -> Route:
+    return Route(name=name, created=5, targets=targets, categories=("llm",), **more)
+
+
+@contextlib.asynccontextmanager
+async def a_gateway(tmp_path: Path, *, limits: Limits | None = None, **parts: Any) -> AsyncIterator[Running]:
+    loop = asyncio.get_running_loop()
+    limits = limits or Limits(sweep_seconds=0.05)
+    upstream = Upstream(limits)
+    upstream.start()
+    async with Journal(tmp_path / "usage", memory=tmp_path) as journal:
+        gateway = Gateway(
+            Parts(
+                upstream=upstream,
+                chooser=Chooser(),
+                admission=Admission(loop.time, loop),
+                books=Books(journal=journal),
+                **parts,
+            )
+        )
+        server = HttpServer(gateway, limits)
+        server.start()
+        listener = await loop.create_server(server.protocol, "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+        async with httpx.AsyncClient(
+            base_url=url, headers={"authorization": f"Bearer {KEY}"}, timeout=20
+        ) as client:
+            try:
+                yield Running(gateway, upstream, journal, client, url)
+            finally:
+                listener.close()
+                server.close()
+                upstream.close()
+
+
+@pytest.fixture
+async def running(tmp_path: Path) -> AsyncIterator[Running]:
+    async with a_gateway(tmp_path) as gateway:
+        yield gateway
+
+
+# A word of answers ----------------------------------------------------------------------------------------
+
+
+async def test_a_chat_is_answered_and_its_tokens_are_written_down(running: Running) -> None:
+    with FakeEngine() as engine:
+        running.apply(a_route(a_target(4, engine)))
+        answer = await running.client.post("/v1/chat/completions", json=CHAT)
+        assert answer.status_code == 200
+        told = answer.json()["usage"]
+    (record,) = await running.records()
+    assert (record.prompt_tokens, record.completion_tokens) == (
+        told["prompt_tokens"],
+        told["completion_tokens"],
+    )
+    assert (record.user_id, record.key_id, record.instance_id) == (1, 7, 4)
+    assert (record.route, record.model, record.operation) == ("tiny", "tiny", "/v1/chat/completions")
+    assert (record.status, record.estimated) == (200, False)
+    assert answer.headers["x-request-id"]
+
+
+async def test_a_stream_gets_its_usage_counted_and_the_client_sees_nothing_of_it(running: Running) -> None:
+    with FakeEngine() as engine:
+        running.apply(a_route(a_target(1, engine)))
+        asked = {**CHAT, "stream": True}
+        plain = await running.client.post("/v1/chat/completions", json=asked)
+        wanted = await running.client.post(
+            "/v1/chat/completions", json={**asked, "stream_options": {"include_usage": True}}
+        )
+        assert [json.loads(body)["stream_options"] for body in sent(engine)] == [{"include_usage": True}] * 2
+    assert '"usage": {' not in plain.text.replace('"usage":{', '"usage": {')
+    assert plain.text.rstrip().endswith("[DONE]")
+    assert '"prompt_tokens"' in wanted.text
+    first, second = await running.records(2)
+    assert first.completion_tokens == second.completion_tokens > 0
+    assert not first.estimated
+    assert first.time_to_first_token is not None
+
+
+def sent(engine: FakeEngine) -> list[str]:
+    """Return the JSON bodies that the engine was sent."""
+    return [json.dumps(body) for _, body in engine.requests]
+
+
+async def test_an_alias_and_a_served_name_change_nothing_else_of_the_body(running: Running) -> None:
+    with FakeEngine() as engine:
+        running.apply(
+            a_route(a_target(1, engine, served_name="tiny-q4", model="tiny-model"), aliases=("gpt-4",))
+        )
+        answer = await running.client.post("/v1/chat/completions", json={**CHAT, "model": "gpt-4", "seed": 1})
+        assert answer.status_code == 200
+        ((_, body),) = engine.requests
+    assert body == {**CHAT, "model": "tiny-q4", "seed": 1}
+    (record,) = await running.records()
+    assert (record.route, record.model) == ("tiny", "tiny-model")
+
+
+async def test_models_are_listed_by_all_their_names_and_shown(running: Running) -> None:
+    with FakeEngine() as engine:
+        running.apply(a_route(a_target(1, engine), aliases=("gpt-4",)), a_route(name="asleep"), allowed=None)
+        listed = (await running.client.get("/v1/models")).json()
+        assert [each["id"] for each in listed["data"]] == ["gpt-4", "tiny"]
+        assert (await running.client.get("/v1/models/gpt-4")).json()["id"] == "gpt-4"
+        assert (await running.client.get("/v1/models/other")).status_code == 404
+
+
+@pytest.mark.parametrize("header", ["authorization", "x-api-key"])
+async def test_who_shows_no_key_or_a_wrong_one_is_refused(running: Running, header: str) -> None:
+    running.apply(a_route())
+    async with httpx.AsyncClient(base_url=running.url) as nobody:
+        for value in ("Bearer sk-wrong", "Bearer", "sk-wrong", ""):
+            answer = await nobody.post("/v1/chat/completions", json=CHAT, headers={header: value})
+            assert answer.status_code == 401
+            assert answer.json()["error"]["type"] == "authentication_error"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "code"),
+    [
+        ("/v1/chat/completions", {**CHAT, "model": "other"}, 404, "model_not_found"),
+        ("/v1/chat/completions", {"messages": []}, 400, "invalid_request"),
+        ("/v1/chat/completions", [], 400, "invalid_request"),
+        ("/v1/nothing", CHAT, 404, "unknown_path"),
+        ("/v1/embeddings", {"model": "stopped", "input": "x"}, 503, "model_not_ready"),
+        ("/v1/audio/transcriptions", {"model": "tiny"}, 400, "invalid_request"),
+    ],
+)
+async def test_what_cannot_be_is_refused_in_one_line(
+    running: Running, path: str, body: object, status: int, code: str
+) -> None:
+    running.apply(a_route(a_target(1, 9)), Route(name="stopped", created=1, obstacle="is stopped"))
+    answer = await running.client.post(path, json=body)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+    assert "\n" not in answer.json()["error"]["message"]
+
+
+async def test_a_model_that_another_key_may_use_does_not_exist_for_this_one(running: Running) -> None:
+    with FakeEngine() as engine:
+        running.apply(a_route(a_target(1, engine)), allowed=frozenset({"other"}))
+        assert (await running.client.post("/v1/chat/completions", json=CHAT)).status_code == 404
+        assert (await running.client.get("/v1/models")).json()["data"] == []
+
+
+async def test_anthropics_clients_get_errors_in_their_own_shape(running: Running) -> None:
+    running.apply(a_route())
+    answer = await running.client.post("/v1/messages", json={"model": "other", "messages": []})
+    assert answer.json()["type"] == "error"
+    assert answer.json()["error"]["type"] == "not_found_error"
+
+
+async def test_a_form_names_its_model_too(running: Running) -> None:
+    async with an_engine(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 13\r\n\r\n"
+                         b'{"text":"hi"}') as port:  # fmt: skip
+        running.apply(a_route(a_target(1, port, served_name="whisper")))
+        answer = await running.client.post(
+            "/v1/audio/transcriptions", data={"model": "tiny"}, files={"file": ("a.wav", b"\0" * 1000)}
+        )
+    assert answer.json() == {"text": "hi"}
+
+
+async def test_whatever_else_an_engine_offers_is_behind_the_proxy(running: Running) -> None:
+    with FakeEngine() as engine:
+        running.apply(a_route(a_target(1, engine)))
+        answer = await running.client.get("/model/proxy/tiny/metrics")
+        named = await running.client.get("/model/proxy/health", headers={"x-gpustack-model": "tiny"})
+    assert answer.status_code == 200
+    assert "requests" in answer.text
+    assert named.status_code == 200
+
+
+# Engines in trouble ---------------------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def an_engine(
+    answer: bytes | Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any],
+) -> AsyncIterator[int]:
+    """Something that answers each connection with the same bytes once a request has come, or as it is told."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, EOFError, asyncio.CancelledError):
+            if callable(answer):
+                await answer(reader, writer)
+                return
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = next(
+                (
+                    int(line[15:])
+                    for line in head.lower().split(b"\r\n")
+                    if line.startswith(b"content-length:")
+                ),
+                0,
+            )
+            await reader.readexactly(length)
+            writer.write(answer)
+            await writer.drain()
+            writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+
+
+async def nobody() -> int:
+    """Return a port where nobody listens."""
+    server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
+    port: int = server.sockets[0].getsockname()[1]
+    server.close()
+    await server.wait_closed()
+    return port
+
+
+async def test_an_instance_that_is_gone_is_passed_by(running: Running) -> None:
+    with FakeEngine() as engine:
+        running.apply(a_route(a_target(1, await nobody()), a_target(2, engine)))
+        answers = [await running.client.post("/v1/chat/completions", json=CHAT) for _ in range(6)]
+    assert [each.status_code for each in answers] == [200] * 6
+    assert {each.instance_id for each in await running.records(6)} == {2}
+
+
+async def test_one_that_ends_in_the_middle_of_a_request_takes_no_other_with_it(running: Running) -> None:
+    """What made one engine crash must not reach the next."""
+    asked = []
+
+    async def crash(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        asked.append(1)
+        writer.close()
+
+    async with an_engine(crash) as one, an_engine(crash) as other:
+        running.apply(a_route(a_target(1, one), a_target(2, other)))
+        answer = await running.client.post("/v1/chat/completions", json=CHAT)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (502, "engine_failed")
+    assert len(asked) == 1
+    (record,) = await running.records()
+    assert record.status == 502
+
+
+async def test_embeddings_are_asked_again_elsewhere(running: Running) -> None:
+    async def crash(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+
+    async with an_engine(crash) as broken:
+        with FakeEngine() as engine:
+            running.apply(
+                replace(a_route(a_target(1, broken), a_target(2, engine)), categories=("embedding",))
+            )
+            answers = [
+                await running.client.post("/v1/embeddings", json={"model": "tiny", "input": "x"})
+                for _ in range(4)
+            ]
+    assert [each.status_code for each in answers] == [200] * 4
+
+
+async def test_one_that_still_loads_is_passed_by(running: Running) -> None:
+    busy = (
+        b"HTTP/1.1 503 Busy\r\ncontent-type: application/json\r\ncontent-length: 22\r\n\r\n"
+        + b'{"message": "loading"}'
+    )
+    async with an_engine(busy) as loading:
+        with FakeEngine() as engine:
+            running.apply(a_route(a_target(1, loading), a_target(2, engine)))
+            assert (await running.client.post("/v1/chat/completions", json=CHAT)).status_code == 200
+        running.apply(a_route(a_target(1, loading)))
+        answer = await running.client.post("/v1/chat/completions", json=CHAT)
+    assert answer.status_code == 503
+    assert "loading" in answer.json()["error"]["message"]
+    assert answer.headers["retry-after"]
+
+
+async def test_an_engines_own_error_comes_in_the_usual_shape(running: Running) -> None:
+    said = b'{"detail":"context is too long"}'
+    refusal = b"HTTP/1.1 400 Bad\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (
+        len(said),
+        said,
+    )
+    async with an_engine(refusal) as port:
+        running.apply(a_route(a_target(1, port)))
+        answer = await running.client.post("/v1/chat/completions", json=CHAT)
+    assert answer.json()["error"]["message"] == "context is too long"
+
+
+async def test_a_stream_that_breaks_off_says_so_and_is_counted_by_its_pieces(running: Running) -> None:
+    with FakeEngine(Behaviour(cut_after=2)) as engine:
+        running.apply(a_route(a_target(1, engine)))
+        answer = await running.client.post("/v1/chat/completions", json={**CHAT, "stream": True})
+    assert '"engine_failed"' in answer.text.splitlines()[-1] or '"engine_failed"' in answer.text
+    assert "[DONE]" not in answer.text
+    (record,) = await running.records()
+    assert (record.status, record.estimated) == (502, True)
+    assert record.completion_tokens >= 1
+
+
+async def test_a_client_that_leaves_ends_the_engines_work_and_pays_for_what_came(running: Running) -> None:
+    with FakeEngine(Behaviour(tokens_per_second=20, answer="word " * 200)) as engine:
+        running.apply(a_route(a_target(1, engine)))
+        async with running.client.stream(
+            "POST", "/v1/chat/completions", json={**CHAT, "stream": True}
+        ) as answer:
+            seen = 0
+            async for line in answer.aiter_lines():
+                seen += line.startswith("data:")
+                if seen == 4:
+                    break
+        (record,) = await running.records()
+    assert (record.status, record.estimated) == (499, True)
+    assert 2 <= record.completion_tokens <= 10
+    assert not running.upstream.active
+
+
+async def test_an_engine_that_says_nothing_is_given_up(running: Running) -> None:
+    with FakeEngine(Behaviour(hang_from=1)) as engine:
+        running.apply(a_route(a_target(1, engine), timeouts=Timeouts(first_byte=0.2)))
+        answer = await running.client.post("/v1/chat/completions", json=CHAT)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (504, "engine_timeout")
+
+
+async def test_another_model_stands_in_for_one_that_does_not_answer(running: Running) -> None:
+    with FakeEngine() as engine:
+        running.apply(
+            a_route(a_target(1, await nobody()), fallback="small"),
+            a_route(a_target(2, engine, served_name="small"), name="small"),
+            a_route(name="away", fallback="small", obstacle="is stopped"),
+        )
+        for name in ("tiny", "away"):
+            answer = await running.client.post("/v1/chat/completions", json={**CHAT, "model": name})
+            assert answer.status_code == 200, answer.text
+        assert [body["model"] for _, body in engine.requests] == ["small", "small"]
+
+
+# Waiting --------------------------------------------------------------------------------------------------
+
+
+async def test_a_limit_of_a_key_is_held(running: Running) -> None:
+    with FakeEngine() as engine:
+        running.apply(a_route(a_target(1, engine)), limits=KeyLimits(requests_per_minute=2))
+        answers = [await running.client.post("/v1/chat/completions", json=CHAT) for _ in range(3)]
+    assert [each.status_code for each in answers] == [200, 200, 429]
+    assert int(answers[2].headers["retry-after"]) >= 1
+
+
+async def test_who_waits_for_a_turn_is_told_how_long_that_was(running: Running) -> None:
+    with FakeEngine(Behaviour(time_to_first_token=0.1)) as engine:
+        running.apply(a_route(a_target(1, engine, slots=1)))
+        answers = await asyncio.gather(
+            *(running.client.post("/v1/chat/completions", json=CHAT) for _ in range(3))
+        )
+    waited = sorted(float(each.headers.get("x-queue-time", 0)) for each in answers)
+    assert waited[0] == 0
+    assert waited[2] > waited[1] > 0
+
+
+async def test_a_stream_that_waits_for_a_model_to_start_is_kept_alive(tmp_path: Path) -> None:
+    async with a_gateway(tmp_path, hold_seconds=0.05) as running:
+        with FakeEngine() as engine:
+            asleep = a_route(asleep=True)
+            running.apply(asleep)
+            asking = asyncio.create_task(
+                running.client.post("/v1/chat/completions", json={**CHAT, "stream": True})
+            )
+            await asyncio.sleep(0.3)
+            assert not asking.done()
+            running.apply(replace(asleep, targets=(a_target(1, engine),)))
+            answer = await asking
+    assert answer.status_code == 200
+    assert answer.text.startswith(": waiting\n\n")
+    assert answer.text.rstrip().endswith("[DONE]")
+
+
+# Pages and everything else --------------------------------------------------------------------------------
+
+
+async def test_a_page_of_another_origin_may_ask_where_the_settings_say_so(tmp_path: Path) -> None:
+    policy = CorsPolicy(
+        allow_origins=("https://a.example",), allow_methods=("POST",), allow_headers=("Authorization",)
+    )
+    async with a_gateway(tmp_path, cors=policy) as running:
+        with FakeEngine() as engine:
+            running.apply(a_route(a_target(1, engine)))
+            question = {
+                "origin": "https://a.example",
+                "access-control-request-method": "POST",
+                "access-control-request-headers": "authorization",
+            }
+            allowed = await httpx.AsyncClient().options(
+                f"{running.url}/v1/chat/completions", headers=question
+            )
+            assert allowed.headers["access-control-allow-origin"] == "https://a.example"
+            for origin, expected in (("https://a.example", "https://a.example"), ("https://b.example", None)):
+                answer = await running.client.post(
+                    "/v1/chat/completions", json=CHAT, headers={"origin": origin}
+                )
+                assert answer.headers.get("access-control-allow-origin") == expected
+                assert answer.headers["vary"] == "Origin"
+
+
+async def test_what_is_not_for_models_goes_to_the_server(tmp_path: Path) -> None:
+    seen: list[tuple[bytes, bytes]] = []
+
+    def server(request: Request, reply: Reply) -> None:
+        seen.append((request.method, request.path))
+        reply.answer(200, [(b"content-type", b"text/plain")], b"the server")
+
+    async with a_gateway(tmp_path, backstage=server) as running:
+        running.apply(a_route())
+        for method, path in (("GET", "/"), ("POST", "/v2/models"), ("GET", "/ui/index.html")):
+            assert (await running.client.request(method, path)).text == "the server"
+        async with httpx.AsyncClient(base_url=running.url) as browser:
+            cookie = await browser.get("/v1/models", headers={"cookie": "gpustack_session=abc"})
+        assert cookie.text == "the server"
+    assert seen == [
+        (b"GET", b"/"),
+        (b"POST", b"/v2/models"),
+        (b"GET", b"/ui/index.html"),
+        (b"GET", b"/v1/models"),
+    ]
+
+
+async def test_a_large_body_holds_up_nobody_else(running: Running) -> None:
+    with FakeEngine() as engine:
+        running.apply(a_route(a_target(1, engine)))
+        large = json.dumps({"pad": "x" * (8 << 20), **CHAT}).encode()
+        sending = asyncio.create_task(
+            running.client.post(
+                "/v1/chat/completions", content=large, headers={"content-type": "application/json"}
+            )
+        )
+        answers = [await running.client.post("/v1/chat/completions", json=CHAT) for _ in range(5)]
+        assert [each.status_code for each in answers] == [200] * 5
+        assert (await sending).status_code == 200
