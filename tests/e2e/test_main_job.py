@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import anthropic
 import corpus
 import openai
 import pytest
@@ -73,6 +74,44 @@ def test_a_chat_completion_streams_and_ends_with_usage(client: openai.OpenAI, ti
     assert usage is not None
     assert usage.completion_tokens > 8
     assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
+
+
+def test_anthropics_client_is_answered_too(stack: Running, api_key: str, tiny: str) -> None:
+    asked = {"model": tiny, "max_tokens": 64, "messages": [{"role": "user", "content": "What is GPUStack?"}]}
+    with anthropic.Anthropic(base_url=stack.url, api_key=api_key, max_retries=0) as client:
+        whole = client.messages.create(**asked)
+        assert whole.content[0].text.strip() == ANSWERS["what-is-gpustack"]
+        assert whole.usage.output_tokens > 8
+        with client.messages.stream(**asked) as stream:
+            assert "".join(stream.text_stream).strip() == ANSWERS["what-is-gpustack"]
+        assert client.messages.count_tokens(model=tiny, messages=asked["messages"]).input_tokens > 4
+        with pytest.raises(anthropic.NotFoundError, match="does not exist"):
+            client.messages.create(**{**asked, "model": "nothing"})
+
+
+def test_curl_is_answered(stack: Running, api_key: str, tiny: str) -> None:
+    asked = json.dumps({"model": tiny, "stream": True, "messages": [{"role": "user", "content": "Hello"}]})
+    done = subprocess.run(
+        ["curl", "-sN", f"{stack.url}/v1/chat/completions", "-H", f"Authorization: Bearer {api_key}", "-d", asked],
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    events = [line for line in done.stdout.splitlines() if line.startswith("data: ")]
+    assert events[-1] == "data: [DONE]"
+    # Nobody asked for the usage, which the gateway has counted all the same.
+    assert not any('"usage":{' in event for event in events)
+
+
+def test_a_route_has_other_names_for_a_model(stack: Running, client: openai.OpenAI, tiny: str) -> None:
+    stack.cli("routes", "create", "assistant", "--target", tiny, "--alias", "gpt-4o")
+    for name in ("assistant", "gpt-4o"):
+        answer = client.chat.completions.create(
+            model=name, messages=[{"role": "user", "content": "What is GPUStack?"}]
+        )
+        assert answer.choices[0].message.content == ANSWERS["what-is-gpustack"]
+    assert {"assistant", "gpt-4o", tiny} <= {each.id for each in client.models.list()}
+    stack.cli("routes", "rm", "assistant")
+    with pytest.raises(openai.NotFoundError):
+        client.chat.completions.create(model="gpt-4o", messages=[])
 
 
 def test_a_conversation_goes_on(client: openai.OpenAI, tiny: str) -> None:

@@ -296,6 +296,7 @@ def _gone(pidfd: int) -> float:
     return time.monotonic()
 
 
+_WRITTEN = re.compile(r"/gateway/usage/\w+\.\d+\.log|/log/access\.log")
 _PYTHON = re.compile(r"gpustack\.app\.(?:child (\w+)|(supervisor))")
 
 
@@ -317,8 +318,13 @@ def _descriptors(process: psutil.Process) -> Counter[str]:
     for each in Path(f"/proc/{process.pid}/fd").iterdir():
         with contextlib.suppress(OSError):
             target = str(each.readlink())
-            if not target.startswith("socket:"):
-                found[re.sub(r":?\[\d+\]|\d{4,}", "", target)] += 1
+            # What is written to is opened with the first record.
+            if not target.startswith("socket:") and not _WRITTEN.search(target):
+                # Each gateway process has files of its own, under names that nobody has again.
+                shared = re.sub(
+                    r"(/gateway/(?:metrics/|usage/|outstanding|limits)|/dev/shm/gpustack).*", r"\1", target
+                )
+                found[re.sub(r":?\[\d+\]|\d{4,}", "", shared)] += 1
     return found
 
 

@@ -37,8 +37,9 @@ INFERENCE = frozenset({"chat", "stream", "list models"})
 MANAGEMENT = frozenset({"read", "write", "readyz"})
 #: What passes through each process, so that its death may cost what was in flight on it.
 PASSES_THROUGH = {
-    "server": INFERENCE | MANAGEMENT,
-    "supervisor": INFERENCE | MANAGEMENT,
+    "gateway": INFERENCE | MANAGEMENT,
+    "server": MANAGEMENT,
+    "supervisor": MANAGEMENT,
     "postgres": MANAGEMENT,
     "engine": frozenset({"chat", "stream"}),
     "worker": frozenset[str](),
@@ -100,6 +101,8 @@ class Report:
     replaced: int = 0
     #: GETs sent on a connection that the server was just closing, and sent again.
     repeated: int = 0
+    #: Tokens of prompts and of answers, as the whole answers of models have told them.
+    tokens: list[int] = field(default_factory=lambda: [0, 0])
     #: The longest time for one answer, by kind.
     slowest: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
@@ -271,15 +274,15 @@ class Line:
         await self.reader.readuntil(b"\r\n")
         return found
 
-    async def stream(self) -> str:
-        """Read a stream of events to its end; return why it failed, or nothing."""
+    async def stream(self) -> tuple[str, bytes]:
+        """Read a stream of events to its end; return why it failed, or nothing, and how it ended."""
         head = (await self.reader.read(64)).decode("latin-1")
         tail = b""
         while piece := await self.reader.read(1 << 16):
-            tail = (tail + piece)[-600:]
-        if b"[DONE]" in tail and b'"error"' not in tail:
-            return ""
-        return f"{head[9:12] or 'nothing came'}, last: {tail[-300:].decode(errors='replace')}"
+            tail = (tail + piece)[-1500:]
+        if b"[DONE]" in tail and b'"error":' not in tail:
+            return "", tail
+        return f"{head[9:12] or 'nothing came'}, last: {tail[-300:].decode(errors='replace')}", tail
 
     def close(self) -> None:
         self.writer.close()
@@ -339,7 +342,9 @@ class Sender:
                 line.send(self.plan, "POST", "/v1/chat/completions", body, close=True)
                 self.open_streams += 1
                 try:
-                    why = await line.stream()
+                    why, tail = await line.stream()
+                    if not why:
+                        self._count(tail)
                 finally:
                     self.open_streams -= 1
                     line.close()
@@ -352,7 +357,14 @@ class Sender:
     def _chat(self, text: str, tokens: int, *, stream: bool = False) -> bytes:
         messages = [{"role": "user", "content": text}]
         asked = {"model": self.plan.model, "messages": messages, "max_tokens": tokens, "stream": stream}
+        if stream:
+            asked["stream_options"] = {"include_usage": True}
         return json.dumps({**asked, "ignore_eos": True}).encode()
+
+    def _count(self, answer: bytes) -> None:
+        """Add the usage that an answer tells, the last one of a stream."""
+        for place, name in enumerate((b"prompt_tokens", b"completion_tokens")):
+            self.report.tokens[place] += int(re.findall(rb'"%b":(\d+)' % name, answer)[-1])
 
     async def _one(self, kind: str, *, fresh: bool) -> None:
         match kind:
@@ -400,6 +412,8 @@ class Sender:
             self._note(kind, began, f"{method} {path}: {type(error).__name__}: {error}")
             return None
         good = status < 300 and holds in content
+        if good and kind == "chat":
+            self._count(content)
         self._note(kind, began, "" if good else f"{method} {path}: {status} {content[:300].decode()}")
         return content if good else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import time
 from collections import Counter
@@ -9,11 +10,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from gpustack.db import Store
+from gpustack.db.embedded import EmbeddedPostgres
+from gpustack.db.repositories.usage import Totals
 from support.house import House, be_humble, key_names
 from support.load import Kill, Report, Traffic, Unheld, load
 
 STREAMS = 32
 _PATIENCE = 60.0
+#: Tokens of the longest answer that is asked for, with some to spare.
+_LONGEST = 1300
 #: States that an instance leaves and enters again without a new start, when its worker is gone for a moment.
 _AGAIN = frozenset({"running", "unreachable"})
 
@@ -26,6 +32,7 @@ class Ordeal:
         self.traffic = traffic
         self.kills: list[Kill] = []
         self.unheld: list[Unheld] = []
+        self._usage = usage(house)
         self._instances = {each["id"]: each for each in house.instances()}
         #: How often the engine of each instance was killed.
         self._engine_kills = Counter[int]()
@@ -61,11 +68,28 @@ class Ordeal:
         unexplained = report.unexplained(self.kills, self.unheld)
         assert not unexplained, report.account(self.kills, self.unheld)
         report.check_rows(key_names(self.house))
+        self._check_usage(report)
         self._check_instances(self.house.instances())
         check_history(self.house.instance_events())
         assert report.rate >= 50
         restarts = sum(kill.what == "supervisor" for kill in self.kills)
         assert self.house.attempts == [1] * restarts, "`gpustack start` did not come up at the first attempt"
+
+    def _check_usage(self, report: Report) -> None:
+        """Every token that a client saw is in the database, once; what was cut off may be there besides."""
+        cut = sum(each.kind in ("chat", "stream") for each in report.failures)
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            now = usage(self.house)
+            there = [now.prompt_tokens - self._usage.prompt_tokens,
+                     now.completion_tokens - self._usage.completion_tokens]  # fmt: skip
+            # A gateway that was killed may have written down what its clients never got.
+            if there == report.tokens or (cut and all(map(int.__ge__, there, report.tokens))):
+                break
+            assert time.monotonic() < deadline, f"{there} tokens are written down, {report.tokens} were seen"
+            time.sleep(0.5)
+        most = report.tokens[1] + cut * _LONGEST
+        assert there[1] <= most, f"{there[1]} tokens are written down, at most {most} can have been seen"
 
     def _check_instances(self, now: list[dict[str, Any]]) -> None:
         """No death makes, takes or doubles an instance; each restart is counted, once."""
@@ -77,6 +101,17 @@ class Ordeal:
         }
         found = {each["id"]: (each["name"], each["model_name"], each["restart_count"]) for each in now}
         assert found == wanted
+
+
+def usage(house: House) -> Totals:
+    """Return what the database has of whole answers of the model ``tiny``."""
+
+    async def ask() -> Totals:
+        url = EmbeddedPostgres(house.data_dir, house.data_dir / "log").recorded_url()
+        async with await Store.open(url) as store:
+            return await store.usage.totals(model="tiny", status=200)
+
+    return asyncio.run(ask())
 
 
 def check_history(events: list[dict[str, Any]]) -> None:

@@ -7,19 +7,33 @@ import time
 import pytest
 
 from support.house import House, key_names
-from support.load import load
+from support.load import INFERENCE, load
 from support.ordeal import ordeal
 from support.running import eventually
 
 pytestmark = pytest.mark.xdist_group("e2e-kill-matrix")
 
-VICTIMS = ("server", "worker", "engine", "postgres", "door", "supervisor")
+#: Inference goes on without any of them.
+BEHIND = ("server", "postgres", "worker")
+OTHERS = ("gateway", "engine", "door", "supervisor")
+
+
+@pytest.mark.timeout(400)
+def test_without_server_database_and_worker_no_inference_fails_and_no_token_is_lost(
+    house: House, key: str
+) -> None:
+    with ordeal(house, key) as running:
+        for victim in BEHIND:
+            running.kill(victim)
+    failed = [each for each in running.traffic.report.failures if each.kind in INFERENCE]
+    assert not failed
+    assert running.traffic.report.tokens[1] > 10_000
 
 
 @pytest.mark.timeout(400)
 def test_nothing_fails_but_what_was_in_flight_on_the_killed(house: House, key: str) -> None:
     with ordeal(house, key) as running:
-        for victim in VICTIMS:
+        for victim in OTHERS:
             running.kill(victim)
 
 

@@ -168,8 +168,12 @@ class PythonChild:
         feeding = asyncio.create_task(self._send(process))
         try:
             status = await process.wait()
+            # What it has said last; the pipe ends with it.
+            await asyncio.gather(listening, return_exceptions=True)
         finally:
-            feeding.cancel()
+            # One that outlives us keeps its end open.
+            for task in (listening, feeding):
+                task.cancel()
             await asyncio.gather(listening, feeding, return_exceptions=True)
         return self._refusal or describe_exit(status)
 

@@ -19,7 +19,7 @@ from gpustack.dataplane.asgi import Message, Receive, Scope, Send
 from gpustack.dataplane.choosing import Chooser
 from gpustack.dataplane.errors import ApiError
 from gpustack.dataplane.gateway.books import Books
-from gpustack.dataplane.gateway.service import Gateway, Parts
+from gpustack.dataplane.gateway.service import Fields, Gateway, Parts
 from gpustack.dataplane.http import (
     NOT_FOR_CLIENTS,
     BodyPlan,
@@ -53,9 +53,9 @@ async def nobody(scope: Scope) -> Principal | None:
 class InProcess(Gateway):
     """A gateway whose requests may come with somebody who is known already."""
 
-    def _principal(self, request: Request) -> Principal | None:
+    def _principal(self, request: Request, fields: Fields) -> Principal | None:
         known = request.context
-        return known if isinstance(known, Principal) else super()._principal(request)
+        return known if isinstance(known, Principal) else super()._principal(request, fields)
 
 
 class GatewayApp:

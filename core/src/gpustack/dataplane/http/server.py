@@ -12,6 +12,10 @@ from gpustack.dataplane.http.request import ErrorBody, Refusal, Request, Service
 from gpustack.dataplane.http.server_protocol import ServerProtocol
 
 _RETRY_AFTER = 5
+#: Seconds without a request after which none is taken to be on its way.
+_QUIET = 1.0
+#: Seconds between two looks at what is left, at the end.
+_LOOK = 0.05
 
 
 class HttpServer:
@@ -46,7 +50,6 @@ class HttpServer:
         self.clock = time.monotonic
         self._error_body = error_body
         self._timer: asyncio.TimerHandle | None = None
-        self._empty: asyncio.Event | None = None
 
     def protocol(self) -> ServerProtocol:
         """Make the protocol of a new connection."""
@@ -62,20 +65,27 @@ class HttpServer:
     async def drain(self, seconds: float) -> None:
         """End in order: unused connections at once, others with their answer, what is left after ``seconds`` hard.
 
-        Requests that come on open connections meanwhile are still answered. Listeners are to be closed before.
+        Who has just connected, or has just had an answer that could not say yet that it is the last one, may have
+        sent a request that has not come here: such a connection is unused only when it has been quiet for a while.
+        Listeners are to be closed before.
         """
         self.draining = True
-        for connection in list(self.connections):
-            if connection.idle:
-                connection.close()
-        self._empty = asyncio.Event()
-        if self.connections:
-            try:
-                async with asyncio.timeout(seconds):
-                    await self._empty.wait()
-            except TimeoutError:
-                pass
+        end = self.clock() + seconds
+        while True:
+            await _hear_everything()
+            now = self.clock()
+            self._close_unused(now)
+            if not self.connections or now >= end:
+                break
+            await asyncio.sleep(_LOOK)
         self.close()
+
+    def _close_unused(self, now: float) -> None:
+        latest = now - _QUIET + self.limits.keep_alive_seconds
+        for connection in list(self.connections):
+            # What is unused is due when the time to keep it is over, counted from its last use.
+            if connection.idle and connection.due <= latest:
+                connection.close()
 
     def close(self) -> None:
         """End everything at once."""
@@ -104,8 +114,6 @@ class HttpServer:
     def remove(self, connection: ServerProtocol) -> None:
         """Forget a connection."""
         self.connections.discard(connection)
-        if self._empty is not None and not self.connections:
-            self._empty.set()
 
     def _sweep(self) -> None:
         """Look at every connection: one timer for all is cheaper than one for each."""
@@ -115,3 +123,9 @@ class HttpServer:
         for connection in due:
             connection.sweep(now)
         self._timer = asyncio.get_running_loop().call_later(self.limits.sweep_seconds, self._sweep)
+
+
+async def _hear_everything() -> None:
+    """Let the loop take what has come already: after a stall it knows of the time first."""
+    for _ in range(2):
+        await asyncio.sleep(0)
