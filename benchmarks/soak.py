@@ -36,7 +36,7 @@ WARM_UP = 0.2
 EVERY = 5.0
 #: What counts as growth, whichever is more: MiB, and part of what it was.
 GROWTH, SHARE, DESCRIPTORS = 6.0, 0.1, 6
-ROLES = ("supervisor", "server", "worker", "door", "postgres")
+ROLES = ("supervisor", "server", "gateway", "worker", "door", "postgres")
 
 
 @dataclass(frozen=True)
