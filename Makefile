@@ -6,6 +6,8 @@ ARGS ?=
 TESTS ?=
 TEST_WORKERS ?= logical --maxprocesses=4
 LOCK_ARGS ?=
+SECONDS ?= 60
+TARGETS ?=
 SOURCES = core/src gpustack_backends/src gpustack_auth/src gpustack_gateway/src $(wildcard plugins/*/src)
 
 BIN = .venv/bin
@@ -14,7 +16,7 @@ PYTEST = $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev start demo test test-full lint format bench soak docs lock clean
+.PHONY: help setup setup-dev start demo test test-full lint format bench bench-gateway soak fuzz docs lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -54,8 +56,17 @@ format: setup-dev  ## format the code, mend what can be mended
 bench: setup-dev  ## measure the headline figures
 	@exec $(BIN)/python benchmarks/run.py $(ARGS)
 
+bench-gateway: setup-dev  ## measure the gateway beside nginx, and what choosing by prefix is worth (ARGS="rounds seconds")
+	@scripts/system-packages.sh
+	@$(BIN)/python benchmarks/gateway.py $(ARGS); one=$$?; $(BIN)/python benchmarks/prefix_affinity.py; two=$$?; exit $$((one > two ? one : two))
+
 soak: setup-dev  ## half an hour of churn: nothing may grow (SOAK_MINUTES=30)
 	@exec $(BIN)/python benchmarks/soak.py
+
+# Into a folder of its own: .venv is made of what runs everywhere, and this is for Linux on x86-64 only.
+fuzz: setup-dev  ## look for inputs that break the data path's parsers (SECONDS=60 for each, TARGETS="requests bodies")
+	@.tools/uv/bin/uv pip install --quiet --python .venv --target .tools/fuzz --require-hashes -r requirements/fuzz.txt
+	@exec env PYTHONPATH=.tools/fuzz $(BIN)/python tests/fuzz/run.py --seconds $(SECONDS) $(TARGETS)
 
 docs:  ## make the generated pages of docs/ anew
 	@exec $(BIN)/python scripts/make_docs.py

@@ -10,7 +10,7 @@ import sys
 
 import uvloop
 
-CHUNKS, PACE = 60, 0.02
+CHUNKS, PACE = 150, 0.02
 
 _BODY = (
     b'{"id":"chatcmpl-1","object":"chat.completion","created":1,"model":"m","choices":[{"index":0,'

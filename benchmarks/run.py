@@ -7,7 +7,18 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-PROGRAMS = ("cli_speed", "start_up", "idle", "api_speed", "fleet_list", "recovery", "demo", "install_size")
+PROGRAMS = (
+    "cli_speed",
+    "start_up",
+    "idle",
+    "api_speed",
+    "fleet_list",
+    "recovery",
+    "demo",
+    "install_size",
+    "gateway",
+    "prefix_affinity",
+)
 
 
 def main() -> int:

@@ -20,3 +20,4 @@ compile runtime "${members[@]/%//pyproject.toml}" \
 compile dev requirements/dev.in -c requirements/runtime.txt
 compile build requirements/build.in -c requirements/dev.txt
 compile uv requirements/uv.in
+compile fuzz requirements/fuzz.in

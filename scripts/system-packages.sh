@@ -7,6 +7,8 @@
 #   docker.io        a Docker engine for our image, run by the tests themselves
 #   mmdebstrap       the base of that image, made without a registry
 #   docker-compose   checks the compose files
+#   nginx            what our gateway is compared with, in bytes and in processor time
+#   curl             asks as the documents do
 set -euo pipefail
 
 say() { printf 'system packages: %s\n' "$*" >&2; }
@@ -18,6 +20,8 @@ here ip || wanted+=(iproute2)
 here dockerd || wanted+=(docker.io)
 here mmdebstrap || wanted+=(mmdebstrap)
 here docker-compose || wanted+=(docker-compose)
+here nginx || wanted+=(nginx)
+here curl || wanted+=(curl)
 [[ ${#wanted[@]} -gt 0 ]] || exit 0
 
 [[ $EUID -eq 0 ]] || { say "not root, nothing installed; tests that miss one are skipped"; exit 0; }

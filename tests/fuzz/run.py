@@ -37,10 +37,12 @@ def main() -> int:
     parser.add_argument("--seconds", type=int, default=60, help="for each target (default: 60)")
     parser.add_argument("--keep", action="store_true", help="add what reaches new code to the stored corpus")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options, rest = parser.parse_known_args()
     sys.path[:0] = [str(ROOT / "tests")]
     if options.inside:
-        return _fuzz(options.targets[0], options.seconds, keep=options.keep)
+        return _fuzz(options.targets[0], options.seconds, keep=options.keep, more=rest)
+    if rest:
+        parser.error(f"there is no {rest[0]}")
     from support.fuzzing import TARGETS
 
     if unknown := set(options.targets) - set(TARGETS):
@@ -61,7 +63,7 @@ def main() -> int:
     return 1 if broken else 0
 
 
-def _fuzz(name: str, seconds: int, *, keep: bool) -> int:
+def _fuzz(name: str, seconds: int, *, keep: bool, more: list[str]) -> int:
     try:
         import atheris
     except ImportError:
@@ -87,18 +89,18 @@ def _fuzz(name: str, seconds: int, *, keep: bool) -> int:
         except Exception as error:
             trouble.note(data, error)
 
-    if keep:
-        arguments = ["-merge=1", f"-max_len={LONGEST}", str(stored), str(found)]
+    arguments = [f"-max_len={LONGEST}", "-verbosity=0", f"-artifact_prefix={BROKEN}/{name}-"]
+    if more:
+        arguments += more
+    elif keep:
+        # By branches alone: how often each is taken makes ten times as many files.
+        arguments += ["-merge=1", "-use_counters=0", str(stored), str(found)]
     else:
-        arguments = [
-            f"-max_total_time={seconds}",
-            f"-max_len={LONGEST}",
-            "-timeout=10",
-            f"-dict={words}",
-            "-verbosity=0",
-        ]
-        arguments += [f"-artifact_prefix={BROKEN}/{name}-", "-print_final_stats=1", str(found), str(stored)]
-    atheris.Setup([sys.argv[0], *arguments], once)
+        arguments += [f"-max_total_time={seconds}", "-timeout=10", f"-dict={words}", "-print_final_stats=1"]
+        arguments += [str(found), str(stored)]
+    # For a merge libFuzzer starts itself again, by a shell.
+    itself = f"{sys.executable} {__file__} {name} --inside --keep"
+    atheris.Setup([itself, *arguments], once)
     atheris.Fuzz()
     return 0
 

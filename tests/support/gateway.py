@@ -148,6 +148,9 @@ async def a_gateway(
                 listener.close()
                 server.close()
                 upstream.close()
+                # What hears of the end gives up in turn what it has at engines.
+                for _ in range(5):
+                    await asyncio.sleep(0)
 
 
 #: Answers one connection.

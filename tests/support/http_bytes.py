@@ -184,6 +184,11 @@ BAD_ANSWERS: Mapping[str, bytes] = {
     "status 000": b"HTTP/1.1 000 OK\r\nContent-Length: 0\r\n\r\n",
     "status 600": b"HTTP/1.1 600 OK\r\nContent-Length: 0\r\n\r\n",
     "101": b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
+    "interim with a bare LF": b"HTTP/1.1 103 Hi\r\nX: a\nY: b\r\n\r\n" + _OK + b"Content-Length: 0\r\n\r\n",
+    "interim with a folded line": b"HTTP/1.1 103 Hi\r\nX: a\r\n b\r\n\r\n"
+    + _OK
+    + b"Content-Length: 0\r\n\r\n",
+    "interim without a colon": b"HTTP/1.1 102 Hi\r\nnonsense\r\n\r\n" + _OK + b"Content-Length: 0\r\n\r\n",
     "CL and TE": _OK + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     "TE and CL": _OK + b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n",
     "CL twice": _OK + b"Content-Length: 0\r\nContent-Length: 0\r\n\r\n",

@@ -2,7 +2,7 @@
 
 It is written to be obviously right, not fast, and shares nothing with the parsers of the product. It takes a few liberties,
 where those are known to take them and nothing follows from it, since heads are written anew: line ends before a request,
-several spaces before its version, ``RTSP`` or ``ICE`` for ``HTTP``, and anything in the reason phrase of an answer.
+several spaces before its version, ``RTSP`` or ``ICE`` for ``HTTP``; in answers any reason phrase, and trailers by any name.
 """
 
 from __future__ import annotations
@@ -95,7 +95,9 @@ def _request(data: bytes, start: int) -> Message:
     length, chunked = _framing(headers)
     if chunked and match[3] == b"1.0":
         raise Bad
-    body, end = _chunks(data, position) if chunked else _exactly(data, position, length or 0)
+    body, end = (
+        _chunks(data, position, strict_trailers=True) if chunked else _exactly(data, position, length or 0)
+    )
     return Message((match[1], match[2]), match[3], headers, body, start, position, end)
 
 
@@ -163,7 +165,7 @@ def _exactly(data: bytes, position: int, length: int) -> tuple[bytes, int]:
     return data[position : position + length], position + length
 
 
-def _chunks(data: bytes, position: int) -> tuple[bytes, int]:
+def _chunks(data: bytes, position: int, *, strict_trailers: bool = False) -> tuple[bytes, int]:
     body = b""
     while True:
         line, position = _line(data, position)
@@ -173,7 +175,8 @@ def _chunks(data: bytes, position: int) -> tuple[bytes, int]:
         size = int(match[1], 16)
         if not size:
             trailers, position = _fields(data, position)
-            if any(name in (b"content-length", b"transfer-encoding") for name, _ in trailers):
+            framing = any(name in (b"content-length", b"transfer-encoding") for name, _ in trailers)
+            if framing and strict_trailers:
                 raise Bad
             return body, position
         piece, position = _exactly(data, position, size)

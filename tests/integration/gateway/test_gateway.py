@@ -3,105 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
-from gpustack.dataplane.admission import Admission
-from gpustack.dataplane.choosing import Chooser
 from gpustack.dataplane.cors import CorsPolicy
-from gpustack.dataplane.gateway import Books, Gateway, Parts
-from gpustack.dataplane.http import HttpServer, Limits, Reply, Request, Upstream
-from gpustack.dataplane.metering.journal import Journal
+from gpustack.dataplane.http import Reply, Request
 from gpustack.plugin.routing import Limits as KeyLimits
 from gpustack.plugin.routing import (
-    Principal,
     Route,
-    RoutingTable,
-    Target,
     Timeouts,
-    UsageRecord,
-    digest,
 )
 from gpustack.testing.fakes.engine import Behaviour, FakeEngine
-
-KEY = "sk-alice"
-CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "one two three"}]}
-
-
-@dataclass
-class Running:
-    """A gateway that runs; ``client`` shows alice's key."""
-
-    gateway: Gateway
-    upstream: Upstream
-    journal: Journal
-    client: httpx.AsyncClient
-    url: str
-    routes: dict[str, Route] = field(default_factory=dict)
-    principals: dict[str, Principal] = field(default_factory=dict)
-
-    def apply(self, *routes: Route, **principal: Any) -> None:
-        self.routes |= {name: route for route in routes for name in (route.name, *route.aliases)}
-        alice = Principal(user_id=1, username="alice", key_id=7, **principal)
-        self.principals = {digest(KEY): alice}
-        self.gateway.apply(RoutingTable(version=1, routes=dict(self.routes), principals=self.principals))
-
-    async def records(self, count: int = 1) -> list[UsageRecord]:
-        """Return the first ``count`` records of usage, in the order in which they were written."""
-        async with asyncio.timeout(10):
-            found: list[UsageRecord] = []
-            while len(found) < count:
-                batch = await self.journal.next_batch(100)
-                found += batch.records
-                await self.journal.acknowledge(batch)
-        return found
-
-
-def a_target(number: int, engine: FakeEngine | int, **more: Any) -> Target:
-    port = engine if isinstance(engine, int) else int(engine.url.rpartition(":")[2])
-    return Target(instance_id=number, host="127.0.0.1", port=port, **more)
-
-
-def a_route(*targets: Target, name: str = "tiny", **more: Any) -> Route:
-    return Route(name=name, created=5, targets=targets, categories=("llm",), **more)
-
-
-@contextlib.asynccontextmanager
-async def a_gateway(tmp_path: Path, *, limits: Limits | None = None, **parts: Any) -> AsyncIterator[Running]:
-    loop = asyncio.get_running_loop()
-    limits = limits or Limits(sweep_seconds=0.05)
-    upstream = Upstream(limits)
-    upstream.start()
-    async with Journal(tmp_path / "usage", memory=tmp_path) as journal:
-        gateway = Gateway(
-            Parts(
-                upstream=upstream,
-                chooser=Chooser(),
-                admission=Admission(loop.time, loop),
-                books=Books(journal=journal),
-                **parts,
-            )
-        )
-        server = HttpServer(gateway, limits)
-        server.start()
-        listener = await loop.create_server(server.protocol, "127.0.0.1", 0)
-        url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
-        async with httpx.AsyncClient(
-            base_url=url, headers={"authorization": f"Bearer {KEY}"}, timeout=20
-        ) as client:
-            try:
-                yield Running(gateway, upstream, journal, client, url)
-            finally:
-                listener.close()
-                server.close()
-                upstream.close()
+from support.gateway import CHAT, Running, a_gateway, a_route, a_target, an_engine, nobody
 
 
 @pytest.fixture
@@ -242,47 +160,6 @@ async def test_whatever_else_an_engine_offers_is_behind_the_proxy(running: Runni
 # Engines in trouble ---------------------------------------------------------------------------------------
 
 
-@contextlib.asynccontextmanager
-async def an_engine(
-    answer: bytes | Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any],
-) -> AsyncIterator[int]:
-    """Something that answers each connection with the same bytes once a request has come, or as it is told."""
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, EOFError, asyncio.CancelledError):
-            if callable(answer):
-                await answer(reader, writer)
-                return
-            head = await reader.readuntil(b"\r\n\r\n")
-            length = next(
-                (
-                    int(line[15:])
-                    for line in head.lower().split(b"\r\n")
-                    if line.startswith(b"content-length:")
-                ),
-                0,
-            )
-            await reader.readexactly(length)
-            writer.write(answer)
-            await writer.drain()
-            writer.close()
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    try:
-        yield server.sockets[0].getsockname()[1]
-    finally:
-        server.close()
-
-
-async def nobody() -> int:
-    """Return a port where nobody listens."""
-    server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
-    port: int = server.sockets[0].getsockname()[1]
-    server.close()
-    await server.wait_closed()
-    return port
-
-
 async def test_an_instance_that_is_gone_is_passed_by(running: Running) -> None:
     with FakeEngine() as engine:
         running.apply(a_route(a_target(1, await nobody()), a_target(2, engine)))
@@ -329,7 +206,7 @@ async def test_embeddings_are_asked_again_elsewhere(running: Running) -> None:
 async def test_one_that_still_loads_is_passed_by(running: Running) -> None:
     busy = (
         b"HTTP/1.1 503 Busy\r\ncontent-type: application/json\r\ncontent-length: 22\r\n\r\n"
-        + b'{"message": "loading"}'
+        b'{"message": "loading"}'
     )
     async with an_engine(busy) as loading:
         with FakeEngine() as engine:

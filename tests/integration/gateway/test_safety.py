@@ -256,6 +256,47 @@ async def test_an_engines_answer_sets_nothing_in_our_name(running: Running) -> N
     assert answer.headers.get_list("x-request-id") != ["forged"]
 
 
+# Bodies ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"model":"tiny","stream":true,"stream_options":{},"a":' + b"[" * 600 + b"]" * 600 + b"}",
+        b'{"model":"tiny","stream":true,"stream_options":{"a":"' + b"x" * 70_000 + b'"}}',
+        b'{"model":' + b" " * 140_000 + b'"tiny","stream":true,"stream_options":{}}',
+        b'{"model":"tiny","stream":"' + b"x" * 140_000 + b'","stream":true,"stream_options":{}}',
+    ],
+    ids=["nested", "long options", "long blanks", "long value"],
+)
+async def test_a_body_that_is_too_much_to_change_is_refused_before_anybody_waits_for_it(
+    running: Running, body: bytes
+) -> None:
+    async with a_recorder() as (port, heads):
+        running.apply(a_route(a_target(1, port)))
+        answer = await running.say(a_request(body=body))
+        assert status_of(answer) == 400
+        assert not running.busy
+    assert heads == []
+
+
+@pytest.mark.xfail(
+    strict=True, reason="Inference lets go of neither lease nor ticket when something in it raises"
+)
+async def test_a_fault_of_our_own_costs_one_request_and_nothing_else(
+    running: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*_: object) -> bytes:
+        raise RuntimeError("a bug")
+
+    async with a_recorder() as (port, _):
+        running.apply(a_route(a_target(1, port, slots=1)))
+        with monkeypatch.context() as patched:
+            patched.setattr("gpustack.dataplane.gateway.inference.request_head", fails)
+            assert status_of(await running.say(a_request(body=ASKED))) == 500
+        assert not running.busy
+
+
 # Memory ---------------------------------------------------------------------------------------------------
 
 

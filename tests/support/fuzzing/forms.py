@@ -67,7 +67,8 @@ def _attempt(reading: Callable[[], Asked]) -> Asked | None:
     try:
         return reading()
     except ApiError as error:
-        assert error.status == 400
+        if error.status != 400 or "\n" in error.message:
+            raise AssertionError("an error that is not clear") from error
         return None
 
 

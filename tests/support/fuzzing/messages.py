@@ -58,7 +58,8 @@ def run(data: bytes) -> None:
         copy = TableCopy(lambda table, changed: None)
         with contextlib.suppress(*EXPECTED):
             for message in _messages(data, decode):
-                assert decode(wire.encode(message)) == message
+                again = decode(wire.encode(message))
+                assert again == message or "nan" in repr(message), "said again, it is something else"
                 copy.take(message)
                 _consistent(copy)
     _as_file(data)

@@ -90,6 +90,21 @@ def test_files_of_any_size_are_not_kept() -> None:
         (b"", "ends before"),
         (a_form((b"X: " + b"y" * 10_000, b"")), "too long headers"),
         (a_form(*[(field(b"a"), b"")] * 300), "more than 256 parts"),
+        (a_form((field(b"model"), b"m\r\n--xYz\tn")), "boundary inside"),
+        (b"--xYz\r\n" + field(b"model") + b"\r\n\r\n--xYz--\r\n", "begins with the boundary"),
+        (a_form((FILE, b"--xYz\r\n" + field(b"model") + b"\r\n\r\nx")), "begins with the boundary"),
+        (a_form((b"Content-Disposition: form-data;\r\n name=model", b"x")), "headers that cannot be read"),
+        (a_form((b"X y: z\r\n" + field(b"model"), b"x")), "headers that cannot be read"),
+        (a_form((field(b"model") + b"\nX: y", b"x")), "headers that cannot be read"),
+        (a_form((field(b"model") + b"~", b"x")), "Content-Disposition that cannot be read"),
+        (
+            a_form((b"Content-Disposition: form-data;\tname=model", b"x")),
+            "Content-Disposition that cannot be read",
+        ),
+        (
+            a_form((b"Content-Disposition: attachment; name=model", b"x")),
+            "Content-Disposition that cannot be read",
+        ),
     ],
 )
 def test_each_fault_has_one_clear_error(body: bytes, message: str) -> None:

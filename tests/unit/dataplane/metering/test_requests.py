@@ -181,6 +181,19 @@ def test_what_asking_for_usage_does_to_the_bytes(body: bytes, expected: bytes | 
         assert force_usage(body, asked) == ((body, False) if expected is None else (expected, True))
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"model":"m","stream":true,"stream_options":{},"a":' + b"[" * 600 + b"]" * 600 + b"}",
+        b'{"model":"m","stream":true,"stream_options":{"a":"' + b"x" * 140_000 + b'"}}',
+        b'{"model":"m","stream":"' + b"x" * 140_000 + b'","stream":true,"stream_options":{}}',
+    ],
+)
+def test_what_cannot_be_changed_is_refused_when_it_is_read_and_not_in_the_midst(body: bytes) -> None:
+    with pytest.raises(ApiError):
+        read(body)
+
+
 def test_nothing_to_change_copies_nothing() -> None:
     body = b'{"model":"m","stream":false}'
 

@@ -93,8 +93,10 @@ class Admission:
                 return ticket
             row = taken
         ticket = Ticket(self, room, tokens, row, limits, RUNNING)
-        if not room.waiting and room.targets and self._has_room(room):
-            self._start(room)
+        if not room.waiting and room.targets and (room.capacity is None or self._has_room(room)):
+            room.running += 1
+            if room.row >= 0:
+                self._buckets.run(room.row, 1)
             granted(0.0)
         else:
             self._queue(ticket, room, row, principal, granted, refused)

@@ -67,7 +67,7 @@ class Affinity:
                     other = _holder(among, found, bound, full=low & REQUESTS >= least.slots)
                     if other is not None:
                         chosen, saved = other, gain
-        key = chosen.instance.key
+        key = chosen.key
         moment = stamp(now)
         if depth != len(marks) or not settled(found, key, moment):
             self._holders.put(marks, depth, found, key, moment)

@@ -158,7 +158,7 @@ class Chooser:
         if self._ill:
             members, probe = _well(members, now)
             if probe is not None:
-                lease = self._lease(known, probe, hints, 0)
+                lease = self._probe(known, probe, hints)
                 lease.probe = probe.instance.probing = True
                 return lease
         members = with_weight(members)
@@ -183,17 +183,21 @@ class Chooser:
         """Take a holder of the prefix if it may be, else ``least``, whose load is ``low``."""
         if low & REQUESTS >= least.slots:
             least = _with_room(among) or least
-        if len(known.members) == 1 or not (hints.marks or hints.session):
-            return self._lease(known, least, hints, 0)
-        chosen, saved = self._affinity.choose(known, hints, least, low, mean, among, now)
-        return self._lease(known, chosen, hints, saved)
+        saved = 0
+        if (hints.marks or hints.session) and len(known.members) > 1:
+            least, saved = self._affinity.choose(known, hints, least, low, mean, among, now)
+        known.turn = least.then
+        answer = known.output
+        if 0 < hints.max_tokens < answer:
+            answer = hints.max_tokens
+        return Lease(known, least, hints.tokens - saved, int(answer) * ANSWER, self._ended)
 
-    def _lease(self, known: Known, member: Member, hints: Hints, saved: int) -> Lease:
+    def _probe(self, known: Known, member: Member, hints: Hints) -> Lease:
         known.turn = member.then
         answer = known.output
         if 0 < hints.max_tokens < answer:
             answer = hints.max_tokens
-        return Lease(known, member, hints.tokens - saved, int(answer) * ANSWER, self._ended)
+        return Lease(known, member, hints.tokens, int(answer) * ANSWER, self._ended)
 
     def _refresh(self, known: Known, now: float) -> None:
         known.fresh_until = now + _FRESH

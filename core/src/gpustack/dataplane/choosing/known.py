@@ -19,12 +19,13 @@ _GUESS_STEP = 0.05
 class Member:
     """One target of one route."""
 
-    __slots__ = ("bits", "group", "instance", "slots", "tally", "target", "then", "warm_at")
+    __slots__ = ("bits", "group", "instance", "key", "slots", "tally", "target", "then", "warm_at")
 
     def __init__(self, target: Target, instance: Instance, warm_at: float) -> None:
         self.target = target
         self.instance = instance
         self.tally = instance.tally
+        self.key = instance.key
         self.bits = bits(instance.key)
         self.slots = target.slots or 1 << 20
         #: When its slow start ends, by the chooser's clock.

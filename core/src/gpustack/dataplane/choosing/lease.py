@@ -35,9 +35,9 @@ class Lease:
         self.since = instance.ejections
         self._ended = ended
         self._over = False
-        self._prompt = prompt * TOKEN
-        self._answer = answer * TOKEN
-        instance.tally.add(self._prompt + self._answer + 1)
+        self._prompt = prompt = prompt * TOKEN
+        self._answer = answer = answer * TOKEN
+        instance.tally.add(prompt + answer + 1)
 
     def first_byte(self) -> None:
         """Take note that the engine has read the prompt and began a good answer."""

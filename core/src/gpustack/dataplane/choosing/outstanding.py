@@ -161,12 +161,15 @@ class SharedOutstanding(Outstanding):
         if now >= self._news_at:
             self._news_at = now + _NEWS_AFTER
             self._look_for_news()
+        version = self._version
         for tally in tallies:
-            if isinstance(tally, _SharedTally):
-                if tally.version != self._version:
+            if type(tally) is _SharedTally:
+                if tally.version != version:
                     tally.elsewhere = self._elsewhere(tally.instance_id)
-                    tally.version = self._version
-                tally.read()
+                    tally.version = version
+                    tally.read()
+                elif tally.elsewhere:
+                    tally.read()
 
     def clear(self, seat: int) -> None:
         """Forget all that ``seat`` counted: its process is dead. The own seat only while nothing is counted yet."""

@@ -34,12 +34,52 @@ class Books:
 
     def close(self, done: Inference) -> None:
         """Write down a request for a model that has ended, however it did."""
-        if done.asked_engine and self.journal is not None:
-            self._enter(self.journal, done)
+        usage, principal, reader = done.usage, done.principal, done.reader
+        journal, log = self.journal, self.access_log
+        asked = done.asked_engine
+        streamed = reader is not None and reader.chunks > 0
+        first = done.time_to_first_token if streamed else None
+        if log is not None or (asked and journal is not None):
+            # In the order of the fields: by name they would cost seven times as much.
+            entry = Entry(
+                journal.new_id() if asked and journal is not None else "",
+                self.wall(),
+                done.model,
+                done.instance_id,
+                principal.user_id,
+                principal.key_id,
+                done.status,
+                usage.prompt,
+                usage.cached,
+                usage.completion,
+                first,
+                done.duration,
+                done.operation.name,
+                done.route_name,
+                done.queued,
+                done.between_tokens if streamed else None,
+                usage.estimated,
+            )
+            if asked and journal is not None:
+                journal.append(entry)
+            if log is not None:
+                request = done.request
+                log.write(
+                    (
+                        entry,
+                        done.request_id,
+                        request.method,
+                        request.path,
+                        len(request.body),
+                        done.reply.sent,
+                        request.peer,
+                        principal.username,
+                        done.retries,
+                        done.trouble,
+                    )
+                )
         if self.metrics is not None:
-            self._count(self.metrics, done)
-        if self.access_log is not None:
-            self._tell(self.access_log, done)
+            self._count(self.metrics, done, first)
 
     def note(self, request: Request, status: int, *, reply: Reply | None = None, began: float = 0.0) -> None:
         """Write down a request that came to no model: the server's, or one that was refused at once."""
@@ -58,34 +98,7 @@ class Books:
                 )
             )
 
-    # All fields in their order: by name they would cost seven times as much, for each request.
-
-    def _enter(self, journal: Journal, done: Inference) -> None:
-        usage, principal = done.usage, done.principal
-        reader = done.reader
-        streamed = reader is not None and reader.chunks > 0
-        entry = Entry(
-            journal.new_id(),
-            self.wall(),
-            done.model,
-            done.instance_id,
-            principal.user_id,
-            principal.key_id,
-            done.status,
-            usage.prompt,
-            usage.cached,
-            usage.completion,
-            done.time_to_first_token if streamed else None,
-            done.duration,
-            done.operation.name,
-            done.route_name,
-            done.queued,
-            done.between_tokens if streamed else None,
-            usage.estimated,
-        )
-        journal.append(entry)
-
-    def _count(self, metrics: Metrics, done: Inference) -> None:
+    def _count(self, metrics: Metrics, done: Inference, first: float | None) -> None:
         route = done.route_name
         series = self._series.get(route)
         if series is None:
@@ -97,7 +110,7 @@ class Books:
             return
         usage = done.usage
         series.took(usage.prompt, usage.cached, usage.completion)
-        if done.reader is not None and done.reader.chunks and (first := done.time_to_first_token) is not None:
+        if first is not None:
             metrics.time_to_first_token.of(route).observe(first)
         if done.queued:
             metrics.queue_time.of(route).observe(done.queued)
@@ -109,31 +122,3 @@ class Books:
             self._series.clear()
         series = self._series[route] = metrics.of_model(route)
         return series
-
-    def _tell(self, access_log: AccessLog, done: Inference) -> None:
-        request, usage, principal, operation = done.request, done.usage, done.principal, done.operation
-        reader = done.reader
-        line = Line(
-            self.wall(),
-            done.request_id.decode("latin-1"),
-            "POST" if request.method == b"POST" else request.method.decode("latin-1"),
-            operation.name if request.path == operation.path else request.path.decode("latin-1"),
-            done.status,
-            done.duration,
-            len(request.body),
-            done.reply.sent,
-            request.peer or None,
-            principal.username,
-            principal.user_id,
-            principal.key_id,
-            done.route_name or None,
-            done.model or None,
-            done.instance_id,
-            done.queued or None,
-            done.time_to_first_token if reader is not None and reader.chunks else None,
-            usage.prompt or None,
-            usage.completion or None,
-            done.retries,
-            done.trouble or None,
-        )
-        access_log.write(line)

@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any, Protocol
 from urllib.parse import unquote_to_bytes
 
@@ -44,6 +45,9 @@ log = logging.getLogger(__name__)
 
 _GIVEN_ID = re.compile(rb"[A-Za-z0-9_.:-]{1,128}")
 _SESSION_COOKIE = b"gpustack_session="
+_PLAN = BodyPlan()
+#: Header fields by name.
+Fields = dict[bytes, bytes]
 #: First lines that are kept: one for each instance and operation that is asked.
 _KEPT = 20_000
 
@@ -121,8 +125,10 @@ class Gateway:
     def begin(self, request: Request) -> Refusal | BodyPlan:
         """Judge a request by its head."""
         operation = OPERATIONS.get(request.path)
+        if operation is not None and request.method == b"POST":
+            return self._begin(request, operation)
         if operation is None and not is_inference(request.path):
-            return BodyPlan()
+            return _PLAN
         if self._is_preflight(request):
             request.context = _PREFLIGHT
             return BodyPlan(limit=0)
@@ -130,20 +136,35 @@ class Gateway:
             request.context = self._judged(request, operation)
         except ApiError as error:
             return self._refusal(request, operation, error)
-        return BodyPlan()
+        return _PLAN
+
+    def _begin(self, request: Request, operation: Operation) -> Refusal | BodyPlan:
+        """The usual case."""
+        fields = _fields(request)
+        try:
+            principal = self._principal(request, fields)
+        except ApiError as error:
+            return self._refusal(request, operation, error)
+        if principal is not None:
+            request.context = (operation, principal, "", fields)
+        return _PLAN
 
     def handle(self, request: Request, reply: Reply) -> None:
         """Answer a request that is complete."""
         context = request.context
-        if context is None:
+        if type(context) is tuple:
+            operation, principal, model, fields = context
+            number = self._id(fields)
+            line = b"x-request-id: %b\r\n" % number
+            Inference(self, request, reply, operation, principal, number, line, fields, self.clock()).begin(
+                model
+            )
+        elif context is None:
             self._behind(request, reply)
         elif context is _PREFLIGHT:
             self._answer_preflight(request, reply)
-        elif isinstance(context, Principal):
-            self._answer_models(request, reply, context)
         else:
-            operation, principal, model = context
-            Inference(self, request, reply, operation, principal, self._request_id(request)).begin(model)
+            self._answer_models(request, reply, context)
 
     # Who asks for what ----------------------------------------------------------------------------------
 
@@ -157,34 +178,36 @@ class Gateway:
             raise _only(request, "POST")
         if names is not None and request.method not in (b"GET", b"HEAD"):
             raise _only(request, "GET")
-        principal = self._principal(request)
+        fields = _fields(request)
+        principal = self._principal(request, fields)
         if principal is None:
             return None
         if operation is None:
             return principal
-        return operation, principal, model
+        return operation, principal, model, fields
 
-    def _principal(self, request: Request) -> Principal | None:
+    def _principal(self, request: Request, fields: Fields) -> Principal | None:
         """Return who asks; None for whoever is signed in to the server, which knows. Raises ApiError 401, or 415."""
-        credential = cookie = b""
-        for name, value in request.headers:
-            if name == b"authorization":
-                scheme, _, rest = value.strip().partition(b" ")
-                if scheme.lower() == b"bearer" and rest.strip():
-                    credential = rest.strip()
-            elif name == b"x-api-key":
-                credential = credential or value.strip()
-            elif name == b"cookie":
-                cookie = value
-            elif name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
-                raise ApiError(
-                    415,
-                    "compressed request bodies are not understood; send plain JSON",
-                    code="invalid_request",
-                )
+        if len(fields) == len(request.headers):
+            credential = _bearer(fields.get(b"authorization", b"")) or fields.get(b"x-api-key", b"").strip()
+            cookie = fields.get(b"cookie", b"")
+            encoded = b"content-encoding" in fields and _is_encoded(fields[b"content-encoding"])
+        else:
+            credential, cookie, encoded = _of_many(request.headers)
+        if encoded:
+            raise ApiError(
+                415,
+                "compressed request bodies are not understood; send plain JSON",
+                code="invalid_request",
+            )
         if credential:
-            found = self.table.principal(credential.decode("latin-1"), now=time.time())
-            if found is not None:
+            # The same as the table's own look-up, with one conversion less.
+            found = (
+                self.table.principals.get(sha256(credential).hexdigest())
+                if credential.isascii()
+                else self.table.principal(credential.decode("latin-1"), now=time.time())
+            )
+            if found is not None and (found.expires_at is None or not found.expired(time.time())):
                 return found
             if self._backstage is not None and self._behind_the_server():
                 return None
@@ -242,8 +265,11 @@ class Gateway:
     # What requests need ---------------------------------------------------------------------------------
 
     def _request_id(self, request: Request) -> bytes:
-        given = request.header(b"x-request-id")
-        if given is not None and _GIVEN_ID.fullmatch(given):
+        return self._id(_fields(request))
+
+    def _id(self, fields: Fields) -> bytes:
+        given = fields.get(b"x-request-id")
+        if given is not None and _GIVEN_ID.fullmatch(given := given.strip(b" \t")):
             return given
         self._count += 1
         return b"%b-%x" % (self._ids, self._count)
@@ -300,6 +326,40 @@ def _first_lines(target: Target, path: bytes, request: Request) -> bytes:
     return (
         lines + b"authorization: Bearer %b\r\n" % target.credential.encode() if target.credential else lines
     )
+
+
+def _fields(request: Request) -> Fields:
+    """Return the headers by name; of several with one name the first one."""
+    fields = request.fields
+    if fields is not None and len(fields) == len(request.headers):
+        return fields
+    return dict(reversed(request.headers))
+
+
+def _bearer(value: bytes) -> bytes:
+    """Return the token of an Authorization header, nothing when it has none."""
+    scheme, _, rest = value.strip().partition(b" ")
+    return rest.strip() if scheme == b"Bearer" or scheme.lower() == b"bearer" else b""
+
+
+def _is_encoded(value: bytes) -> bool:
+    return value.strip().lower() not in (b"", b"identity")
+
+
+def _of_many(headers: Headers) -> tuple[bytes, bytes, bool]:
+    """Return credential, cookie, and whether the body is encoded, where some header is there more than once."""
+    credential = cookie = b""
+    encoded = False
+    for name, value in headers:
+        if name == b"authorization":
+            credential = _bearer(value) or credential
+        elif name == b"x-api-key":
+            credential = credential or value.strip()
+        elif name == b"cookie":
+            cookie = value
+        elif name == b"content-encoding":
+            encoded |= _is_encoded(value)
+    return credential, cookie, encoded
 
 
 def _proxied(request: Request) -> tuple[Operation, str]:

@@ -46,6 +46,7 @@ class Request:
         "chunked",
         "context",
         "expects",
+        "fields",
         "head_only",
         "headers",
         "host",
@@ -72,6 +73,8 @@ class Request:
         self.version = "1.1"
         self.host = b""
         self.headers: Headers = []
+        #: The last value of each header, of which some may be there more than once; None where nobody looked.
+        self.fields: dict[bytes, bytes] | None = None
         self.body = b""
         self.peer = peer
         self.tls = tls

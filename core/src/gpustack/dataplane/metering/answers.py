@@ -15,13 +15,13 @@ Only a usage that is a member where the API has it counts; the same text inside 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import msgspec
 
 from gpustack.dataplane.metering.members import BadJson, Scanner, Wanted
 from gpustack.dataplane.metering.streams import StreamReader
-from gpustack.dataplane.metering.usage import Clock, Tally, Usage, settle
+from gpustack.dataplane.metering.usage import MOST, Clock, Tally, Usage, settle
 
 #: Answers up to this are kept until they end and read at once; of larger ones only the wanted members are kept.
 _AT_ONCE = 64 << 10
@@ -66,6 +66,8 @@ def answer_reader(
     force_usage` changed the request. ``between`` is told the seconds between two pieces of a stream.
     """
     estimate = estimate and status < 400
+    if content_type == b"application/json" and not encoding:
+        return JsonReader(prompt_bytes, estimate=estimate, clock=clock)
     kind = content_type.partition(b";")[0].strip().lower()
     if encoding.strip().lower() not in (b"", b"identity"):
         return OpaqueReader(prompt_bytes, estimate=estimate, clock=clock)
@@ -121,7 +123,27 @@ class _Document(msgspec.Struct):
     timings: msgspec.Raw = msgspec.Raw()
 
 
+_Count = Annotated[int, msgspec.Meta(ge=0, lt=MOST)]
+
+
+class _Details(msgspec.Struct):
+    cached_tokens: _Count | None = None
+
+
+class _Plain(msgspec.Struct):
+    """Usage as nearly every engine tells it."""
+
+    prompt_tokens: _Count
+    completion_tokens: _Count
+    prompt_tokens_details: _Details | None = None
+
+
+class _PlainDocument(msgspec.Struct):
+    usage: _Plain
+
+
 _decode = msgspec.json.Decoder(_Document).decode
+_decode_plain = msgspec.json.Decoder(_PlainDocument).decode
 
 
 class JsonReader:
@@ -135,6 +157,7 @@ class JsonReader:
         "_scanner",
         "_size",
         "_tally",
+        "_told",
         "first_at",
         "last_at",
     )
@@ -148,7 +171,9 @@ class JsonReader:
         self._parts: list[bytes] = []
         self._size = 0
         self._scanner: Scanner | None = None
-        self._tally = Tally()
+        #: None until it is needed, which it is not where an answer tells its usage in the usual form.
+        self._tally: Tally | None = None
+        self._told: Usage | None = None
         self.first_at: float | None = None
         self.last_at: float | None = None
 
@@ -158,8 +183,8 @@ class JsonReader:
         if self.first_at is None:
             self.first_at = now
         self._parts.append(piece)
-        self._size += len(piece)
-        if self._size > _AT_ONCE:
+        self._size = size = self._size + len(piece)
+        if size > _AT_ONCE:
             self._scan()
         return piece
 
@@ -168,30 +193,42 @@ class JsonReader:
         if self._size <= _AT_ONCE:
             self._read()
         elif self._scanner is not None:
+            self._tally = tally = Tally()
             for raw in self._scanner.found.get("usage", ()):
-                self._tally.take_usage(raw.raw)
+                tally.take_usage(raw.raw)
             for raw in self._scanner.found.get("timings", ()):
-                self._tally.take_timings(raw.raw)
+                tally.take_timings(raw.raw)
         self._parts.clear()
         return b""
 
     @property
     def usage(self) -> Usage:
         """What the document says; an estimate before its end and when it says nothing."""
-        return settle(
-            self._tally, prompt_bytes=self._prompt_bytes, chunks=0, final=False, estimate=self._estimate
-        )
+        if self._told is not None:
+            return self._told
+        tally = self._tally or Tally()
+        return settle(tally, prompt_bytes=self._prompt_bytes, chunks=0, final=False, estimate=self._estimate)
 
     def _read(self) -> None:
         body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-        if b'"usage"' not in body and b'"timings"' not in body:
+        if b'"usage"' in body:
+            try:
+                said = _decode_plain(body).usage
+                details = said.prompt_tokens_details
+                cached = 0 if details is None else details.cached_tokens or 0
+                self._told = Usage(said.prompt_tokens, cached, said.completion_tokens)
+                return
+            except (msgspec.DecodeError, ValueError, RecursionError):
+                pass  # it is told in another way, or not at all
+        elif b'"timings"' not in body:
             return
         try:
             document = _decode(body)
         except (msgspec.DecodeError, ValueError, RecursionError):
             return
-        if not document.usage or not self._tally.take_usage(document.usage):
-            self._tally.take_timings(document.timings)
+        self._tally = tally = Tally()
+        if not document.usage or not tally.take_usage(document.usage):
+            tally.take_timings(document.timings)
 
     def _scan(self) -> None:
         if self._size - len(self._parts[-1]) <= _AT_ONCE:

@@ -23,7 +23,8 @@ class Behind:
         self._name = name
         self._write = write
         self._pace = pace
-        self._awake = False
+        #: Whether the thread is about to look: then :meth:`wake` need not be called.
+        self.awake = False
         self._ending = False
         self._failing = False
         self._signal = threading.Event()
@@ -35,8 +36,8 @@ class Behind:
 
     def wake(self) -> None:
         """Say that there is something to write. Called on the event loop, for every line."""
-        if not self._awake:
-            self._awake = True
+        if not self.awake:
+            self.awake = True
             self._signal.set()
 
     def stop(self, timeout: float = 2.0) -> bool:
@@ -52,7 +53,7 @@ class Behind:
             self._signal.wait()
             self._signal.clear()
             # From here on a new line wakes again: it is written in this round or the next.
-            self._awake = False
+            self.awake = False
             last = self._ending
             self._round()
             time.sleep(0 if last else self._pace)

@@ -15,14 +15,12 @@ _PARTS = 256
 _WANTED = ("model", "stream")
 
 _BOUNDARY = re.compile(r'boundary=(?:"([^"\\\r\n]{1,70})"|([^\s;"]{1,70}))(?:;|\s|$)', re.IGNORECASE)
-#: The headers of a part, each after a line's end. Readers differ about all else.
-_HEADER_LINES = re.compile(
-    rb"(?:\r\n[!#$%&'*+.^_`|~0-9A-Za-z-]++:[^\r\n\0]*+(?:\r\n[ \t][^\r\n\0]*+)*+)*+", re.DOTALL
-)
-_DISPOSITION = re.compile(rb"\r\ncontent-disposition:([^\r\n]*(?:\r\n[ \t][^\r\n]*)*)", re.IGNORECASE)
-_PARAMETERS = rb'(?:\s*;\s*[^\s=;",]+=(?:"(?:[^"\\]|\\.)*"|[^\s;"]*))*'
-_VALUE_OF_DISPOSITION = re.compile(rb"\s*form-data(" + _PARAMETERS + rb")\s*;?\s*", re.IGNORECASE)
-_PARAMETER = re.compile(rb';\s*([^\s=;",]+)=(?:"((?:[^"\\]|\\.)*)"|([^\s;"]*))')
+#: The headers of a part, each after a line's end. Readers differ about all else: lines that are folded, other blanks.
+_HEADER_LINES = re.compile(rb"(?:\r\n[!#$%&'*+.^_`|~0-9A-Za-z-]++:[^\r\n\0]*+)*+")
+_DISPOSITION = re.compile(rb"\r\ncontent-disposition:([^\r\n]*)", re.IGNORECASE)
+_PARAMETERS = rb'(?: *; *[^\s=;",]+=(?:"(?:[^"\\]|\\.)*"|[^\s;",]*))*'
+_VALUE_OF_DISPOSITION = re.compile(rb" *form-data(" + _PARAMETERS + rb") *;? *", re.IGNORECASE)
+_PARAMETER = re.compile(rb'; *([^\s=;",]+)=(?:"((?:[^"\\]|\\.)*)"|([^\s;",]*))')
 _ENCODING = re.compile(rb"(?:^|\r\n)content-transfer-encoding[ \t]*:", re.IGNORECASE)
 
 

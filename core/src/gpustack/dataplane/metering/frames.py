@@ -62,7 +62,7 @@ def unframe(line: bytes) -> Numbered | None:
         if crc32(line[9:]) != int(line[:8], 16):
             return None
         number, _, record = line[9:].partition(b" ")
-        return int(number), _decode(record)
+        return (int(number), _decode(record)) if number.isdigit() else None
     except (ValueError, msgspec.DecodeError, RecursionError):
         return None
 

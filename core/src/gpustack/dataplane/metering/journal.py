@@ -122,7 +122,8 @@ class Journal:
         self._waiting.append((number, line))
         if self._tails:
             self._keep(number, line)
-        self._behind.wake()
+        if not self._behind.awake:
+            self._behind.wake()
 
     def _keep(self, number: int, line: bytes) -> None:
         tail = self._tails[self._turn]

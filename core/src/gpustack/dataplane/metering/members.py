@@ -220,7 +220,7 @@ class Scanner:
         if words := outside.translate(None, _NO_WORD):
             _check_words(outside, words)
         if levels := outside.translate(_LEVELS, _NO_BRACKET):
-            self._nest(levels, outside)
+            self._nest(levels, plain)
 
     def _stays_deep(self, data: bytes) -> bool:
         """Tell whether no more of ``data`` is at the top level: hundreds of deeper keys need no look each."""
@@ -229,7 +229,7 @@ class Scanner:
         levels = memoryview(outside.translate(_LEVELS, _NO_BRACKET)).cast("b")
         return min(accumulate(levels, initial=self._depth)) > 1
 
-    def _nest(self, levels: bytes, outside: bytes) -> None:
+    def _nest(self, levels: bytes, plain: bytes) -> None:
         up = levels.count(b"\x01")
         down = len(levels) - up
         if self._depth + up > MAX_DEPTH or self._depth <= down:
@@ -237,7 +237,9 @@ class Scanner:
             if max(depths) > MAX_DEPTH:
                 raise BadJson("is nested too deeply")
             if 0 in depths:
-                if depths.index(0) < len(levels) or outside.rstrip(_BLANK)[-1:] not in (b"}", b"]"):
+                # A string after it would be in ``plain`` only, and one that does not end in neither.
+                ended = depths.index(0) == len(levels) and plain.rstrip(_BLANK)[-1:] in (b"}", b"]")
+                if not ended or self._inside:
                     raise BadJson("is not valid JSON: it goes on after its object's end")
                 self._over = True
         self._depth += up - down

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -12,10 +11,11 @@ Clock = Callable[[], float]
 
 #: Bytes of a prompt's text for one token, where nothing better is known.
 BYTES_PER_TOKEN = 4
+#: No answer has so many tokens.
+MOST = 1 << 40
 
 
-@dataclass(slots=True)
-class Usage:
+class Usage(msgspec.Struct, frozen=True):
     """Counts in tokens. ``cached`` is the part of ``prompt`` that the engine had in its cache.
 
     ``estimated`` says that at least one count is the gateway's own, because the engine told none.
@@ -106,7 +106,7 @@ class Tally:
 
 def _count(value: Any) -> int | None:
     # A number that no answer can have is none: it would be billed.
-    return value if type(value) is int and 0 <= value < 1 << 40 else None
+    return value if type(value) is int and 0 <= value < MOST else None
 
 
 def _detail(details: Any) -> int | None:
@@ -121,12 +121,12 @@ def _higher(before: int | None, now: int | None) -> int | None:
 
 def settle(tally: Tally, *, prompt_bytes: int, chunks: int, final: bool, estimate: bool) -> Usage:
     """Return the usage of an answer from what it told and what was seen of it."""
-    usage = Usage(tally.prompt or 0, tally.cached or 0, tally.completion or 0)
-    if not estimate or final:
-        return usage
-    if tally.prompt is None:
-        usage.prompt, usage.estimated = -(-prompt_bytes // BYTES_PER_TOKEN), True
-    if tally.completion is None or chunks > tally.completion:
-        usage.estimated |= bool(chunks)
-        usage.completion = chunks
-    return usage
+    prompt, cached, completion = tally.prompt or 0, tally.cached or 0, tally.completion or 0
+    estimated = False
+    if estimate and not final:
+        if tally.prompt is None:
+            prompt, estimated = -(-prompt_bytes // BYTES_PER_TOKEN), True
+        if tally.completion is None or chunks > tally.completion:
+            estimated |= bool(chunks)
+            completion = chunks
+    return Usage(prompt, cached, completion, estimated)

@@ -7,7 +7,7 @@ change. It sends what it metered, and gets a word for each batch that is safe.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import TypeVar
 
@@ -83,8 +83,8 @@ FromServer = Begin | Part | Whole | Change | Kept
 FromGateway = Hello | Metered | Wake
 
 encode = msgspec.msgpack.Encoder().encode
-_from_server = msgspec.msgpack.Decoder(FromServer).decode
-_from_gateway = msgspec.msgpack.Decoder(FromGateway).decode
+_from_server: Callable[[bytes], FromServer] = msgspec.msgpack.Decoder(FromServer).decode
+_from_gateway: Callable[[bytes], FromGateway] = msgspec.msgpack.Decoder(FromGateway).decode
 
 
 def from_server(data: bytes) -> FromServer:
