@@ -84,8 +84,21 @@ _OPENAI_ERROR = {
 _SUMMARIES = {
     "/v1/chat/completions": "Answer a conversation",
     "/v1/completions": "Continue a text",
+    "/v1/responses": "Answer a conversation, in the form of OpenAI's Responses API",
+    "/v1/messages": "Answer a conversation, in the form of Anthropic's API",
+    "/v1/messages/count_tokens": "Count the tokens of a conversation",
     "/v1/embeddings": "Turn texts into vectors",
-    "/v1/rerank": "Sort documents by how well they fit a query",
+    "/v1/rerank": "Rank documents by a question",
+    "/v1/score": "Score pairs of texts",
+    "/v1/moderations": "Classify texts",
+    "/v1/audio/speech": "Read a text aloud",
+    "/v1/audio/transcriptions": "Write down what is said",
+    "/v1/audio/translations": "Write down in English what is said",
+    "/v1/images/generations": "Draw an image",
+    "/v1/images/edits": "Change an image",
+    "/v1/images/variations": "Vary an image",
+    "/tokenize": "Turn a text into tokens",
+    "/detokenize": "Turn tokens into a text",
 }
 _ERRORS = {
     400: "Something in the request is wrong; the message names every problem",
@@ -158,16 +171,16 @@ def _schemas() -> dict[str, Any]:
 
 def _inference_paths() -> dict[str, Any]:
     paths = {
-        path: {
+        operation.name: {
             "post": {
                 "tags": ["Inference"],
-                "summary": _SUMMARIES[path],
-                "operationId": path.strip("/").replace("/", "_"),
-                "description": "As OpenAI's API has it. Passed on to the engine as it is; `stream` streams.",
+                "summary": _SUMMARIES[operation.name],
+                "operationId": operation.name.strip("/").replace("/", "_"),
+                "description": "Passed on to the engine as it is, as far as that knows it; `stream` streams.",
                 "requestBody": {
                     "required": True,
                     "content": {
-                        "application/json": {
+                        ("multipart/form-data" if operation.form else "application/json"): {
                             "schema": {
                                 "type": "object",
                                 "required": ["model"],
@@ -180,7 +193,7 @@ def _inference_paths() -> dict[str, Any]:
                 "responses": _inference_responses({"application/json": {}, "text/event-stream": {}}),
             }
         }
-        for path in sorted({operation.name for operation in OPERATIONS.values()})
+        for operation in sorted(set(OPERATIONS.values()), key=lambda each: each.name)
     }
     models: dict[str, Any] = {
         "get": {

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, cast
+from urllib.parse import quote
 
 from gpustack.dataplane import errors
 from gpustack.dataplane.admission import Admission
@@ -129,9 +130,8 @@ def _request_of(scope: Scope) -> Request:
     client = scope.get("client")
     request = Request(client[0] if client else "", scope.get("scheme") == "https")
     request.method = scope["method"].encode("latin-1")
-    request.path = bytes(scope.get("raw_path") or scope["path"].encode()).partition(b"?")[0]
-    if root := scope.get("root_path", ""):
-        request.path = request.path.removeprefix(root.encode()) or b"/"
+    # Not the raw one: where this server is mounted is taken off the other.
+    request.path = quote(scope["path"], safe="/:@!$&'()*+,;=").encode()
     request.query = bytes(scope["query_string"])
     request.headers = [(bytes(name).lower(), bytes(value)) for name, value in scope["headers"]]
     request.host = request.header(b"host") or b""
