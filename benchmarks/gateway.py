@@ -15,12 +15,12 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import gateway_subjects as subjects
-from gateway_load import HUGE_PAUSE
 from gateway_subjects import HERE, Places, Subject
 
 ROUNDS, SECONDS = 3, 2.0
@@ -28,6 +28,8 @@ ROUNDS, SECONDS = 3, 2.0
 RATE = 1500.0
 #: What others ask for while a huge body passes, in a second.
 BESIDE = 300.0
+#: Seconds for which they ask without one, before.
+QUIET = 1.0
 
 #: Title, kind, connections, and the most that it may be of nginx's.
 COSTS: tuple[tuple[str, str, int, float | None], ...] = (
@@ -87,20 +89,24 @@ class Bench:
     def _delay(self, subject: Subject) -> float:
         """Return by how much, as a rule, a huge body makes the slowest of those wait that ask meanwhile."""
         seconds = max(self._seconds, 2.0)
-        words = [str(subject.port), "chat", "4", str(seconds + 0.5), str(BESIDE)]
+        words = [str(subject.port), "chat", "4", str(seconds + 2 * QUIET), str(BESIDE)]
         with subprocess.Popen(self._command(words), stdout=subprocess.PIPE, text=True) as beside:
+            time.sleep(QUIET)
             huge = [str(subject.port), "huge", "1", str(seconds)]
             sent = subprocess.run(self._command(huge), check=True, stdout=subprocess.PIPE, text=True)
             out, _ = beside.communicate()
         times = json.loads(out)["times"]
         spans = json.loads(sent.stdout)["spans"]
         during = [worst for begin, end in spans if (worst := _worst(times, begin, end)) is not None]
-        after = [
-            worst
-            for _, end in spans
-            if (worst := _worst(times, end + 0.02, end + HUGE_PAUSE - 0.02)) is not None
-        ]
-        return max(0.0, _middle(during) - _middle(after))
+        # As long, and as many, while nothing huge passes.
+        length = sum(end - begin for begin, end in spans) / len(spans)
+        first, until = times[0][0], spans[0][0]
+        quiet = []
+        while first + length < until:
+            if (worst := _worst(times, first, first + length)) is not None:
+                quiet.append(worst)
+            first += length
+        return max(0.0, _middle(during) - _middle(quiet))
 
     def _command(self, words: list[str]) -> list[str]:
         return self._places.command(

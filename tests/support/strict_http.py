@@ -2,7 +2,7 @@
 
 It is written to be obviously right, not fast, and shares nothing with the parsers of the product. It takes a few liberties,
 where those are known to take them and nothing follows from it, since heads are written anew: line ends before a request,
-several spaces before its version, ``RTSP`` or ``ICE`` for ``HTTP``; in answers any reason phrase, and trailers by any name.
+several spaces in its first line, ``RTSP`` or ``ICE`` for ``HTTP``; in answers any reason phrase, and trailers by any name.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 Header = tuple[bytes, bytes]
 
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-_REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb") ([\x21-\x7e\x80-\xff]+) +(?:HTTP|RTSP|ICE)/(1\.[01])")
+_REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb") +([\x21-\x7e\x80-\xff]+) +(?:HTTP|RTSP|ICE)/(1\.[01])")
 _STATUS_LINE = re.compile(rb"HTTP/(1\.[01]) ([0-9]{3})(?: [^\r\n]*)?")
 _FIELD = re.compile(rb"(" + _TOKEN + rb"):[ \t]*([\t\x20-\x7e\x80-\xff]*)")
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,16})(;[\t\x20-\x7e\x80-\xff]*)?")

@@ -333,9 +333,8 @@ async def test_a_page_of_another_origin_may_ask_where_the_settings_say_so(tmp_pa
                 "access-control-request-method": "POST",
                 "access-control-request-headers": "authorization",
             }
-            allowed = await httpx.AsyncClient().options(
-                f"{running.url}/v1/chat/completions", headers=question
-            )
+            async with httpx.AsyncClient() as page:
+                allowed = await page.options(f"{running.url}/v1/chat/completions", headers=question)
             assert allowed.headers["access-control-allow-origin"] == "https://a.example"
             for origin, expected in (("https://a.example", "https://a.example"), ("https://b.example", None)):
                 answer = await running.client.post(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import os
 import signal
@@ -256,3 +257,20 @@ def test_any_file_can_be_read(content: bytes) -> None:
     assert frames.read(content)[0] == []
     assert [record.id for _, record in frames.read(good + content)[0]] == ["a"]
     assert frames.read_run(content + good)[1:] == []
+
+
+def test_an_entry_is_read_as_the_record_that_it_stands_for():
+    told = {
+        "id": "a-1",
+        "at": 1.5,
+        "model": "m",
+        "status": 499,
+        "cached_tokens": 3,
+        "time_to_first_token": 0.25,
+    }
+    assert frames.Entry.__struct_fields__ == tuple(field.name for field in dataclasses.fields(UsageRecord))
+    assert frames.unframe(frames.frame(7, frames.Entry(**told))) == (7, UsageRecord(**told))
+    assert frames.unframe(frames.frame(8, frames.Entry("a-2", 2.0, "m"))) == (
+        8,
+        UsageRecord(id="a-2", at=2.0, model="m"),
+    )

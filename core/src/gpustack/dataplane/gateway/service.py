@@ -330,10 +330,7 @@ def _first_lines(target: Target, path: bytes, request: Request) -> bytes:
 
 def _fields(request: Request) -> Fields:
     """Return the headers by name; of several with one name the first one."""
-    fields = request.fields
-    if fields is not None and len(fields) == len(request.headers):
-        return fields
-    return dict(reversed(request.headers))
+    return dict(reversed(request.headers)) if request.fields is None else request.fields
 
 
 def _bearer(value: bytes) -> bytes:

@@ -49,8 +49,9 @@ def judge(request: Request, known: Known) -> tuple[Fault | None, bool]:
     version = request.version
     if version not in {"1.1", "1.0"}:
         return _VERSION, False
-    request.fields = fields = dict(request.headers)
+    fields = dict(request.headers)
     if len(fields) == len(request.headers) and _RARE.isdisjoint(fields):
+        request.fields = fields
         return _plain(request, known, fields), False
     hosts = 0
     forwarded = False

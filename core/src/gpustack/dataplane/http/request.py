@@ -73,7 +73,7 @@ class Request:
         self.version = "1.1"
         self.host = b""
         self.headers: Headers = []
-        #: The last value of each header, of which some may be there more than once; None where nobody looked.
+        #: The same by name, where nothing is there twice and nothing was left out; None where that is not known.
         self.fields: dict[bytes, bytes] | None = None
         self.body = b""
         self.peer = peer

@@ -277,11 +277,14 @@ def _has_text(choices: msgspec.Raw) -> bool:
 
 def _with_moved(event: bytes, usage_chunk: _Chunk) -> bytes:
     """Give the last chunk back what an engine puts onto the chunk with the usage instead."""
-    end = event.rfind(b"}")
+    found = list(_DATA.finditer(event))
+    if len(found) != 1:
+        return event
     try:
-        present = _chunk(event[event.index(b"{") : end + 1])
+        present = _chunk(found[0][1])
     except _UNREADABLE:
         return event
+    end = found[0].start(1) + found[0][1].rindex(b"}")
     moved = b"".join(
         b',"%b":%b' % (name.encode(), bytes(getattr(usage_chunk, name)))
         for name in _MOVING
