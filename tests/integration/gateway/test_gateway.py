@@ -259,6 +259,24 @@ async def test_a_client_that_leaves_ends_the_engines_work_and_pays_for_what_came
     assert not running.upstream.active
 
 
+async def test_a_key_that_is_revoked_ends_its_streams_where_that_is_asked_for(running: Running) -> None:
+    with FakeEngine(Behaviour(tokens_per_second=50, answer="word " * 500)) as engine:
+        running.apply(a_route(a_target(1, engine)))
+        asking = asyncio.create_task(
+            running.client.post("/v1/chat/completions", json={**CHAT, "stream": True})
+        )
+        while not running.gateway.open or not next(iter(running.gateway.open)).reader:
+            await asyncio.sleep(0.01)
+        running.gateway.close_keys({99})
+        assert running.gateway.open
+        running.gateway.close_keys({7})
+        answer = await asking
+    assert '"invalid_api_key"' in answer.text
+    assert not running.gateway.open
+    (record,) = await running.records()
+    assert (record.status, record.estimated) == (401, True)
+
+
 async def test_an_engine_that_says_nothing_is_given_up(running: Running) -> None:
     with FakeEngine(Behaviour(hang_from=1)) as engine:
         running.apply(a_route(a_target(1, engine), timeouts=Timeouts(first_byte=0.2)))

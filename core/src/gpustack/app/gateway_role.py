@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import socket
 import time
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from gpustack.kit.net import LOOPBACK
 from gpustack.kit.paths import make_dir
 from gpustack.kit.process import RETIRE
 from gpustack.kit.tasks import Tasks
-from gpustack.plugin.routing import Route, RoutingTable
+from gpustack.plugin.routing import Route
 from gpustack.server.tls import Certificates
 
 log = logging.getLogger(__name__)
@@ -128,12 +128,15 @@ async def run(configuration: dict[str, Any], sockets: dict[str, socket.socket], 
         upstream.start()
         server.start()
         serving, told = asyncio.Event(), asyncio.Event()
-        copy = TableCopy(lambda table, changed: _apply(gateway, table, changed))
+        copy = TableCopy(gateway.apply, gateway.close_keys)
         file = TableFile(place.kept / "table", copy)
         if await asyncio.to_thread(file.load):
             serving.set()
 
         def first() -> None:
+            # A hundred thousand keys live long: the collector need not look at them again, which would stop everything.
+            gc.collect()
+            gc.freeze()
             serving.set()
             told.set()
 
@@ -159,10 +162,6 @@ async def run(configuration: dict[str, Any], sockets: dict[str, socket.socket], 
         await serving.wait()
         tasks.start("ready", _ready(told, parent))
         await _serve(server, sockets, certificates, retired)
-
-
-def _apply(gateway: Gateway, table: RoutingTable, changed: Collection[str] | None) -> None:
-    gateway.apply(table, changed)
 
 
 def _shared(

@@ -125,6 +125,8 @@ class RoutingDelta:
     #: Digests of credentials that are new or others, and of those that are gone.
     principals_changed: frozenset[str] = frozenset()
     principals_removed: frozenset[str] = frozenset()
+    #: Keys, by their numbers, whose requests that are being answered shall end, too.
+    closed: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

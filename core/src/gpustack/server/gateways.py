@@ -127,6 +127,7 @@ class Gateways:
                 each: table.principals[each] for each in delta.principals_changed if each in table.principals
             },
             principals_removed=sorted(delta.principals_removed),
+            closed=sorted(delta.closed),
         )
         data = wire.framed(change)
         for writer in list(self._writers):

@@ -102,10 +102,11 @@ class Routing:
             rows = await self._store.api_keys.principals(keys=keys)
             self._publish(principals=self._principals.update(keys, rows))
 
-    async def forget_keys(self, keys: Collection[int]) -> None:
-        """Let these API keys, which were removed, count no longer."""
+    async def forget_keys(self, keys: Collection[int], *, close: bool = False) -> None:
+        """Let these API keys, which were removed, count no longer; ``close`` ends what they have begun, too."""
         async with self._keys:
-            self._publish(principals=self._principals.update(keys, ()))
+            closed = frozenset(keys) if close else frozenset()
+            self._publish(principals=self._principals.update(keys, ()), closed=closed)
 
     async def run(self) -> NoReturn:
         """Follow the events for ever; after a loss of the database, catch up by reading everything."""
@@ -184,9 +185,15 @@ class Routing:
 
     # Telling ------------------------------------------------------------------------------------------
 
-    def _publish(self, *, routes: Collection[str] = (), principals: Collection[str] = ()) -> None:
+    def _publish(
+        self,
+        *,
+        routes: Collection[str] = (),
+        principals: Collection[str] = (),
+        closed: frozenset[int] = frozenset(),
+    ) -> None:
         """Make a new table of what changed under these names and digests; none when nothing did."""
-        if not routes and not principals:
+        if not (routes or principals or closed):
             return
         removed = frozenset(name for name in routes if name not in self._routes.by_name)
         revoked = frozenset(each for each in principals if each not in self._principals.by_digest)
@@ -196,6 +203,7 @@ class Routing:
             removed=removed,
             principals_changed=frozenset(principals) - revoked,
             principals_removed=revoked,
+            closed=closed,
         )
         self._tell(delta)
 

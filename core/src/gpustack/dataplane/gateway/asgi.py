@@ -71,6 +71,8 @@ class GatewayApp:
         """Serve ``table`` from the next request on."""
         changed = None if delta is None else {*delta.changed, *delta.removed}
         self._gateway.apply(table, changed)
+        if delta is not None and delta.closed:
+            self._gateway.close_keys(delta.closed)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; an answer that is cut off leaves its connection unfinished."""

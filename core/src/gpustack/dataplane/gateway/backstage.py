@@ -21,7 +21,9 @@ from gpustack.plugin.routing import Timeouts
 
 #: Says, with a secret of this installation, that a request comes through the gateway, and from whom it is.
 MARK = b"x-gpustack-gateway"
-_WITHOUT = NOT_FOR_SERVERS | {MARK}
+#: Some frameworks take an underscore for a hyphen.
+_SPELT = {MARK, b"x_gpustack_gateway", b"x_gpustack-gateway", b"x-gpustack_gateway"}
+_WITHOUT = NOT_FOR_SERVERS | _SPELT
 #: Lists may be watched for days, with a sign of life every few seconds.
 _TIMES = Timeouts(connect=2.0, first_byte=120.0, between=3600.0)
 

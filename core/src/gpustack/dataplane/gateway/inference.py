@@ -117,6 +117,7 @@ class Inference(msgspec.Struct, eq=False):
     def begin(self, model: str = "") -> None:
         """Go on with the body, which is complete; ``model`` is for requests that name theirs elsewhere."""
         self.reply.on_gone(self._left)
+        self.gateway.open.add(self)
         if model:
             self._found(Asked(model, (0, 0)))
             return
@@ -227,6 +228,12 @@ class Inference(msgspec.Struct, eq=False):
 
     def _attempt(self) -> None:
         """Send the request to the best instance that has not had it."""
+        try:
+            self._send()
+        except Exception as error:  # noqa: BLE001 - told there
+            self._broke(error)
+
+    def _send(self) -> None:
         route, gateway = self._route, self.gateway
         assert route is not None
         hints = self._hints or self._look(route)
@@ -311,6 +318,26 @@ class Inference(msgspec.Struct, eq=False):
     def on_head(self, status: int, headers: Headers, raw_head: bytes) -> None:
         """The engine, or the door before it, begins to answer."""
         del raw_head
+        try:
+            self._head(status, headers)
+        except Exception as error:  # noqa: BLE001 - told there
+            self._broke(error)
+
+    def on_data(self, body: bytes, raw: bytes) -> None:
+        """A piece of the answer."""
+        try:
+            self._data(body, raw)
+        except Exception as error:  # noqa: BLE001 - told there
+            self._broke(error)
+
+    def on_end(self, clean: bool) -> None:
+        """The answer has ended."""
+        try:
+            self._end(clean)
+        except Exception as error:  # noqa: BLE001 - told there
+            self._broke(error)
+
+    def _head(self, status: int, headers: Headers) -> None:
         self.asked_engine = True
         self._status = status
         fields = dict(headers)
@@ -339,8 +366,7 @@ class Inference(msgspec.Struct, eq=False):
         # An answer of our own framing can be ended with a word on what went wrong.
         self.reply.pass_head(status, headers, extra=self._own_lines(streaming), reframe=streaming)
 
-    def on_data(self, body: bytes, raw: bytes) -> None:
-        """A piece of the answer."""
+    def _data(self, body: bytes, raw: bytes) -> None:
         if self._content is not None:
             if body and sum(map(len, self._content)) < _ERROR:
                 self._content.append(body)
@@ -361,8 +387,7 @@ class Inference(msgspec.Struct, eq=False):
             exchange.pause()
             reply.on_drain(exchange.resume)
 
-    def on_end(self, clean: bool) -> None:
-        """The answer has ended."""
+    def _end(self, clean: bool) -> None:
         if self._content is not None:
             self._refused_by_engine(b"".join(self._content))
             return
@@ -446,6 +471,7 @@ class Inference(msgspec.Struct, eq=False):
     def _refuse(self, error: ApiError) -> None:
         """Answer with an error of ours, in the midst of a stream as its last event."""
         self._still_there()
+        self._let_go(Outcome.CLIENT_LEFT)  # what is refused by us tells nothing of the instance
         self.trouble = error.message
         reply = self.reply
         if self._held_open:
@@ -470,6 +496,40 @@ class Inference(msgspec.Struct, eq=False):
             self.reply.end()
         else:
             self.reply.abort()
+
+    def _broke(self, error: Exception) -> None:
+        """Something of our own failed: that costs this request, and nothing is kept of it."""
+        number = self.request_id.decode("latin-1")
+        log.error("request %s for model %s failed", number, self.route_name, exc_info=error)
+        if self._over:
+            return
+        if self._exchange is not None:
+            self._exchange.cancel()
+        self._let_go(Outcome.CLIENT_LEFT)
+        if self.reply.status and not self._held_open:
+            self.reply.abort()
+            self._finish(500)
+        else:
+            self._refuse(errors.internal(number))
+
+    def revoked(self) -> None:
+        """The key is no longer good, and what it has begun is to end."""
+        if self._over:
+            return
+        if self._exchange is not None:
+            self._exchange.cancel()
+        self._let_go(Outcome.CLIENT_LEFT)
+        error = errors.invalid_key()
+        if not self.reply.status or self._held_open:
+            self._refuse(error)
+            return
+        self.trouble = error.message
+        if self.reply.raw:
+            self.reply.abort()
+        else:
+            self.reply.write(b"\n\n" + error_event(error, self.operation))
+            self.reply.end()
+        self._finish(401)
 
     def _left(self) -> None:
         """The client is gone."""
@@ -496,6 +556,7 @@ class Inference(msgspec.Struct, eq=False):
         if self._over:
             return
         self._over = True
+        self.gateway.open.discard(self)
         if self._comfort is not None:
             self._still_there()
         gateway = self.gateway

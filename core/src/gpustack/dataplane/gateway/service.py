@@ -106,6 +106,9 @@ class Gateway:
         self._count = 0
         self._first_lines: dict[tuple[int, bytes], tuple[Target, bytes]] = {}
         self._salts: dict[str, int] = {}
+        self._forgetting: asyncio.TimerHandle | None = None
+        #: The requests for models that are being answered.
+        self.open: set[Inference] = set()
 
     def apply(self, table: RoutingTable, changed: Collection[str] | None = None) -> None:
         """Serve ``table`` from the next request on; ``changed`` names the routes that differ, None may be all."""
@@ -116,9 +119,22 @@ class Gateway:
             self._first_lines.clear()
         if len(self._salts) > _KEPT:
             self._salts.clear()
-        self.upstream.forget_all_but(
-            {(target.host, target.port) for route in table.routes.values() for target in route.targets}
-        )
+        if changed is None:
+            self._forget_addresses()
+        elif self._forgetting is None:
+            # A look at everything, for which a second is soon enough.
+            self._forgetting = self.call_later(1.0, self._forget_addresses)
+
+    def _forget_addresses(self) -> None:
+        """Keep no connection to where nobody is."""
+        self._forgetting = None
+        routes = self.table.routes.values()
+        self.upstream.forget_all_but({(each.host, each.port) for route in routes for each in route.targets})
+
+    def close_keys(self, keys: Collection[int]) -> None:
+        """End the requests of these keys that are being answered; to be called once the table has them no longer."""
+        for request in [each for each in self.open if each.principal.key_id in keys]:
+            request.revoked()
 
     # What HTTP asks of a service ------------------------------------------------------------------------
 
@@ -344,10 +360,18 @@ def _is_encoded(value: bytes) -> bool:
 
 
 def _of_many(headers: Headers) -> tuple[bytes, bytes, bool]:
-    """Return credential, cookie, and whether the body is encoded, where some header is there more than once."""
+    """Return credential, cookie, and whether the body is encoded, where some header is there more than once.
+
+    Raises ApiError 400 for two credentials of one kind: whoever looks at the other one sees somebody else.
+    """
     credential = cookie = b""
     encoded = False
+    seen = set()
     for name, value in headers:
+        if name in (b"authorization", b"x-api-key"):
+            if name in seen:
+                raise ApiError(400, f"the header {name.decode()} is there twice", code="invalid_request")
+            seen.add(name)
         if name == b"authorization":
             credential = _bearer(value) or credential
         elif name == b"x-api-key":
@@ -367,7 +391,9 @@ def _proxied(request: Request) -> tuple[Operation, str]:
         if named is None:
             named, _, rest = rest.partition(b"/")
         name = unquote_to_bytes(named).decode("utf-8", "replace")
-        if name:
+        # Whoever stands between us and the engine may resolve dots, and end at another instance.
+        dotted = any(unquote_to_bytes(part) in (b".", b"..") for part in rest.split(b"/"))
+        if name and not dotted:
             return Operation(path=b"/" + rest, metered=False), name
     path = request.path.decode("latin-1")
     raise ApiError(404, f"there is no {path}; see /docs for the paths there are", code="unknown_path")

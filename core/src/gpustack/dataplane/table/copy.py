@@ -30,8 +30,10 @@ Applied = Callable[[RoutingTable, Collection[str] | None], None]
 class TableCopy:
     """One copy. ``apply`` is called with each new table, on the event loop."""
 
-    def __init__(self, apply: Applied) -> None:
+    def __init__(self, apply: Applied, close: Callable[[Collection[int]], None] = lambda _: None) -> None:
+        """``close`` is told of keys whose requests are to end."""
         self._apply = apply
+        self._close = close
         self._routes: dict[str, Route] = {}
         self._principals: dict[str, Principal] = {}
         self._coming_routes: dict[str, Route] | None = None
@@ -84,6 +86,8 @@ class TableCopy:
             principals.update(change.principals)
         self.version = change.version
         self._apply(self.table, [*change.routes, *change.routes_removed])
+        if change.closed:
+            self._close(change.closed)
 
     def _targets(self) -> list[tuple[dict[str, Route], dict[str, Principal]]]:
         present = [(self._routes, self._principals)]

@@ -58,6 +58,8 @@ class Change(msgspec.Struct, tag=True, frozen=True):
     routes_removed: list[str] = []
     principals: dict[str, Principal] = {}
     principals_removed: list[str] = []
+    #: Keys whose requests that are being answered shall end, too.
+    closed: list[int] = []
 
 
 class Metered(msgspec.Struct, tag=True, frozen=True):

@@ -57,12 +57,12 @@ async def create_key(request: Req, data: JSONBody[ApiKeyCreate]) -> Response[Api
 
 
 @delete("/api-keys/{key_id:int}", opt=_USER, tags=["API keys"])
-async def delete_key(request: Req, key_id: FromPath[int]) -> None:
-    """Revoke a key at once."""
+async def delete_key(request: Req, key_id: FromPath[int], close_streams: bool = False) -> None:
+    """Revoke a key at once; ``close_streams`` also ends the answers that it is getting just now."""
     parts = services(request)
     await _own(request, key_id)
     await parts.store.api_keys.delete(key_id)
-    await parts.routing.forget_keys({key_id})
+    await parts.routing.forget_keys({key_id}, close=close_streams)
 
 
 def _check_expiry(caller: Caller, expires: datetime | None) -> None:
