@@ -159,15 +159,31 @@ async def run(configuration: dict[str, Any], sockets: dict[str, socket.socket], 
 
         parent.on_reload = reload
         # Without a table, everybody's key would be wrong: who comes before it waits in the sockets' queues.
-        await serving.wait()
+        await _either(serving, retired)
         tasks.start("ready", _ready(told, parent))
         await _serve(server, sockets, certificates, retired)
+
+
+async def _either(one: asyncio.Event, other: asyncio.Event) -> None:
+    """Return when one of both has come."""
+    events = [asyncio.create_task(each.wait()) for each in (one, other)]
+    try:
+        await asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for event in events:
+            event.cancel()
 
 
 def _shared(
     place: Place, stack: contextlib.AsyncExitStack
 ) -> tuple[SharedOutstanding | None, Buckets | None]:
     """Return what several processes count together; one counts alone."""
+    if place.seat == 0:
+        # Those who still use what an earlier life has left have it open.
+        for pattern in ("outstanding-*", "limits-*"):
+            for left in place.run.glob(pattern):
+                if not left.name.endswith(place.life):
+                    left.unlink(missing_ok=True)
     if place.seats == 1:
         return None, None
     outstanding = SharedOutstanding(

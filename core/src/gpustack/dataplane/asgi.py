@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 Scope = MutableMapping[str, Any]
@@ -38,22 +37,3 @@ async def answer(send: Send, status: int, headers: list[tuple[bytes, bytes]], bo
         }
     )
     await send({"type": "http.response.body", "body": body})
-
-
-async def while_listening(work: Coroutine[Any, Any, None], receive: Receive) -> None:
-    """Do ``work``; cancel it at once when the client leaves, and return when it has ended."""
-    task, listener = asyncio.create_task(work), asyncio.create_task(_gone(receive))
-    try:
-        await asyncio.wait({task, listener}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        finished = task.done()
-        task.cancel()
-        listener.cancel()
-        await asyncio.gather(task, listener, return_exceptions=True)
-    if finished:
-        task.result()
-
-
-async def _gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
