@@ -121,7 +121,10 @@ class Gateway:
             self._salts.clear()
         if changed is None:
             self._forget_addresses()
-        elif self._forgetting is None:
+            return
+        new = [route for name in changed if (route := table.routes.get(name)) is not None]
+        self.upstream.want((each.host, each.port) for route in new for each in route.targets)
+        if changed and self._forgetting is None:
             # A look at everything, for which a second is soon enough.
             self._forgetting = self.call_later(1.0, self._forget_addresses)
 

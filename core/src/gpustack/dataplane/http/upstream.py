@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -191,7 +191,7 @@ class Upstream:
         self.active: set[EngineConnection] = set()
         self._idle: dict[Address, list[EngineConnection]] = {}
         #: None until somebody says.
-        self._wanted: Collection[Address] | None = None
+        self._wanted: set[Address] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
         self.clock: Callable[[], float] = time.monotonic
@@ -236,10 +236,15 @@ class Upstream:
 
     def forget_all_but(self, wanted: Collection[Address]) -> None:
         """Close the unused connections to everything not in ``wanted``, now and whenever one is done with."""
-        self._wanted = wanted
+        self._wanted = set(wanted)
         for address in [each for each in self._idle if each not in wanted]:
             for connection in self._idle.pop(address):
                 connection.drop()
+
+    def want(self, addresses: Iterable[Address]) -> None:
+        """Keep connections to these, too, from now on."""
+        if self._wanted is not None:
+            self._wanted.update(addresses)
 
     # What connections call ------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ import time
 from datetime import UTC, datetime, timedelta
 
 from litestar import Response, delete, get, post
-from litestar.params import FromPath, JSONBody
+from litestar.params import FromPath, FromQuery, JSONBody
 
 from gpustack.kit.errors import Forbidden, NotFound
 from gpustack.plugin.routing import digest
@@ -57,7 +57,7 @@ async def create_key(request: Req, data: JSONBody[ApiKeyCreate]) -> Response[Api
 
 
 @delete("/api-keys/{key_id:int}", opt=_USER, tags=["API keys"])
-async def delete_key(request: Req, key_id: FromPath[int], close_streams: bool = False) -> None:
+async def delete_key(request: Req, key_id: FromPath[int], close_streams: FromQuery[bool] = False) -> None:
     """Revoke a key at once; ``close_streams`` also ends the answers that it is getting just now."""
     parts = services(request)
     await _own(request, key_id)
