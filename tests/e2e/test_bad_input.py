@@ -118,6 +118,7 @@ def test_bodies_that_are_wrong(stack: Running, content: bytes, status: int, word
     assert word in answer.json()["message"]
 
 
+@pytest.mark.slow
 def test_a_port_range_that_is_used_up(place: Path, engine: InstalledEngine, tiny_gguf: Path) -> None:
     ports = a_port_range(1)
     flags = ["--bin-dir", str(engine.bin_dir), "--service-port-range", ports]

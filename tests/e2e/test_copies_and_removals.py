@@ -94,10 +94,10 @@ def test_two_restarts_at_once_are_one(stack: Running) -> None:
 def test_what_a_killed_supervisor_leaves_is_shown_and_ended(place: Path) -> None:
     with gpustack(place / "crashed data", place / "crashed home", ["--disable-worker"]) as running:
         running.end(signal.SIGKILL)
-        eventually(lambda: len(running.own_processes()) <= 1, "only the door is left")
+        eventually(lambda: len(running.own_processes()) <= 2, "only door and gateway are left")
         shown = running.cli("status", check=False)
         assert shown.returncode == 3
-        assert "the door of a crash is still here" in shown.stderr
+        assert "the gateway and the door of a crash are still here" in shown.stderr
         running.cli("stop")
         assert processes_of(running.data_dir) == []
 

@@ -91,6 +91,7 @@ def test_the_first_minute_needs_no_network(place: Path, engine: InstalledEngine,
 
 @pytest.mark.root
 @pytest.mark.timeout(600)
+@pytest.mark.slow
 def test_a_clean_clone_needs_its_network_for_the_set_up_only(place: Path, alone: Host) -> None:
     """`make demo` with a network and an empty home; then everything without."""
     clone, data_dir, home = place / "clone", place / "clone data", place / "clone home"

@@ -21,7 +21,7 @@ CHAT = {"model": "demo", "max_tokens": 3, "messages": [{"role": "user", "content
 
 @pytest.fixture(scope="module")
 def served(place: Path, engine: InstalledEngine) -> Iterator[Running]:
-    flags = ["--bin-dir", str(engine.bin_dir)]
+    flags = ["--bin-dir", str(engine.bin_dir), "--gateway-concurrency", "2"]
     with gpustack(place / "gateway data", place / "gateway home", flags) as running:
         running.cli("deploy", "demo")
         yield running

@@ -138,6 +138,7 @@ def test_a_wrong_setting_is_said_before_anything_is_touched(stack: Running, sett
     assert pids(stack) == before
 
 
+@pytest.mark.slow
 def test_what_is_installed_now_is_what_runs_afterwards(stack: Running, version: Path) -> None:
     engine = engine_pid(stack)
     version.write_text("0.1.1")

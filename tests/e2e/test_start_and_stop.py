@@ -107,12 +107,14 @@ def test_after_the_supervisors_death_engines_serve_on_and_are_adopted(
         children = [
             psutil.Process(child["pid"])
             for name, child in running.state()["children"].items()
-            if name != "door"
+            if name not in ("door", "gateway")
         ]
         running.end(signal.SIGKILL)
         _, alive = psutil.wait_procs(children, timeout=10)
         assert not alive
         assert httpx.get(f"http://127.0.0.1:{before['port']}/health").status_code == 200
+        # The gateway goes on, too.
+        assert httpx.get(f"{running.url}/v1/models").status_code == 401
         with gpustack(data_dir, home, flags) as again:
             assert again.cli("chat", "tiny", "--once", "Hello", "--max-tokens", "4").stdout.strip()
             (after,) = json.loads(again.cli("ps", "--json").stdout)

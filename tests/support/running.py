@@ -25,8 +25,9 @@ COMMAND = str(Path(sys.executable).with_name("gpustack"))
 READY_WITHIN = 60.0
 #: What the variables of the person who runs the tests must not change.
 _CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("GPUSTACK_")}
-#: Nobody outside this machine is asked for anything.
-QUIET = {"GPUSTACK_DISABLE_UPDATE_CHECK": "true"}
+#: Nobody outside this machine is asked for anything, and several gateway processes, each of which takes a while to start, are
+#: for the tests that are about them.
+QUIET = {"GPUSTACK_DISABLE_UPDATE_CHECK": "true", "GPUSTACK_GATEWAY_CONCURRENCY": "1"}
 
 
 def eventually(holds: Callable[[], object], what: str, *, seconds: float = 10.0) -> None:

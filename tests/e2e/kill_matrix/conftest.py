@@ -16,6 +16,7 @@ from support.running import a_port_range
 def house(place: Path, engine: InstalledEngine, request: pytest.FixtureRequest) -> Iterator[House]:
     name = request.module.__name__.rpartition(".")[2]
     flags = ["--bin-dir", str(engine.bin_dir), "--service-port-range", a_port_range(8)]
+    flags += ["--gateway-concurrency", "2"]
     with a_house(place / f"{name} data", place / f"{name} home", flags) as running:
         yield running
 

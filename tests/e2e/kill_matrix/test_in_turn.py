@@ -37,6 +37,7 @@ def test_nothing_fails_but_what_was_in_flight_on_the_killed(house: House, key: s
             running.kill(victim)
 
 
+@pytest.mark.slow
 def test_after_a_power_cut_everything_serves_again_by_itself(house: House, key: str) -> None:
     with load(house.url, key, "tiny", streams=4) as traffic:
         eventually(lambda: traffic.answered > 100, "the load runs", seconds=60)

@@ -233,7 +233,7 @@ async def test_the_root_is_the_last_resort(migrated_url: str, tmp_path: Path, fo
         assert (await client.get("/v2/nothing")).json()["reason"] == "NotFound"
         assert (await client.get("/v1/models")).status_code == 401
         assert (await client.get("/docs")).text.startswith("<!doctype html>\n<html")
-        assert (await client.get("/metrics")).status_code == 404
+        assert (await client.get("/metrics")).status_code == 401
 
 
 async def test_without_web_apps_the_root_leads_to_the_documents(migrated_url: str, tmp_path: Path) -> None:

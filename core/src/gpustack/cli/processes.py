@@ -56,10 +56,17 @@ def engines(data_dir: Path) -> Iterator[Seen]:
 
 
 def doors(data_dir: Path) -> int:
-    """Return how many doors and gateways run here."""
-    from gpustack.app.doors import DOORS, GATEWAYS, running_doors
+    """Return how many doors run here."""
+    from gpustack.app.doors import running_doors
 
-    return sum(len(running_doors(run_dir(data_dir), kind)) for kind in (DOORS, GATEWAYS))
+    return len(running_doors(run_dir(data_dir)))
+
+
+def gateways(data_dir: Path) -> int:
+    """Return how many gateway processes run here."""
+    from gpustack.app.doors import GATEWAYS, running_doors
+
+    return len(running_doors(run_dir(data_dir), GATEWAYS))
 
 
 def end_doors(data_dir: Path) -> int:

@@ -51,19 +51,28 @@ def command(data_dir: str, as_json: bool) -> int:
     return _show(state, directory, as_json=as_json)
 
 
+def _listed(what: list[str]) -> str:
+    return " and ".join(filter(None, (", ".join(what[:-1]), what[-1])))
+
+
 def _show_what_is_left(directory: Path, *, as_json: bool) -> None:
     """Show what a crash has left running where no supervisor is."""
     from gpustack.cli import processes
 
     doors, engines = processes.doors(directory), len(list(processes.engines(directory)))
+    gateways = processes.gateways(directory)
     if as_json:
-        left = {"doors": doors, "engines": engines}
+        left = {"doors": doors, "gateways": gateways, "engines": engines}
         emit_json({"running": False, "ready": False, "data_dir": str(directory), "left": left})
-    elif doors or engines:
-        what = [*(["the door"] if doors else []), *([plural(engines, "engine")] if engines else [])]
-        are = "are" if doors + engines > 1 else "is"
+    elif doors or gateways or engines:
+        what = [
+            *(["the gateway"] if gateways else []),
+            *(["the door"] if doors else []),
+            *([plural(engines, "engine")] if engines else []),
+        ]
+        are = "are" if len(what) > 1 or engines > 1 else "is"
         note(
-            f"{' and '.join(what)} of a crash {are} still here; `gpustack start` goes on with that, "
+            f"{_listed(what)} of a crash {are} still here; `gpustack start` goes on with that, "
             "`gpustack stop` ends it"
         )
 
