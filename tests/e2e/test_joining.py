@@ -82,6 +82,7 @@ def the_end(running: Running) -> str:
     return line
 
 
+@pytest.mark.slow
 def test_it_waits_for_its_server_and_says_so(server: Running, workers: Any, place: Path) -> None:
     [port] = free_ports(1)
     url = f"http://127.0.0.1:{port}"

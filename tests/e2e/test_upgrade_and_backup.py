@@ -94,6 +94,7 @@ def test_newer_data_are_refused(place: Path) -> None:
     assert "was used by GPUStack 99.0.0, which is newer" in refused(spawn(data_dir, home))
 
 
+@pytest.mark.slow
 def test_a_backup_of_a_running_one_makes_another(place: Path) -> None:
     one, other, home = place / "one", place / "other", place / "backup home"
     file = home / "it.tar.gz"

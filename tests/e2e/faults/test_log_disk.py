@@ -51,6 +51,7 @@ def works(running: Running, model: Path) -> None:
     assert running.own_processes() == []
 
 
+@pytest.mark.slow
 def test_a_log_disk_that_hangs_holds_nobody_up(place: Path, engine: InstalledEngine, tiny_gguf: Path) -> None:
     logs = place / "hung logs"
     flags = [

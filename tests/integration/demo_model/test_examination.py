@@ -41,6 +41,7 @@ def test_it_passes_its_examination(demo: RunningEngine) -> None:
     assert not result.invented
 
 
+@pytest.mark.slow
 def test_it_is_as_good_at_the_temperature_that_nobody_chose(demo: RunningEngine) -> None:
     result = evaluate.examine(evaluate.chat(f"{demo.url}/v1", "demo", seed=1))
     assert result.on_topic_right >= 0.85, result.on_topic_misses

@@ -133,6 +133,7 @@ class TestRefusals:
         assert "9.1" in await ended(fleet)
 
     @pytest.mark.parametrize("process", ["the same", "the next"])
+    @pytest.mark.slow
     async def test_a_server_that_became_another_version_ends_no_worker_that_has_served(
         self, fleet: Any, server: Any, until: Any, caplog: pytest.LogCaptureFixture, process: str
     ) -> None:

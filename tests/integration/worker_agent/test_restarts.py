@@ -147,6 +147,7 @@ class TestBackOff:
 
         assert "ended while no worker watched it" in server.last(1)["state_message"]
 
+    @pytest.mark.slow
     async def test_a_long_time_of_loading_forgives_nothing(self, fleet: Any, server: Any, until: Any) -> None:
         """``slow`` loads for a second, and dies half a second after it answers."""
         limits = EngineLimits(start=8, probe_running=0.1, backoff=0.2, stable=1.0)

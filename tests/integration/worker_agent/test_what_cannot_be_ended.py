@@ -36,6 +36,7 @@ def engines() -> list[int]:
     return [each.pid for each in children if any("fake_engine" in part for part in each.cmdline())]
 
 
+@pytest.mark.slow
 async def test_no_second_engine_is_started_beside_it(fleet: Any, server: Any, until: Any) -> None:
     await fleet.start(grace=0.1)
     server.want(1, fleet.a_model("hangs later"))
