@@ -338,7 +338,7 @@ def test_each_kinds_own_tests_pass(cli: Cli, kind: str, tmp_path: Path) -> None:
     cli("plugins", "new", kind, "some-thing", "--directory", str(tmp_path))
     folder = tmp_path / "some-thing"
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error"],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error", f"--basetemp={tmp_path / 'runs'}"],
         cwd=folder, env={"PYTHONPATH": _path(folder / "src"), "PATH": "/usr/bin:/bin"}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
