@@ -6,6 +6,7 @@ import httpx
 import pytest
 
 from gpustack.kit.errors import Throttled, Unavailable
+from gpustack.plugin.routing import digest, of_session
 from gpustack.server.auth.passwords import Passwords
 from support.api import PASSWORD, Api, running_api
 
@@ -65,6 +66,26 @@ async def test_changing_the_password_ends_other_sessions_only(api: Api) -> None:
         assert (await api.anyone.get("/v2/users/me")).status_code == 200
         assert (await other.get("/v2/users/me")).status_code == 401
         assert (await other.post("/auth/login", json=SIGN_IN)).status_code == 401
+
+
+async def test_gateways_know_sessions_until_they_end(api: Api) -> None:
+    """At once, without waiting for events: the next request may be one for a model."""
+    principals = api.services.routing.table.principals
+
+    async def sign_in(client: httpx.AsyncClient) -> str:
+        token = (await client.post("/auth/login", json=SIGN_IN)).cookies["gpustack_session"]
+        return of_session(digest(token))
+
+    async with httpx.AsyncClient(base_url=api.url) as other:
+        first, second = await sign_in(other), await sign_in(api.anyone)
+        assert principals[first].username == principals[second].username == "admin"
+        assert principals[first].expires_at is not None
+        change = {"current_password": PASSWORD, "new_password": "battery staple"}
+        await api.anyone.post("/auth/update-password", json=change)
+        assert first not in principals
+        assert second in principals
+        await api.anyone.post("/auth/logout")
+        assert second not in principals
 
 
 async def test_the_current_password_is_needed_to_change_it(api: Api) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from gpustack.dataplane.http import Limits
-from gpustack.plugin.routing import Timeouts
+from gpustack.plugin.routing import Principal, RoutingTable, Timeouts, digest, of_session
 from gpustack.testing.fakes.engine import Behaviour, FakeEngine
 from support.gateway import (
     CHAT,
@@ -31,6 +31,7 @@ from support.gateway import (
 )
 
 MARK = b"a-secret-of-this-installation"
+COOKIE = "gpustack_session"
 ASKED = json.dumps(CHAT).encode()
 OK = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
 
@@ -750,6 +751,52 @@ async def test_who_is_signed_in_goes_to_the_server_and_the_cookie_to_no_engine(t
             wrong = a_request("POST /v1/chat/completions", cookie, body=ASKED, key="sk-wrong")
             assert status_of(await running.say(wrong)) == 401
     assert fields_of(heads[0], "cookie") == []
+
+
+async def test_a_session_in_the_table_needs_no_server_and_is_good_for_our_own_pages_only(
+    tmp_path: Path,
+) -> None:
+    """A browser sends cookies along for pages of any site; whatever is not plain goes to the server, which refuses."""
+
+    def asked_with(*lines: str, key: str | None = None) -> bytes:
+        return a_request("POST /v1/chat/completions", *lines, body=ASKED, key=key)
+
+    here, over = f"{COOKIE}=here", f"{COOKIE}=over"
+    async with a_recorder() as (port, heads), a_recorder() as (server, passed_on):
+        async with a_gateway(tmp_path, server_at=(server, MARK)) as running:
+            running.apply(a_route(a_target(1, port)))
+            people = {
+                of_session(digest("here")): Principal(user_id=2, username="bob"),
+                of_session(digest("over")): Principal(user_id=2, username="bob", expires_at=1.0),
+            }
+            running.gateway.apply(
+                RoutingTable(version=2, routes=running.routes, principals=running.principals | people)
+            )
+            host = fields_of(asked_with(here), "host")[0].decode()
+            for lines in (
+                [f"Cookie: {here}"],
+                [f"Cookie: theme=dark; {here}; other={here}"],
+                [f"Cookie: {here}", f"Origin: http://{host}", "Sec-Fetch-Site: same-origin"],
+            ):
+                assert status_of(await running.say(asked_with(*lines))) == 200
+            assert (len(heads), len(passed_on)) == (3, 0)
+            record = (await running.records())[0]
+            assert (record.user_id, record.key_id) == (2, None)
+            for lines in (
+                [f"Cookie: {over}"],
+                [f"Cookie: {here}; {over}"],
+                [f"Cookie: {here}", "Origin: https://elsewhere.example"],
+                [f"Cookie: {here}", "Origin: null"],
+                [f"Cookie: {here}", "Origin: http://[1"],
+                [f"Cookie: {here}", "Sec-Fetch-Site: cross-site"],
+            ):
+                await running.say(asked_with(*lines))
+            assert (len(heads), len(passed_on)) == (3, 6)
+            # A session is no key, and a key no session.
+            assert status_of(await running.say(asked_with(key="here"))) == 401
+            await running.say(asked_with(f"Cookie: {COOKIE}={KEY}"))
+            assert (len(heads), len(passed_on)) == (3, 7)
+    assert all(fields_of(head, "cookie") == [] for head in heads)
 
 
 async def test_an_engine_that_never_begins_is_given_up_while_others_are_served(running: Running) -> None:

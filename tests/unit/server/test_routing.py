@@ -2,14 +2,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any, Self
 
 import pytest
 
 from gpustack.dataplane.door import instance_credential
-from gpustack.db import Door, KeyRow, StoredEvent
+from gpustack.db import Door, KeyRow, SessionRow, StoredEvent
 from gpustack.kit.errors import Unavailable
 from gpustack.plugin.routing import Principal, RoutingDelta, RoutingTable, Target
 from gpustack.schemas import (
@@ -192,6 +192,59 @@ async def test_an_older_answer_about_keys_does_not_bring_back_a_revoked_one() ->
     await both
 
     assert routing.table.principals == {}
+
+
+class Browsers:
+    """Sessions as the database has them; those that are over count as there."""
+
+    def __init__(self, *rows: SessionRow) -> None:
+        self.rows = {row.id: row for row in rows}
+
+    async def principals(
+        self, *, sessions: Collection[int] | None = None, user_id: int | None = None
+    ) -> list[SessionRow]:
+        found = (
+            [*self.rows.values()] if sessions is None else [r for r in self.rows.values() if r.id in sessions]
+        )
+        return [row for row in found if user_id in (None, row.user_id)]
+
+
+def a_session(number: int, user_id: int = 1, minutes: float = 60, **fields: Any) -> SessionRow:
+    base = {
+        "id": number, "digest": f"digest-{number}", "user_id": user_id, "username": f"user-{user_id}",
+        "is_admin": False, "expires_at": datetime.now(UTC) + timedelta(minutes=minutes),
+    }  # fmt: skip
+    return SessionRow(**{**base, **fields})
+
+
+async def test_sessions_are_principals_beside_keys_of_the_same_number_and_digest() -> None:
+    browsers = Browsers(a_session(1), a_session(2, user_id=2))
+    routing = await a_loaded_routing(Keys(a_key(1)), sessions=browsers)
+    assert set(routing.table.principals) == {"digest-1", "session digest-1", "session digest-2"}
+    assert routing.table.principals["session digest-2"].user_id == 2
+    assert routing.table.principals["session digest-2"].key_id is None
+
+    browsers.rows[3] = a_session(3)
+    await routing.apply(StoredEvent(1, "sessions", EventType.CREATED, 3, {}, {}))
+    assert "session digest-3" in routing.table.principals
+    await routing.apply(StoredEvent(2, "sessions", EventType.DELETED, 1, {}, {}))
+    assert set(routing.table.principals) == {"digest-1", "session digest-2", "session digest-3"}
+
+    browsers.rows = {2: a_session(2, user_id=2, is_admin=True)}
+    changed = {"is_admin": [False, True]}
+    await routing.apply(StoredEvent(3, "users", EventType.UPDATED, 2, {}, changed))
+    assert routing.table.principals["session digest-2"].is_admin
+    browsers.rows.clear()
+    await routing.apply(StoredEvent(4, "users", EventType.DELETED, 2, {}, {}))
+    assert set(routing.table.principals) == {"digest-1", "session digest-3"}
+
+
+async def test_sessions_that_are_over_go_with_the_next_that_begins() -> None:
+    browsers = Browsers(a_session(1, minutes=-1))
+    routing = await a_loaded_routing(Keys(), sessions=browsers)
+    browsers.rows = {2: a_session(2)}
+    await routing.apply(StoredEvent(1, "sessions", EventType.CREATED, 2, {}, {}))
+    assert set(routing.table.principals) == {"session digest-2"}
 
 
 async def test_a_change_of_one_key_among_many_reads_that_one_and_copies_nothing() -> None:
@@ -448,7 +501,10 @@ def a_routing(store: Any, feed: Any = None) -> Routing:
 
 
 async def a_loaded_routing(
-    keys: Keys, models: Sequence[ModelPublic] = (), routes: Sequence[ModelRoutePublic] = ()
+    keys: Keys,
+    models: Sequence[ModelPublic] = (),
+    routes: Sequence[ModelRoutePublic] = (),
+    sessions: Browsers | None = None,
 ) -> Routing:
     def listing(*items: Any) -> Any:
         async def answer(**_: object) -> Any:
@@ -465,6 +521,7 @@ async def a_loaded_routing(
     store = SimpleNamespace(
         events=SimpleNamespace(last_number=last_number), models=listing(*models),
         model_routes=listing(*routes), instances=listing(), workers=SimpleNamespace(doors=doors), api_keys=keys,
+        sessions=sessions or Browsers(),
     )  # fmt: skip
     routing = a_routing(store)
     await routing.load()

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from gpustack.db.outbox import StoredEvent
     from gpustack.db.repositories.api_keys import KeyRow
     from gpustack.db.repositories.models import spec_digest
+    from gpustack.db.repositories.sessions import SessionRow
     from gpustack.db.repositories.users import UserRow
     from gpustack.db.repositories.workers import Door
     from gpustack.db.store import Store, Transaction
@@ -30,6 +31,7 @@ _HOMES = {
     "Door": "gpustack.db.repositories.workers",
     "Feed": "gpustack.db.feed",
     "KeyRow": "gpustack.db.repositories.api_keys",
+    "SessionRow": "gpustack.db.repositories.sessions",
     "Store": "gpustack.db.store",
     "StoredEvent": "gpustack.db.outbox",
     "Subscription": "gpustack.db.feed",
@@ -42,6 +44,7 @@ __all__ = [
     "Door",
     "Feed",
     "KeyRow",
+    "SessionRow",
     "Store",
     "StoredEvent",
     "Subscription",

@@ -104,7 +104,7 @@ class RoutingTable:
     version: int = 0
     #: By public name.
     routes: Mapping[str, Route] = field(default_factory=dict)
-    #: By the digest of the credential, as :func:`digest` makes it.
+    #: By the digest of the credential, as :func:`digest` makes it; those of browsers as :func:`of_session` makes it of that.
     principals: Mapping[str, Principal] = field(default_factory=dict)
 
     def principal(self, credential: str, *, now: float) -> Principal | None:
@@ -163,3 +163,8 @@ class UsageRecord:
 def digest(credential: str) -> str:
     """Return what is kept of a credential instead of itself. Credentials are long and random: no salt is needed."""
     return hashlib.sha256(credential.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def of_session(digest: str) -> str:
+    """Return what a browser's session is found by, from the digest of its token: no key is one, nor the reverse."""
+    return f"session {digest}"

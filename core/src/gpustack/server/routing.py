@@ -10,22 +10,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Collection
 from typing import NoReturn, TypeVar
 
-from gpustack.db import Feed, KeyRow, Store, StoredEvent
+from gpustack.db import Feed, Store, StoredEvent
 from gpustack.kit.backoff import Backoff
 from gpustack.kit.errors import GPUStackError, NotFound
 from gpustack.plugin.routing import Principal, RoutingDelta, RoutingTable
 from gpustack.schemas import EventType, ModelInstancePublic, ModelPublic, ModelRoutePublic
-from gpustack.server.routing_keys import Principals
+from gpustack.server.routing_keys import Handle, Principals, Row
 from gpustack.server.routing_routes import Routes
 from gpustack.server.routing_targets import Fleet
 
 log = logging.getLogger(__name__)
 
-_TOPICS = frozenset({"models", "model-routes", "model-instances", "workers", "api-keys", "users"})
-#: What of a user matters to its keys.
+_TOPICS = frozenset({"models", "model-routes", "model-instances", "workers", "api-keys", "sessions", "users"})
+#: What of a user matters to its keys and sessions.
 _OF_PRINCIPALS = frozenset({"username", "is_admin", "is_active"})
 
 #: Is told of each new table, and of what differs from the one before; None: everything may.
@@ -88,7 +89,8 @@ class Routing:
         for instance in instances:
             fleet.instances.setdefault(instance.model_id, {})[instance.id] = instance
         async with self._keys:
-            self._principals.replace(await self._store.api_keys.principals())
+            keys: list[Row] = [*await self._store.api_keys.principals()]
+            self._principals.replace([*keys, *await self._store.sessions.principals()])
         self._routes.replace(fleet, rows)
         # Not before: what could not be read has to come by its events.
         self._number = number
@@ -100,13 +102,25 @@ class Routing:
         # One after the other: an answer from before a key was revoked must not come last.
         async with self._keys:
             rows = await self._store.api_keys.principals(keys=keys)
-            self._publish(principals=self._principals.update(keys, rows))
+            self._publish(principals=self._principals.update(_keys(keys), rows))
 
     async def forget_keys(self, keys: Collection[int], *, close: bool = False) -> None:
         """Let these API keys, which were removed, count no longer; ``close`` ends what they have begun, too."""
         async with self._keys:
             closed = frozenset(keys) if close else frozenset()
-            self._publish(principals=self._principals.update(keys, ()), closed=closed)
+            self._publish(principals=self._principals.update(_keys(keys), ()), closed=closed)
+
+    async def refresh_session(self, number: int) -> None:
+        """Read a session anew: one that has begun counts from here on."""
+        async with self._keys:
+            rows = await self._store.sessions.principals(sessions=[number])
+            over = self._principals.sessions_over(time.time())
+            self._publish(principals=self._principals.update({("session", number), *over}, rows))
+
+    async def forget_sessions(self, numbers: Collection[int]) -> None:
+        """Let sessions that have ended count no longer."""
+        async with self._keys:
+            self._publish(principals=self._principals.update({("session", each) for each in numbers}, ()))
 
     async def run(self) -> NoReturn:
         """Follow the events for ever; after a loss of the database, catch up by reading everything."""
@@ -133,6 +147,8 @@ class Routing:
         """Bring the table up to date with one event."""
         if event.topic == "api-keys":
             await self._apply_key(event)
+        elif event.topic == "sessions":
+            await self._apply_session(event)
         elif event.topic == "users":
             await self._apply_user(event)
         elif event.topic == "workers":
@@ -147,16 +163,24 @@ class Routing:
         else:
             await self.refresh_keys({event.id})
 
+    async def _apply_session(self, event: StoredEvent) -> None:
+        if event.type == EventType.DELETED:
+            await self.forget_sessions([event.id])
+        else:
+            await self.refresh_session(event.id)
+
     async def _apply_user(self, event: StoredEvent) -> None:
-        """Read the keys of a user whom something happened to that they have a part in."""
-        # One that is new has no keys yet, and each of them has an event of its own.
+        """Read the keys and sessions of a user whom something happened to that they have a part in."""
+        # One that is new has none yet, and each of them has an event of its own.
         if event.type == EventType.CREATED or (
             event.type == EventType.UPDATED and not _OF_PRINCIPALS & event.changed_fields.keys()
         ):
             return
         async with self._keys:
-            gone = event.type == EventType.DELETED
-            rows: list[KeyRow] = [] if gone else await self._store.api_keys.principals(user_id=event.id)
+            rows: list[Row] = []
+            if event.type != EventType.DELETED:
+                rows += await self._store.api_keys.principals(user_id=event.id)
+                rows += await self._store.sessions.principals(user_id=event.id)
             self._publish(principals=self._principals.update(self._principals.of_user(event.id), rows))
 
     async def _apply_worker(self, event: StoredEvent) -> None:
@@ -221,6 +245,10 @@ class Routing:
 
     def _drop_listener(self, key: object) -> None:
         self._listeners.pop(key, None)
+
+
+def _keys(numbers: Collection[int]) -> set[Handle]:
+    return {("key", each) for each in numbers}
 
 
 def _read(kind: type[_Thing], event: StoredEvent) -> _Thing:

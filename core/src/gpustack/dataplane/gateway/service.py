@@ -29,6 +29,7 @@ from gpustack.dataplane.gateway.operations import (
     is_inference,
     models_path,
 )
+from gpustack.dataplane.gateway.sessions import COOKIE, signed_in
 from gpustack.dataplane.http import (
     BodyPlan,
     Headers,
@@ -44,7 +45,7 @@ from gpustack.plugin.routing import Principal, RoutingTable, Target
 log = logging.getLogger(__name__)
 
 _GIVEN_ID = re.compile(rb"[A-Za-z0-9_.:-]{1,128}")
-_SESSION_COOKIE = b"gpustack_session="
+_SESSION_COOKIE = COOKIE + b"="
 _PLAN = BodyPlan()
 #: Header fields by name.
 Fields = dict[bytes, bytes]
@@ -230,8 +231,10 @@ class Gateway:
                 return found
             if self._backstage is not None and self._behind_the_server():
                 return None
-        elif _SESSION_COOKIE in cookie and self._backstage is not None:
-            return None
+        elif _SESSION_COOKIE in cookie:
+            person = signed_in(self.table, request)
+            if person is not None or self._backstage is not None:
+                return person
         raise errors.invalid_key()
 
     def _is_preflight(self, request: Request) -> bool:

@@ -44,7 +44,9 @@ async def login(request: Req) -> Response[LoginReply]:
         user = await _with_password(parts, form)
     parts.by_user.succeeded(by_user)
     token = secrets.token_urlsafe(32)
-    await parts.store.sessions.create(user.id, digest(token), datetime.now(UTC) + SESSION)
+    number = await parts.store.sessions.create(user.id, digest(token), datetime.now(UTC) + SESSION)
+    # Its event says so as well, a moment later.
+    await parts.routing.refresh_session(number)
     reply = LoginReply(
         username=user.username, is_admin=user.is_admin, require_password_change=user.require_password_change
     )
@@ -56,7 +58,8 @@ async def logout(request: Req) -> Response[dict[str, str | None]]:
     """End the session of the cookie, if there is one."""
     if token := session_token(request.scope):
         check_origin(request.scope)
-        await services(request).store.sessions.delete(digest(token))
+        parts = services(request)
+        await parts.routing.forget_sessions(await parts.store.sessions.delete(digest(token)))
     return _with_cookie(Response({"logout_url": None}), request, "", 0)
 
 
@@ -93,7 +96,8 @@ async def _change(parts: Services, user_id: int, password: str, keep: str | None
     hashed = await parts.passwords.hash(password)
     async with parts.store.transaction() as tx:
         await tx.users.set_password(user_id, hashed)
-        await tx.sessions.delete_of_user(user_id, except_digest=keep)
+        ended = await tx.sessions.delete_of_user(user_id, except_digest=keep)
+    await parts.routing.forget_sessions(ended)
     if user_id == (await parts.store.users.by_name(ADMIN)).id:
         # What the file says is not true any more.
         first = parts.config.data_dir / FIRST_LOGIN_FILE
