@@ -86,12 +86,16 @@ class Watch:
 
 
 def _sample(now: float, process: psutil.Process, role: str) -> Sample:
-    """Return memory (PSS, so that shared pages count once) and descriptors; of the database, of all its processes."""
+    """Return memory (PSS, so that shared pages count once) and descriptors; of the database, of all its processes.
+
+    The database's shared buffers, which are of a fixed size and fill only little by little, are left out.
+    """
     members = [process, *(process.children() if role == "postgres" else [])]
     size = 0.0
     for each in members:
         with contextlib.suppress(psutil.NoSuchProcess):
-            size += each.memory_full_info().pss / 2**20
+            memory = each.memory_full_info()
+            size += (memory.uss if role == "postgres" else memory.pss) / 2**20
     return Sample(now, process.pid, size, process.num_fds())
 
 
