@@ -218,3 +218,32 @@ async def nobody() -> int:
     server.close()
     await server.wait_closed()
     return port
+
+
+def a_request(
+    first: str = "POST /v1/chat/completions", *lines: str, body: bytes = b"", key: str | None = KEY
+) -> bytes:
+    """Return a request that ends its connection."""
+    fields = ["Host: gateway", "Connection: close", *lines]
+    if key is not None:
+        fields.append(f"Authorization: Bearer {key}")
+    if body:
+        fields.append(f"Content-Length: {len(body)}")
+    return (
+        f"{first} HTTP/1.1\r\n".encode()
+        + "".join(f"{line}\r\n" for line in fields).encode("latin-1")
+        + b"\r\n"
+        + body
+    )
+
+
+def status_of(answer: bytes) -> int:
+    """Return the status of an answer as it came over the wire."""
+    assert answer.startswith(b"HTTP/1.1 "), answer[:100]
+    return int(answer[9:12])
+
+
+def fields_of(head: bytes, name: str) -> list[bytes]:
+    """Return the values of a header. An underscore counts as a hyphen, as some frameworks have it."""
+    pairs = [line.partition(b":") for line in head.split(b"\r\n")[1:]]
+    return [value.strip() for key, _, value in pairs if key.lower().replace(b"_", b"-") == name.encode()]

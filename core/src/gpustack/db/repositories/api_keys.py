@@ -10,7 +10,7 @@ from typing import Any
 from pydantic_core import from_json
 
 from gpustack.db.errors import conflicts
-from gpustack.db.repositories.base import Repository, now, sql
+from gpustack.db.repositories.base import Repository, narrowed, now
 from gpustack.db.tables import ApiKey
 from gpustack.schemas.common import Page
 from gpustack.schemas.keys import ApiKeyCreate, ApiKeyPublic
@@ -95,15 +95,8 @@ class ApiKeys(Repository[ApiKeyPublic]):
         """
         if keys is not None and not keys:
             return []
-        text = _PRINCIPALS
-        values: list[Any] = [now()]
-        if keys is not None:
-            text += f" AND k.id IN ({', '.join('{}' for _ in keys)})"
-            values += sorted(keys)
-        if user_id is not None:
-            text += " AND k.user_id = {}"
-            values.append(user_id)
-        rows = await self._session.fetch(sql(f"{text} ORDER BY k.id", *values))
+        query = narrowed(_PRINCIPALS, [now()], ("k.id", keys), ("k.user_id", user_id))
+        rows = await self._session.fetch(query)
         return [_principal(row) for row in rows]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from enum import Enum
 from typing import Any, ClassVar, Generic, TypeVar
@@ -230,3 +230,21 @@ def _plain(value: Any) -> Any:
 def sql(text: str, *values: Any) -> QueryString:
     """Return a statement with ``{}`` for each value."""
     return QueryString(text, *values)
+
+
+def narrowed(
+    text: str, values: list[Any], among: tuple[str, Collection[int] | None], equal: tuple[str, int | None]
+) -> QueryString:
+    """Return the statement that ends in a WHERE with two more conditions, each a column and what it may be; None is any.
+
+    Of ``among`` there may be some thousands, and has to be one.
+    """
+    column, numbers = among
+    if numbers is not None:
+        text += f" AND {column} IN ({', '.join('{}' for _ in numbers)})"
+        values = [*values, *sorted(numbers)]
+    column, number = equal
+    if number is not None:
+        text += f" AND {column} = {{}}"
+        values = [*values, number]
+    return sql(text, *values)

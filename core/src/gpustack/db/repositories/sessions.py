@@ -10,7 +10,7 @@ from typing import Any
 from gpustack.db.connection import Session, Writing
 from gpustack.db.errors import conflicts
 from gpustack.db.outbox import Change
-from gpustack.db.repositories.base import now, sql
+from gpustack.db.repositories.base import narrowed, now, sql
 from gpustack.db.repositories.users import Users
 from gpustack.db.tables import LoginSession
 from gpustack.schemas.common import EventType
@@ -80,15 +80,8 @@ class Sessions:
         """Return every session that counts now, of active users; with ``sessions`` or ``user_id`` those of them."""
         if sessions is not None and not sessions:
             return []
-        text = _PRINCIPALS
-        values: list[Any] = [now()]
-        if sessions is not None:
-            text += f" AND s.id IN ({', '.join('{}' for _ in sessions)})"
-            values += sorted(sessions)
-        if user_id is not None:
-            text += " AND s.user_id = {}"
-            values.append(user_id)
-        return [SessionRow(**dict(row)) for row in await self._session.fetch(sql(text, *values))]
+        query = narrowed(_PRINCIPALS, [now()], ("s.id", sessions), ("s.user_id", user_id))
+        return [SessionRow(**dict(row)) for row in await self._session.fetch(query)]
 
     async def _end(self, query: Any) -> list[int]:
         async with self._session.writing() as tx:
