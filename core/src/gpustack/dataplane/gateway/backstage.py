@@ -24,8 +24,9 @@ MARK = b"x-gpustack-gateway"
 #: Some frameworks take an underscore for a hyphen.
 _SPELT = {MARK, b"x_gpustack_gateway", b"x_gpustack-gateway", b"x-gpustack_gateway"}
 _WITHOUT = NOT_FOR_SERVERS | _SPELT
-#: Lists may be watched for days, with a sign of life every few seconds.
-_TIMES = Timeouts(connect=2.0, first_byte=120.0, between=3600.0)
+#: Whoever connects while the server starts anew waits in the socket that the supervisor keeps. Lists may be watched for
+#: days, with a sign of life every few seconds.
+_TIMES = Timeouts(connect=20.0, first_byte=120.0, between=3600.0)
 
 
 class ServerSide:
