@@ -26,6 +26,7 @@ from gpustack.dataplane.http import (
     BodyPlan,
     Header,
     Headers,
+    KnownAnswer,
     Refusal,
     Reply,
     Request,
@@ -230,6 +231,11 @@ class _Reply:
     def pass_data(self, body: bytes, raw: bytes) -> None:
         del raw
         self.write(body)
+
+    def pass_whole(self, known: KnownAnswer, length: bytes, body: bytes, *, extra: bytes = b"") -> None:
+        self.pass_head(known.status, known.headers(length), extra=extra)
+        self.write(body)
+        self.end()
 
     @property
     def paused(self) -> bool:

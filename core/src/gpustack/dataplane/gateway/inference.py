@@ -20,9 +20,18 @@ from gpustack.dataplane.gateway.answers import error_body, error_event
 from gpustack.dataplane.gateway.books import LEFT
 from gpustack.dataplane.gateway.operations import Operation
 from gpustack.dataplane.hops import DIED, DOOR_SAYS
-from gpustack.dataplane.http import Exchange, Failure, Headers, Reply, Request, Stage, request_head
+from gpustack.dataplane.http import (
+    Exchange,
+    Failure,
+    Headers,
+    KnownAnswer,
+    Reply,
+    Request,
+    Stage,
+    request_head,
+)
 from gpustack.dataplane.metering import forms, requests
-from gpustack.dataplane.metering.answers import AnswerReader, answer_reader
+from gpustack.dataplane.metering.answers import AnswerReader, answer_reader, read_document
 from gpustack.dataplane.metering.requests import Asked
 from gpustack.dataplane.metering.usage import Usage
 from gpustack.plugin.routing import Principal, Route, Target
@@ -252,8 +261,9 @@ class Inference(msgspec.Struct, eq=False):
             self._refuse(ApiError(400, "the path or its query cannot be sent on", code="invalid_request"))
             return
         head = request_head(first, self.request, len(body), extra=self._id_line)
+        at_once = None if self.request.head_only else self.on_whole
         self._exchange = gateway.upstream.request(
-            (target.host, target.port), head, body, self, route.timeouts
+            (target.host, target.port), head, body, self, route.timeouts, at_once
         )
 
     def _look(self, route: Route) -> Hints:
@@ -314,6 +324,30 @@ class Inference(msgspec.Struct, eq=False):
         return True
 
     # The answer (called by the exchange) ----------------------------------------------------------------
+
+    def on_whole(self, known: KnownAnswer, length: bytes, body: bytes) -> None:
+        """The whole answer at once: the usual case where nothing is streamed."""
+        try:
+            if known.note is None:
+                known.note = _is_plain(known)
+            if not known.note or self._held_open:
+                self._head(known.status, known.headers(length))
+                self._data(body, body)
+                self._end(True)
+                return
+            self.asked_engine = True
+            lease, self._lease = self._lease, None
+            self.usage = usage = read_document(
+                body,
+                prompt_bytes=0 if self.operation.form else len(self.request.body),
+                estimate=self.operation.metered,
+            )
+            if lease is not None:
+                lease.done(Outcome.OK, usage.completion)
+            self.reply.pass_whole(known, length, body, extra=self._own_lines(False))
+            self._finish(known.status)
+        except Exception as error:  # noqa: BLE001 - told there
+            self._broke(error)
 
     def on_head(self, status: int, headers: Headers, raw_head: bytes) -> None:
         """The engine, or the door before it, begins to answer."""
@@ -585,6 +619,13 @@ class Inference(msgspec.Struct, eq=False):
             return self._id_line + _UNBUFFERED if streaming else self._id_line
         lines = b"".join([b"%b: %b\r\n" % header for header in self._own_headers()])
         return lines + _UNBUFFERED if streaming else lines
+
+
+def _is_plain(known: KnownAnswer) -> bool:
+    """Tell whether what begins so is an answer in JSON, which may tell what it took."""
+    fields = dict(known.headers(b""))
+    json = fields.get(b"content-type") == b"application/json" and not fields.get(b"content-encoding")
+    return json and known.status < 400 and DOOR_SAYS not in fields
 
 
 def _obstacle(route: Route) -> str:

@@ -28,6 +28,7 @@ from gpustack.dataplane.http.heads import (
     request_head,
     request_line,
 )
+from gpustack.dataplane.http.known import KnownAnswer, KnownRequest
 from gpustack.dataplane.http.limits import Limits
 from gpustack.dataplane.http.relay import Relay
 from gpustack.dataplane.http.reply import Reply
@@ -48,6 +49,8 @@ __all__ = [
     "Header",
     "Headers",
     "HttpServer",
+    "KnownAnswer",
+    "KnownRequest",
     "Limits",
     "Refusal",
     "Relay",

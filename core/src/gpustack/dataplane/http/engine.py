@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 import httptools
 
+from gpustack.dataplane.http.known import DIGITS, KnownAnswer
 from gpustack.dataplane.http.request import Headers
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class EngineConnection(asyncio.Protocol):
         "_answers",
         "_held",
         "_keep",
+        "_known",
         "_last",
         "_parser",
         "_pieces",
@@ -74,6 +76,8 @@ class EngineConnection(asyncio.Protocol):
         self.head_done = False
         self._answers = self._status = self._quiet = 0
         self._keep = self._whole = self._until_close = False
+        #: How its last answer began.
+        self._known: KnownAnswer | None = None
 
     # What the event loop calls --------------------------------------------------------------------------
 
@@ -88,6 +92,20 @@ class EngineConnection(asyncio.Protocol):
             return
         self._upstream.bytes_in += len(data)
         if not self.head_done:
+            known = self._known
+            if known is not None and exchange.at_once is not None and data.startswith(known.before):
+                start = known.size
+                end = data.find(b"\r", start, start + DIGITS)
+                body = end + known.rest
+                if (
+                    data.startswith(known.after, end)
+                    and (length := data[start:end]).isdigit()
+                    and int(length) == len(data) - body
+                    and not self._held
+                    and not self._quiet
+                ):
+                    self._at_once(exchange, known, length, data[body:])
+                    return
             end = data.find(_HEAD_END)
             if (
                 end > 0
@@ -141,14 +159,10 @@ class EngineConnection(asyncio.Protocol):
 
     # What the upstream calls ----------------------------------------------------------------------------
 
-    def send(self, exchange: Exchange) -> None:
+    def send(self, exchange: Exchange, now: float) -> None:
         """Send the request of ``exchange``; its answer goes there."""
         self.exchange = exchange
-        self.headers = []
-        self.head_done = self._whole = self._until_close = False
-        self._answers = self._quiet = 0
-        self._held = self._last = b""
-        self.sent_at = now = self._upstream.clock()
+        self.sent_at = now
         self.due = now + exchange.timeouts.first_byte
         body = exchange.body
         if not body:
@@ -263,9 +277,28 @@ class EngineConnection(asyncio.Protocol):
             return
         if not self._whole:
             self.due = self._upstream.clock() + exchange.timeouts.between
+        elif self._keep and exchange.at_once is not None and self._status not in _BODILESS:
+            self._known = self._upstream.known.learn(head, self._status, self.headers)
         exchange.sink.on_head(self._status, self.headers, head)
         if self.exchange is exchange:
             self._pass(exchange, raw)
+
+    def _at_once(self, exchange: Exchange, known: KnownAnswer, length: bytes, body: bytes) -> None:
+        """Take a whole answer whose head is one that was found valid before: the parser has nothing to add."""
+        upstream = self._upstream
+        upstream.active.discard(self)
+        self.exchange = exchange.connection = None
+        if self._transport.get_write_buffer_size():
+            self.due = math.inf
+            self._transport.abort()  # it has answered before it heard all
+        else:
+            if exchange.paused:
+                self._transport.resume_reading()
+            upstream.put_back(self)
+        take = exchange.at_once
+        exchange.over()
+        assert take is not None
+        take(known, length, body)
 
     def _judge(self, head: bytes) -> str:
         """Return what is wrong with the head; nothing when it can be passed on."""
@@ -339,11 +372,19 @@ class EngineConnection(asyncio.Protocol):
         if keep:
             if exchange.paused:
                 transport.resume_reading()
+            self._begin_anew()
             upstream.put_back(self)
         else:
             self.due = math.inf
             transport.abort()
         exchange.whole()
+
+    def _begin_anew(self) -> None:
+        """Forget the answer that is over."""
+        self.headers = []
+        self.head_done = self._whole = self._until_close = False
+        self._answers = self._quiet = 0
+        self._held = self._last = b""
 
     def _release(self) -> None:
         self._upstream.active.discard(self)

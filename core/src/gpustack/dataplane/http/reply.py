@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from gpustack.dataplane.http import heads
+from gpustack.dataplane.http.known import KnownAnswer
 from gpustack.dataplane.http.request import Header, Headers, Refusal, Request
 
 if TYPE_CHECKING:
@@ -161,6 +162,30 @@ class Reply:
         head = self._head(status, b"".join(kept), None, framing)
         if head is not None:
             self._pending = head
+
+    def pass_whole(self, known: KnownAnswer, length: bytes, body: bytes, *, extra: bytes = b"") -> None:
+        """Give an engine's whole answer: :meth:`pass_head`, :meth:`pass_data` and :meth:`end` in one."""
+        protocol, request = self._protocol, self.request
+        if (
+            self.status
+            or self.gone
+            or not protocol.keeps
+            or protocol.server.draining
+            or request.version == "1.0"
+        ):
+            self.pass_head(known.status, known.headers(length), extra=extra)
+            self.pass_data(body, body)
+            self.end()
+            return
+        self.status = known.status
+        self.sent = len(body)
+        self.raw = True
+        first = heads.STATUS_LINES.get(known.status) or heads.status_line(known.status)
+        protocol.send(
+            b"%bdate: %b\r\n%b%bcontent-length: %b\r\n\r\n%b"
+            % (first, protocol.server.date, extra, known.client_lines, length, body)
+        )
+        self._finish()
 
     def pass_data(self, body: bytes, raw: bytes) -> None:
         """Send a piece of an engine's body: as the engine framed it (``raw``) where that is kept, else ``body`` anew."""

@@ -78,6 +78,19 @@ def answer_reader(
     return OpaqueReader(prompt_bytes, estimate=estimate, clock=clock)
 
 
+def read_document(body: bytes, *, prompt_bytes: int, estimate: bool) -> Usage:
+    """Return what a whole JSON document took: what a :class:`JsonReader` says of it."""
+    if len(body) <= _AT_ONCE:
+        try:
+            return _plain(body)
+        except (msgspec.DecodeError, ValueError, RecursionError):
+            pass  # it is told in another way, or not at all
+    reader = JsonReader(prompt_bytes, estimate=estimate, clock=_no_clock)
+    reader.feed(body)
+    reader.end()
+    return reader.usage
+
+
 def read_all(content_type: bytes, body: bytes, *, forced: bool = False) -> tuple[bytes, Usage]:
     """Return what a client gets of a whole answer, and what it took: the readers as one function, for fuzzers."""
     reader = answer_reader(content_type, forced=forced, clock=lambda: 0.0)
@@ -144,6 +157,17 @@ class _PlainDocument(msgspec.Struct):
 
 _decode = msgspec.json.Decoder(_Document).decode
 _decode_plain = msgspec.json.Decoder(_PlainDocument).decode
+
+
+def _plain(body: bytes) -> Usage:
+    said = _decode_plain(body).usage
+    details = said.prompt_tokens_details
+    cached = 0 if details is None else details.cached_tokens or 0
+    return Usage(said.prompt_tokens, cached, said.completion_tokens)
+
+
+def _no_clock() -> float:
+    return 0.0
 
 
 class JsonReader:
@@ -213,10 +237,7 @@ class JsonReader:
         body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         if b'"usage"' in body:
             try:
-                said = _decode_plain(body).usage
-                details = said.prompt_tokens_details
-                cached = 0 if details is None else details.cached_tokens or 0
-                self._told = Usage(said.prompt_tokens, cached, said.completion_tokens)
+                self._told = _plain(body)
                 return
             except (msgspec.DecodeError, ValueError, RecursionError):
                 pass  # it is told in another way, or not at all
