@@ -64,6 +64,29 @@ class Admission:
         self._deadlines = Deadlines(clock, timers, self._expired)
         self._looking: Cancellable | None = None
 
+    def enter(self, principal: Principal, route: Route, tokens: int) -> Ticket | None:
+        """Return a turn for a request, the usual way: nobody waits, and nothing is counted of who asks; else None."""
+        room = self._rooms.get(route.name)
+        if room is None or room.route is not route or room.waiting or not room.targets:
+            return None
+        limits = principal.limits
+        if (
+            limits.requests_per_minute is not None
+            or limits.tokens_per_minute is not None
+            or limits.concurrency is not None
+        ):
+            return None
+        capacity, row = room.capacity, room.row
+        if row >= 0:
+            buckets = self._buckets
+            if capacity is not None and buckets.running(row) >= capacity:
+                return None
+            buckets.run(row, 1)
+        elif capacity is not None and room.running >= capacity:
+            return None
+        room.running += 1
+        return Ticket(self, room, tokens, -1, None, RUNNING)
+
     def ask(
         self,
         principal: Principal,
@@ -156,6 +179,8 @@ class Admission:
         room.running -= 1
         if room.row >= 0:
             self._buckets.run(room.row, -1)
+        if row < 0 and not room.waiting:
+            return
         actual = ticket.tokens if used is None else used
         if row >= 0 and ticket.limits is not None:
             self._limits.end(row, ticket.limits, ticket.tokens, actual, self._clock())

@@ -190,14 +190,14 @@ class Chooser:
         answer = known.output
         if 0 < hints.max_tokens < answer:
             answer = hints.max_tokens
-        return Lease(known, least, hints.tokens - saved, int(answer) * ANSWER, self._ended)
+        return Lease.of(known, least, hints.tokens - saved, int(answer) * ANSWER, self._ended)
 
     def _probe(self, known: Known, member: Member, hints: Hints) -> Lease:
         known.turn = member.then
         answer = known.output
         if 0 < hints.max_tokens < answer:
             answer = hints.max_tokens
-        return Lease(known, member, hints.tokens, int(answer) * ANSWER, self._ended)
+        return Lease.of(known, member, hints.tokens, int(answer) * ANSWER, self._ended)
 
     def _refresh(self, known: Known, now: float) -> None:
         known.fresh_until = now + _FRESH

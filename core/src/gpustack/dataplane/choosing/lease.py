@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import msgspec
+
+from gpustack.dataplane.choosing.instance import Instance
 from gpustack.dataplane.choosing.known import Known, Member
 from gpustack.dataplane.choosing.outstanding import TOKEN
 from gpustack.dataplane.choosing.values import Outcome
@@ -13,31 +16,33 @@ from gpustack.plugin.routing import Target
 ANSWER = 4
 
 
-class Lease:
-    """What one attempt holds. Whoever got it calls :meth:`done` exactly once; further calls change nothing."""
+class Lease(msgspec.Struct, eq=False):
+    """What one attempt holds. Whoever got it calls :meth:`done` exactly once; further calls change nothing.
 
-    __slots__ = ("_answer", "_ended", "_known", "_over", "_prompt", "instance", "probe", "since", "target")
+    ``_prompt`` and ``_answer`` are tokens in flight, of the prompt's kind, as an instance's tally counts them.
+    """
 
-    def __init__(
-        self,
-        known: Known,
-        member: Member,
-        prompt: int,
-        answer: int,
-        ended: Callable[[Lease, Outcome], None],
-    ) -> None:
-        """Count the request: ``prompt`` and ``answer`` are tokens in flight, of the prompt's kind."""
-        self.target: Target = member.target
-        #: Whether this request finds out if an ejected instance is well again.
-        self.probe = False
-        self._known = known
-        self.instance = instance = member.instance
-        self.since = instance.ejections
-        self._ended = ended
-        self._over = False
-        self._prompt = prompt = prompt * TOKEN
-        self._answer = answer = answer * TOKEN
+    target: Target
+    instance: Instance
+    #: The ejections of the instance when it was chosen.
+    since: int
+    _known: Known
+    _prompt: int
+    _answer: int
+    _ended: Callable[[Lease, Outcome], None]
+    #: Whether this request finds out if an ejected instance is well again.
+    probe: bool = False
+    _over: bool = False
+
+    @classmethod
+    def of(
+        cls, known: Known, member: Member, prompt: int, answer: int, ended: Callable[[Lease, Outcome], None]
+    ) -> Lease:
+        """Count the request at ``member``: ``prompt`` and ``answer`` are tokens of the prompt's kind."""
+        prompt, answer = prompt * TOKEN, answer * TOKEN
+        instance = member.instance
         instance.tally.add(prompt + answer + 1)
+        return cls(member.target, instance, instance.ejections, known, prompt, answer, ended)
 
     def first_byte(self) -> None:
         """Take note that the engine has read the prompt and began a good answer."""

@@ -25,9 +25,8 @@ class RetryBudget:
         self.refused = 0
 
     def request(self) -> None:
-        """Count a request that comes from a client; about 0.1 microseconds."""
-        left = self._left + self._ratio
-        self._left = min(left, self._burst)
+        """Count a request that comes from a client."""
+        self._left += self._ratio  # what is beyond the burst is lost when somebody looks
 
     def retry(self) -> bool:
         """Take one retry; False when there is none, and the failure must go to the client."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from enum import Enum
 
+import msgspec
+
 
 class Outcome(Enum):
     """How an attempt at one instance ended."""
@@ -20,22 +22,17 @@ class Outcome(Enum):
     TIMEOUT = "timeout"
 
 
-class Hints:
+class Hints(msgspec.Struct, eq=False):
     """What is known of a request before it is sent. Counts are tokens; all of it may be left out."""
 
-    __slots__ = ("marks", "max_tokens", "session", "tokens")
-
-    def __init__(
-        self, tokens: int = 0, marks: tuple[int, ...] = (), session: int = 0, max_tokens: int = 0
-    ) -> None:
-        #: About how long the prompt is.
-        self.tokens = tokens
-        #: How it begins: :func:`prefix.marks`.
-        self.marks = marks
-        #: What the client's session header says: :func:`prefix.session`; 0 is none.
-        self.session = session
-        #: The most that the answer may have; 0 when the request does not say.
-        self.max_tokens = max_tokens
+    #: About how long the prompt is.
+    tokens: int = 0
+    #: How it begins: :func:`prefix.marks`.
+    marks: tuple[int, ...] = ()
+    #: What the client's session header says: :func:`prefix.session`; 0 is none.
+    session: int = 0
+    #: The most that the answer may have; 0 when the request does not say.
+    max_tokens: int = 0
 
 
 NO_HINTS = Hints()

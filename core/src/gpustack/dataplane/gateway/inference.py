@@ -53,7 +53,8 @@ _COMFORT = b": waiting\n\n"
 #: Nothing of it is ever changed.
 _NOTHING = Usage()
 _SESSION, _OTHER_SESSION = b"x-session-id", b"x-gpustack-session"
-_SESSIONS = frozenset((_SESSION, _OTHER_SESSION))
+#: Headers that tell which requests belong together.
+SESSIONS = frozenset((_SESSION, _OTHER_SESSION))
 
 
 class Inference(msgspec.Struct, eq=False):
@@ -188,8 +189,13 @@ class Inference(msgspec.Struct, eq=False):
     def _enter(self, route: Route) -> None:
         """Ask for a turn at ``route``."""
         self._route = route
+        admission = self.gateway.admission
         tokens = len(self.request.body) // prefix.BYTES_PER_TOKEN
-        ticket = self.gateway.admission.ask(self.principal, route, tokens, self._granted, self._turned_away)
+        self._ticket = ticket = admission.enter(self.principal, route, tokens)
+        if ticket is not None:
+            self._granted(0.0)
+            return
+        ticket = admission.ask(self.principal, route, tokens, self._granted, self._turned_away)
         if self._over:
             ticket.done(0)
             return
@@ -254,7 +260,12 @@ class Inference(msgspec.Struct, eq=False):
         target = lease.target
         self.instance_id = target.instance_id
         self.model = target.model or route.name
-        body = self._body_for(target)
+        # Most bodies are sent as they came.
+        asked = self._asked
+        if target.served_name or asked is None or asked.stream:
+            body = self._body_for(target)
+        else:
+            body = self.request.body
         try:
             first = gateway.first_lines(target, self.operation, self.request)
         except ValueError:
@@ -271,7 +282,7 @@ class Inference(msgspec.Struct, eq=False):
         body, fields, operation = self.request.body, self._fields, self.operation
         salt = self.gateway.salt(route.name)
         session = 0
-        if not _SESSIONS.isdisjoint(fields):
+        if fields and not SESSIONS.isdisjoint(fields):
             value = fields.get(_SESSION, b"").strip(b" \t") or fields.get(_OTHER_SESSION, b"").strip(b" \t")
             if value:
                 session = prefix.session(value, salt)

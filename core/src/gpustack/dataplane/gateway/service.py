@@ -20,7 +20,7 @@ from gpustack.dataplane.cors import CorsPolicy, granted, preflight
 from gpustack.dataplane.errors import ApiError
 from gpustack.dataplane.gateway.answers import error_body, model_entry, model_list
 from gpustack.dataplane.gateway.books import Books
-from gpustack.dataplane.gateway.inference import Inference
+from gpustack.dataplane.gateway.inference import SESSIONS, Inference
 from gpustack.dataplane.gateway.operations import (
     OPERATIONS,
     PROXY,
@@ -49,6 +49,11 @@ _SESSION_COOKIE = COOKIE + b"="
 _PLAN = BodyPlan()
 #: Header fields by name.
 Fields = dict[bytes, bytes]
+_NO_FIELDS: Fields = {}
+#: Beside the credential, what a request's head can have that somebody has to look at.
+_LOOKED_AT = frozenset((b"cookie", b"content-encoding", b"x-request-id", *SESSIONS))
+#: Credentials that are remembered with each header.
+_SEEN = 5000
 #: First lines that are kept: one for each instance and operation that is asked.
 _KEPT = 20_000
 
@@ -105,6 +110,9 @@ class Gateway:
         #: A number of this process, and of the request within it.
         self._ids = os.urandom(6).hex().encode()
         self._count = 0
+        #: Who showed which credential, by the two headers for one, while the table is the same.
+        self._bearers: dict[bytes, Principal] = {}
+        self._api_keys: dict[bytes, Principal] = {}
         self._first_lines: dict[tuple[int, bytes], tuple[Target, bytes]] = {}
         self._salts: dict[str, int] = {}
         self._forgetting: asyncio.TimerHandle | None = None
@@ -114,6 +122,8 @@ class Gateway:
     def apply(self, table: RoutingTable, changed: Collection[str] | None = None) -> None:
         """Serve ``table`` from the next request on; ``changed`` names the routes that differ, None may be all."""
         self.table = table
+        self._bearers.clear()
+        self._api_keys.clear()
         self.chooser.apply(table)
         self.admission.apply(table, changed)
         if len(self._first_lines) > _KEPT:
@@ -144,6 +154,8 @@ class Gateway:
 
     def begin(self, request: Request) -> Refusal | BodyPlan:
         """Judge a request by its head."""
+        if request.known is not None and self._is_usual(request):
+            return _PLAN
         operation = OPERATIONS.get(request.path)
         if operation is not None and request.method == b"POST":
             return self._begin(request, operation)
@@ -157,6 +169,40 @@ class Gateway:
         except ApiError as error:
             return self._refusal(request, operation, error)
         return _PLAN
+
+    def _is_usual(self, request: Request) -> bool:
+        """Tell whether the head, and who asks, are ones that were judged before; then it is all done."""
+        known = request.known
+        assert known is not None
+        note = known.note
+        if note is None:
+            note = known.note = self._usual(request)
+        if not note:
+            return False
+        operation, seen = note
+        principal = seen.get(request.credential)
+        if principal is None:
+            try:
+                principal = self._principal(request, _fields(request))
+            except ApiError:
+                return False  # whoever judges it anew says the same, and gives the answer
+            if principal is None:
+                return False
+            if len(seen) >= _SEEN:
+                seen.clear()
+            seen[request.credential] = principal
+        elif principal.expires_at is not None and principal.expired(time.time()):
+            return False
+        request.context = (operation, principal, "", _NO_FIELDS)
+        return True
+
+    def _usual(self, request: Request) -> tuple[Operation, dict[bytes, Principal]] | tuple[()]:
+        """Return what a head asks and who has shown which credential with it; nothing for one with more to look at."""
+        operation = OPERATIONS.get(request.path)
+        fields = _fields(request)
+        if operation is None or request.method != b"POST" or not _LOOKED_AT.isdisjoint(fields):
+            return ()
+        return operation, self._bearers if b"authorization" in fields else self._api_keys
 
     def _begin(self, request: Request, operation: Operation) -> Refusal | BodyPlan:
         """The usual case."""
@@ -290,9 +336,10 @@ class Gateway:
         return self._id(_fields(request))
 
     def _id(self, fields: Fields) -> bytes:
-        given = fields.get(b"x-request-id")
-        if given is not None and _GIVEN_ID.fullmatch(given := given.strip(b" \t")):
-            return given
+        if fields and (given := fields.get(b"x-request-id")) is not None:
+            given = given.strip(b" \t")
+            if _GIVEN_ID.fullmatch(given):
+                return given
         self._count += 1
         return b"%b-%x" % (self._ids, self._count)
 

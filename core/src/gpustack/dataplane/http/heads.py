@@ -166,6 +166,9 @@ def request_head(
     names are left out. ``length`` is that of the body that follows, whatever the client's was; without any, only
     methods that should have one say so.
     """
+    known = request.known
+    if known is not None and without is NOT_FOR_ENGINES:
+        return b"%b%b%bcontent-length: %d\r\n\r\n" % (first, known.engine_lines, extra, length)
     headers = request.headers
     if request.names_hops:
         without |= named_by_connection(headers)

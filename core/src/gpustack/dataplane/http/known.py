@@ -93,7 +93,9 @@ class KnownRequests:
         """
         fields = request.fields
         names = _CREDENTIALS.intersection(fields or ())
-        if fields is None or len(names) != 1 or request.names_hops or request.version != "1.1":
+        if fields is None or len(names) != 1 or request.names_hops or request.head_only:
+            return None
+        if request.version != "1.1":
             return None
         if len(head) > _LONGEST or request.target != request.path + (
             b"?" + request.query if request.query else b""

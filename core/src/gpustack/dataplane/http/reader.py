@@ -10,6 +10,7 @@ from typing import Protocol
 import httptools
 
 from gpustack.dataplane.http import heads, judging
+from gpustack.dataplane.http.known import DIGITS, PLAIN, KnownRequest, KnownRequests
 from gpustack.dataplane.http.limits import Limits
 from gpustack.dataplane.http.proxies import TrustedProxies
 from gpustack.dataplane.http.request import BodyPlan, Refusal, Request, Service
@@ -19,6 +20,9 @@ _log = logging.getLogger(__name__)
 
 #: Where reading is: between requests, in a head, in a body, in a body that nobody wants.
 _IDLE, _HEAD, _BODY, _SWALLOW = range(4)
+#: Heads that are learned on one connection: one that has more says something else each time.
+_LEARNED = 32
+_HEAD_END = b"\r\n\r\n"
 #: Beside its data a chunk has its size, in a few digits, and two line ends.
 _PLAIN_CHUNK = 16
 
@@ -33,6 +37,7 @@ class Rules(Protocol):
     limits: Limits
     service: Service
     proxies: TrustedProxies
+    known: KnownRequests
     #: Bytes of bodies that are held for all clients together.
     buffered: int
     bad_requests: int
@@ -60,7 +65,9 @@ class RequestReader:
         "_fed",
         "_feed",
         "_headers",
+        "_judged",
         "_known",
+        "_learned",
         "_limits",
         "_parser",
         "_peer",
@@ -84,8 +91,10 @@ class RequestReader:
         self._trusted = bool(rules.proxies) and rules.proxies.trusts(peer)
         self._tls = tls
         self._phase = _IDLE
-        #: What has been found valid before on this connection.
-        self._known = judging.Known()
+        #: What has been found valid before on this connection, by parts and as a whole.
+        self._judged = judging.Known()
+        self._known: KnownRequest | None = None
+        self._learned = 0
         self._request: Request | None = None
         self._headers: list[tuple[bytes, bytes]] = []
         self._spill: BytesIO | None = None
@@ -114,6 +123,25 @@ class RequestReader:
             return
         if self.deaf:
             return
+        known = self._known
+        if known is not None and data.startswith(known.before) and self._request is None and not self.ready:
+            first = data.find(b"\r", known.size)
+            start = first + known.skip
+            if data.startswith(known.between, first):
+                second = data.find(b"\r", start)
+                at = second + known.rest
+                if data.startswith(known.after, second):
+                    credential, digits = data[known.size : first], data[start:second]
+                    if not known.credential_first:
+                        credential, digits = digits, credential
+                    if (
+                        digits.isdigit()
+                        and len(digits) <= DIGITS
+                        and int(digits) == size - at > 0
+                        and not credential.translate(None, PLAIN)
+                    ):
+                        self._take(known, credential, data[at:])
+                        return
         self._fed = size if self._request is None else self._fed + size
         try:
             self._feed(data)
@@ -127,6 +155,7 @@ class RequestReader:
             return
         request = self._request
         if request is None:
+            self._learn(data)
             return
         if self._phase == _HEAD:
             if self._fed > self._limits.head_bytes or len(self._headers) > self._limits.headers:
@@ -135,6 +164,55 @@ class RequestReader:
             overhead = self._fed - request.size - _PLAIN_CHUNK * self._chunks - self._limits.head_bytes
             if overhead > self._limits.chunk_overhead_bytes:
                 self._end(400, "the body's chunks hold too much beside the data", "bad_request")
+
+    def _learn(self, data: bytes) -> None:
+        """Remember the head of a request that has come as a whole, and alone."""
+        if len(self.ready) != 1 or self.deaf or self._trusted:
+            return
+        request = self.ready[0]
+        if not request.keep_alive:
+            self._known = None
+        elif self._learned < _LEARNED and request.fields is not None and request.length and request.plan:
+            end = data.find(_HEAD_END) + len(_HEAD_END)
+            if end + request.length == len(data):
+                self._learned += 1
+                self._known = self._rules.known.learn(data[:end], request)
+
+    def _take(self, known: KnownRequest, credential: bytes, body: bytes) -> None:
+        """Take a whole request whose head is one that was found valid before: the parser has nothing to add."""
+        size = len(body)
+        request = Request(
+            self._peer, self._tls, known.method, known.target, known.path, known.query, known.host,
+            body, size, size, True, known, credential,
+        )  # fmt: skip
+        rules, limits = self._rules, self._limits
+        rules.buffered += size
+        try:
+            plan = rules.service.begin(request)
+        except Exception as error:  # noqa: BLE001  (whatever it is, this client gets an answer)
+            _log.error("a request could not be judged", exc_info=error)
+            self._request = request
+            self._end(500, "the server failed to answer; its log says why", "internal_error")
+            return
+        if isinstance(plan, BodyPlan):
+            request.plan = plan
+            limit = limits.body_bytes if plan.limit is None else plan.limit
+            if size <= limit and rules.buffered <= limits.all_bodies_bytes:
+                self.ready.append(request)
+                return
+            self._request = request
+            if size > limit:
+                self._body_too_large(limit)
+            else:
+                self._too_much()
+        elif plan.close or size > limits.swallowed_bytes:
+            self._request = request
+            self._queue_last(plan)
+        else:
+            self.give_back(request)
+            request.body = b""
+            request.refusal = plan
+            self.ready.append(request)
 
     def _feed_in_slices(self, data: bytes) -> None:
         """A read can hold more than any head may, and the parser does not stop by itself."""
@@ -182,7 +260,7 @@ class RequestReader:
                 raise _Stop
             self._fed = 0  # the bytes of this read belong to others too
         self._request = request = Request(self._peer, self._tls)
-        self._headers = request.headers
+        request.headers = self._headers = []
         self._phase = _HEAD
         self._started = now = self._rules.clock()
         self.due = now + self._limits.head_seconds
@@ -212,7 +290,7 @@ class RequestReader:
             raise self._too_large()
         if parser.should_upgrade():
             raise self._end(501, "Upgrade and CONNECT are not supported", "not_supported")
-        fault, forwarded = judging.judge(request, self._known)
+        fault, forwarded = judging.judge(request, self._judged)
         if fault is not None:
             raise self._end(*fault)
         if forwarded:

@@ -6,9 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+import msgspec
+
 from gpustack.dataplane.errors import ApiError
 
 if TYPE_CHECKING:
+    from gpustack.dataplane.http.known import KnownRequest
     from gpustack.dataplane.http.reply import Reply
 
 Header = tuple[bytes, bytes]
@@ -32,66 +35,68 @@ class BodyPlan:
     limit: int | None = None
 
 
-class Request:
+class Request(msgspec.Struct, eq=False):
     """One request. Nothing of it changes once it has been handed over.
 
     ``path`` and ``query`` are as they were sent, still escaped; an authority in the request line is taken off.
     The names of ``headers`` are lower case and their values as sent, in the order sent, without any word on
     where the request came from unless that comes from a trusted proxy. ``peer`` is the client's address as far
     as that can be trusted, empty on a local socket.
+
+    A Struct, as making one costs a fraction of an ``__init__``, and is done for each request.
     """
 
-    __slots__ = (
-        "body",
-        "chunked",
-        "context",
-        "expects",
-        "fields",
-        "head_only",
-        "headers",
-        "host",
-        "keep_alive",
-        "length",
-        "method",
-        "names_hops",
-        "path",
-        "peer",
-        "plan",
-        "query",
-        "refusal",
-        "size",
-        "target",
-        "tls",
-        "version",
-    )
+    peer: str
+    tls: bool
+    method: bytes = b""
+    target: bytes = b""
+    path: bytes = b""
+    query: bytes = b""
+    host: bytes = b""
+    body: bytes = b""
+    #: What Content-Length says; None without one.
+    length: int | None = None
+    #: Bytes of the body that have arrived.
+    size: int = 0
+    keep_alive: bool = False
+    #: What its head is known as, and the value of its credential; then it has only ordinary headers, each once.
+    known: KnownRequest | None = None
+    credential: bytes = b""
+    version: str = "1.1"
+    head_only: bool = False
+    chunked: bool = False
+    expects: bool = False
+    #: Whether Connection names headers that are for one hop only.
+    names_hops: bool = False
+    plan: BodyPlan | None = None
+    refusal: Refusal | None = None
+    #: The service's own; this layer does not look at it.
+    context: Any = None
+    _headers: Headers | None = None
+    _fields: dict[bytes, bytes] | None = None
 
-    def __init__(self, peer: str, tls: bool) -> None:
-        self.method = b""
-        self.target = b""
-        self.path = b""
-        self.query = b""
-        self.version = "1.1"
-        self.host = b""
-        self.headers: Headers = []
-        #: The same by name, where nothing is there twice and nothing was left out; None where that is not known.
-        self.fields: dict[bytes, bytes] | None = None
-        self.body = b""
-        self.peer = peer
-        self.tls = tls
-        self.keep_alive = False
-        self.head_only = False
-        self.chunked = False
-        self.expects = False
-        #: Whether Connection names headers that are for one hop only.
-        self.names_hops = False
-        #: What Content-Length says; None without one.
-        self.length: int | None = None
-        #: Bytes of the body that have arrived.
-        self.size = 0
-        self.plan: BodyPlan | None = None
-        self.refusal: Refusal | None = None
-        #: The service's own; this layer does not look at it.
-        self.context: Any = None
+    @property
+    def headers(self) -> Headers:
+        """The header fields."""
+        if self._headers is None:
+            known = self.known
+            self._headers = [] if known is None else known.headers(self.length or 0, self.credential)
+        return self._headers
+
+    @headers.setter
+    def headers(self, headers: Headers) -> None:
+        self._headers = headers
+
+    @property
+    def fields(self) -> dict[bytes, bytes] | None:
+        """The same by name, where nothing is there twice and nothing was left out; None where that is not known."""
+        if self._fields is None and self.known is not None:
+            self._fields = dict(self.headers)
+        return self._fields
+
+    @fields.setter
+    def fields(self, fields: dict[bytes, bytes]) -> None:
+        self._fields = fields
 
     def header(self, name: bytes) -> bytes | None:
         """Return the first value of header ``name`` (lower case) without the spaces around it; None without one."""

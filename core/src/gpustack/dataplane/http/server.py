@@ -6,6 +6,7 @@ import asyncio
 import time
 from email.utils import formatdate
 
+from gpustack.dataplane.http.known import KnownRequests
 from gpustack.dataplane.http.limits import Limits
 from gpustack.dataplane.http.proxies import TrustedProxies
 from gpustack.dataplane.http.request import ErrorBody, Refusal, Request, Service, openai_error
@@ -38,6 +39,7 @@ class HttpServer:
         self.service = service
         self.limits = limits or Limits()
         self.proxies = TrustedProxies(self.limits.trusted_proxies)
+        self.known = KnownRequests()
         self.connections: set[ServerProtocol] = set()
         self.draining = False
         #: Bytes of bodies that are held for all clients together.
