@@ -25,7 +25,7 @@ SIZE, KEEP = 64 << 20, 4
 #: Lines that may wait for a disk that takes none.
 _WAITING = 50_000
 #: Seconds between two rounds of writing: few enough lines that formatting them delays nobody.
-_PACE = 0.01
+_PACE = 0.02
 
 
 class Line(msgspec.Struct, omit_defaults=True):

@@ -10,7 +10,7 @@ from collections.abc import Callable
 log = logging.getLogger(__name__)
 
 #: Seconds between two rounds while there is something to write. Rare large writes would hold the interpreter longer.
-PACE = 0.005
+PACE = 0.01
 
 
 class Behind:

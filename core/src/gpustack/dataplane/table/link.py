@@ -23,7 +23,9 @@ from gpustack.kit.backoff import Backoff
 log = logging.getLogger(__name__)
 
 #: Records in one message.
-_BATCH = 500
+_BATCH = 250
+#: Seconds to wait after a batch that was not full: each costs as much as some dozen requests.
+_PAUSE = 0.03
 #: Seconds without a server in which one that comes back may know more; after that it is away.
 _BEHIND = 5.0
 #: Seconds that the server has to keep a batch.
@@ -117,6 +119,8 @@ class Link:
         while True:
             batch = await self._journal.next_batch(_BATCH)
             await self._send(writer, batch)
+            if len(batch.records) < _BATCH:
+                await asyncio.sleep(_PAUSE)
 
     async def _send(self, writer: asyncio.StreamWriter, batch: Batch) -> None:
         self._number += 1
