@@ -17,8 +17,9 @@ DEPTHS = tuple(
 
 #: Bytes of a body for one token, roughly, in the languages that models mostly read.
 BYTES_PER_TOKEN = 4
+_FIRST, _SECOND = DEPTHS[:2]
 
-_BEGINNINGS = (b'"messages"', b'"prompt"', b'"input"')
+_MESSAGES, _PROMPT, _INPUT = b'"messages"', b'"prompt"', b'"input"'
 #: Keys come before what is long; a body without any of them is not searched to its end.
 _SEARCHED = 8 << 10
 #: After longer messages than these, a system prompt is not looked for: it would take a tenth of a millisecond or more.
@@ -36,12 +37,10 @@ def marks(body: bytes, start: int, *, system_apart: bool = False) -> tuple[int, 
     ``start`` is the route's :func:`salt`. ``system_apart`` is for Anthropic's form, where the system prompt is a key
     beside the messages and clients write it after them.
     """
-    found = -1
-    for name in _BEGINNINGS:
-        found = body.find(name, 0, _SEARCHED)
-        if found >= 0:
-            break
-    begin = max(found, 0)
+    begin = body.find(_MESSAGES, 0, _SEARCHED)
+    if begin < 0:
+        begin = max(0, body.find(_PROMPT, 0, _SEARCHED))
+        begin = begin or max(0, body.find(_INPUT, 0, _SEARCHED))
     if system_apart:
         apart = body.find(b'"system":', 0, _SEARCHED_FOR_SYSTEM)
         if apart > begin:
@@ -51,8 +50,11 @@ def marks(body: bytes, start: int, *, system_apart: bool = False) -> tuple[int, 
             )
         if apart >= 0:
             begin = apart
-    if len(body) - begin < DEPTHS[0]:
+    length = len(body) - begin
+    if length < _FIRST:
         return ()
+    if length < _SECOND:
+        return (crc32(body[begin : begin + _FIRST], start),)
     return _chain(memoryview(body), begin, start)
 
 

@@ -35,10 +35,12 @@ class Books:
     def close(self, done: Inference) -> None:
         """Write down a request for a model that has ended, however it did."""
         usage, principal, reader = done.usage, done.principal, done.reader
-        journal, log = self.journal, self.access_log
-        asked = done.asked_engine
-        streamed = reader is not None and reader.chunks > 0
-        first = done.time_to_first_token if streamed else None
+        journal, log, metrics = self.journal, self.access_log, self.metrics
+        asked, status, duration, route = done.asked_engine, done.status, done.duration, done.route_name
+        prompt, cached, completion = usage.prompt, usage.cached, usage.completion
+        first = between = None
+        if reader is not None and reader.chunks > 0:
+            first, between = done.time_to_first_token, done.between_tokens
         if log is not None or (asked and journal is not None):
             # In the order of the fields: by name they would cost seven times as much.
             entry = Entry(
@@ -48,16 +50,16 @@ class Books:
                 done.instance_id,
                 principal.user_id,
                 principal.key_id,
-                done.status,
-                usage.prompt,
-                usage.cached,
-                usage.completion,
+                status,
+                prompt,
+                cached,
+                completion,
                 first,
-                done.duration,
+                duration,
                 done.operation.name,
-                done.route_name,
+                route,
                 done.queued,
-                done.between_tokens if streamed else None,
+                between,
                 usage.estimated,
             )
             if asked and journal is not None:
@@ -78,8 +80,17 @@ class Books:
                         done.trouble,
                     )
                 )
-        if self.metrics is not None:
-            self._count(self.metrics, done, first)
+        if metrics is None:
+            return
+        series = self._series.get(route) or self._new_series(metrics, route)
+        if not asked:
+            series.refused(status, duration)
+        else:
+            series.answered(status, duration, prompt, cached, completion)
+            if first is not None or done.queued or done.retries:
+                _count_more(metrics, done, first)
+        if done.refused_for:
+            metrics.refused.of(route, done.refused_for).add()
 
     def note(self, request: Request, status: int, *, reply: Reply | None = None, began: float = 0.0) -> None:
         """Write down a request that came to no model: the server's, or one that was refused at once."""
@@ -98,27 +109,18 @@ class Books:
                 )
             )
 
-    def _count(self, metrics: Metrics, done: Inference, first: float | None) -> None:
-        route = done.route_name
-        series = self._series.get(route)
-        if series is None:
-            series = self._new_series(metrics, route)
-        series.ended(done.status, done.duration)
-        if done.refused_for:
-            metrics.refused.of(route, done.refused_for).add()
-        if not done.asked_engine:
-            return
-        usage = done.usage
-        series.took(usage.prompt, usage.cached, usage.completion)
-        if first is not None:
-            metrics.time_to_first_token.of(route).observe(first)
-        if done.queued:
-            metrics.queue_time.of(route).observe(done.queued)
-        if done.retries:
-            metrics.retries.of(route).add(done.retries)
-
     def _new_series(self, metrics: Metrics, route: str) -> ModelSeries:
         if len(self._series) >= _KEPT:
             self._series.clear()
         series = self._series[route] = metrics.of_model(route)
         return series
+
+
+def _count_more(metrics: Metrics, done: Inference, first: float | None) -> None:
+    route = done.route_name
+    if first is not None:
+        metrics.time_to_first_token.of(route).observe(first)
+    if done.queued:
+        metrics.queue_time.of(route).observe(done.queued)
+    if done.retries:
+        metrics.retries.of(route).add(done.retries)

@@ -114,27 +114,31 @@ class Journal:
 
     def append(self, record: UsageRecord | Entry) -> None:
         """Keep ``record``. From here on the process may be killed."""
-        if len(self._waiting) >= _WAITING:
+        waiting = self._waiting
+        if len(waiting) >= _WAITING:
             self._lost_here += 1
             return
         self._number = number = self._number + 1
         line = frame(number, record)
-        self._waiting.append((number, line))
+        waiting.append((number, line))
         if self._tails:
-            self._keep(number, line)
+            turn = self._turn
+            if self._tails[turn].add(line):
+                self._tail_ends[turn] = number
+            else:
+                self._turn_over(number, line)
         if not self._behind.awake:
             self._behind.wake()
 
-    def _keep(self, number: int, line: bytes) -> None:
-        tail = self._tails[self._turn]
-        if not tail.add(line):
-            other = 1 - self._turn
-            if self._tail_ends[other] > self._written:
-                return  # the disk is far behind; nothing more can be kept until it comes after
-            self._turn, tail = other, self._tails[other]
-            tail.restart()
-            tail.add(line)
-        self._tail_ends[self._turn] = number
+    def _turn_over(self, number: int, line: bytes) -> None:
+        """Go on in the other tail, if the disk has all that is in it."""
+        other = 1 - self._turn
+        if self._tail_ends[other] > self._written:
+            return  # the disk is far behind; nothing more can be kept until it comes after
+        tail = self._tails[other]
+        tail.restart()
+        if tail.add(line):
+            self._turn, self._tail_ends[other] = other, number
 
     async def next_batch(self, limit: int = 500) -> Batch:
         """Return the oldest records that were not acknowledged, waiting until there is one.

@@ -76,30 +76,36 @@ class ModelSeries:
         #: Places; -1 is none yet.
         self._ok = self._prompt = self._cached = self._completion = -1
 
-    def ended(self, status: int, seconds: float) -> None:
-        """Count a request that was answered after ``seconds``."""
+    def refused(self, status: int, seconds: float) -> None:
+        """Count a request that came to no engine and was answered after ``seconds``."""
+        self._metrics.requests.of(self._model, status).add()
         values = self._values
-        if status != 200:
-            self._metrics.requests.of(self._model, status).add()
-        else:
-            if self._ok < 0:
-                self._ok = self._metrics.requests.of(self._model, 200).at
-            values[self._ok] += 1
         values[self._at + bisect_left(self._bounds, seconds)] += 1
         values[self._sum] += seconds
 
-    def took(self, prompt: int, cached: int, completion: int) -> None:
-        """Count the tokens of an answer."""
+    def answered(self, status: int, seconds: float, prompt: int, cached: int, completion: int) -> None:
+        """Count a request that an engine answered after ``seconds``, and the tokens of the answer."""
         values = self._values
+        if status == 200 and self._ok >= 0:
+            values[self._ok] += 1
+        else:
+            self._note(status)
+        values[self._at + bisect_left(self._bounds, seconds)] += 1
+        values[self._sum] += seconds
         if prompt:
-            if self._prompt < 0:
-                self._prompt = self._metrics.tokens.of(self._model, "prompt").at
-            values[self._prompt] += prompt
+            values[self._prompt if self._prompt >= 0 else self._place("prompt")] += prompt
         if cached:
-            if self._cached < 0:
-                self._cached = self._metrics.tokens.of(self._model, "cached").at
-            values[self._cached] += cached
+            values[self._cached if self._cached >= 0 else self._place("cached")] += cached
         if completion:
-            if self._completion < 0:
-                self._completion = self._metrics.tokens.of(self._model, "completion").at
-            values[self._completion] += completion
+            values[self._completion if self._completion >= 0 else self._place("completion")] += completion
+
+    def _note(self, status: int) -> None:
+        series = self._metrics.requests.of(self._model, status)
+        series.add()
+        if status == 200:
+            self._ok = series.at
+
+    def _place(self, kind: str) -> int:
+        at = self._metrics.tokens.of(self._model, kind).at
+        setattr(self, f"_{kind}", at)
+        return at

@@ -6,7 +6,6 @@ import json
 import re
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -32,7 +31,7 @@ Edit = tuple[int, int, bytes]
 #: A key as long as "model" that nobody can have sent, since each process has its own.
 _PROBE = f"m{secrets.token_hex(2)}"
 _PROBE_KEY = f'"{_PROBE}"'.encode()
-#: Where most clients write the model: at the body's beginning or its end.
+#: Where most clients write the model, if not at the body's beginning: at its end.
 _NEAR = 512
 
 
@@ -43,8 +42,7 @@ class _Head(msgspec.Struct, rename={"probe": _PROBE}):
     stream_options: msgspec.Raw = msgspec.Raw()
 
 
-@dataclass(slots=True)
-class Asked:
+class Asked(msgspec.Struct):
     """What a body asks for. ``span`` is where the model's name stands, quotes included (in a form: without any)."""
 
     model: str
@@ -104,12 +102,21 @@ def read(body: bytes) -> Asked:
         raise _bad(_where(body, error)) from None
     if not isinstance(head.probe, str) or head.model is not msgspec.UNSET:
         return _in_pieces(body)
-    value = _MODEL_VALUE.match(body, key + 7)
-    assert value is not None
-    if head.stream_options and head.stream is True and _may_be_too_much(body):
+    model, stream, options = head.probe, head.stream is True, head.stream_options
+    if options and stream and _may_be_too_much(body):
         return _in_pieces(body)
     # Options that are there are looked for when they matter.
-    return Asked(head.probe, value.span(1), head.stream is True, None if head.stream_options else ())
+    return Asked(model, _span(body, key + 7, model), stream, None if options else ())
+
+
+def _span(body: bytes, start: int, model: str) -> tuple[int, int]:
+    """Return where the value stands that follows the key's end at ``start`` and says ``model``."""
+    plain = b':"%b"' % model.encode()
+    if body.startswith(plain, start):  # no escape can stand for itself
+        return start + 1, start + len(plain)
+    value = _MODEL_VALUE.match(body, start)
+    assert value is not None
+    return value.span(1)
 
 
 def _may_be_too_much(body: bytes) -> bool:
@@ -118,11 +125,9 @@ def _may_be_too_much(body: bytes) -> bool:
 
 
 def _model_key(body: bytes) -> int:
-    if (key := body.find(b'"model"', 0, _NEAR)) >= 0 or len(body) <= _NEAR:
+    if (key := body.find(b'"model"', -_NEAR)) >= 0 or len(body) <= _NEAR:
         return key
-    if (key := body.find(b'"model"', -_NEAR)) >= 0:
-        return key
-    return body.find(b'"model"', _NEAR - 6)
+    return body.find(b'"model"')
 
 
 def rename_model(body: bytes, span: tuple[int, int], new: str) -> bytes:

@@ -21,7 +21,7 @@ class Tail:
     a mapped page that the file system has no room for ends a process.
     """
 
-    __slots__ = ("_at", "_map", "path")
+    __slots__ = ("_at", "_map", "_size", "path")
 
     def __init__(self, path: Path, size: int = SIZE) -> None:
         """Create the file. Raises OSError where that, or taking its space, fails."""
@@ -38,15 +38,17 @@ class Tail:
         # Touched now, so that no request waits for a page.
         self._map[:] = bytes(size)
         self._at = 0
+        self._size = size
 
     def add(self, frame: bytes) -> bool:
         """Keep a frame; False when there is no room, since the disk is behind."""
-        end = self._at + len(frame)
-        if end >= len(self._map):
+        memory, at = self._map, self._at
+        end = at + len(frame)
+        if end >= self._size:
             return False
         # What follows is made no frame first: an old one there could have the next number.
-        self._map[end] = 0
-        self._map[self._at : end] = frame
+        memory[end] = 0
+        memory[at:end] = frame
         self._at = end
         return True
 
