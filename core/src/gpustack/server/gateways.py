@@ -42,6 +42,8 @@ class Gateways:
         self._writers: dict[asyncio.StreamWriter, Hello] = {}
         #: Who is told the whole table just now: one that begins anew may not mix with one before it.
         self._telling: dict[asyncio.StreamWriter, asyncio.Task[None]] = {}
+        #: Connections that nobody serves yet, and nobody will when this ends.
+        self._accepted: set[socket.socket] = set()
         self._tasks = Tasks("gateways")
 
     @property
@@ -62,6 +64,8 @@ class Gateways:
         """Let all go; they serve on with what they have."""
         self._forget()
         await self._tasks.stop()
+        for sock in self._accepted:
+            sock.close()
         self._writers.clear()
         with contextlib.suppress(OSError):
             # The next server may have one of its own there already.
@@ -73,10 +77,12 @@ class Gateways:
             while True:
                 sock, _ = await asyncio.get_running_loop().sock_accept(listener)
                 sock.setblocking(False)
+                self._accepted.add(sock)
                 self._tasks.start("gateway", self._serve(sock))
 
     async def _serve(self, sock: socket.socket) -> None:
         reader, writer = await asyncio.open_unix_connection(sock=sock, limit=wire.LONGEST)
+        self._accepted.discard(sock)
         try:
             hello = wire.from_gateway(await wire.read(reader))
             if not isinstance(hello, Hello):

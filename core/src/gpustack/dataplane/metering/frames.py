@@ -47,6 +47,11 @@ class Entry(msgspec.Struct, omit_defaults=True, gc=False):
     between_tokens: float | None = None
     estimated: bool = False
 
+    @property
+    def record(self) -> UsageRecord:
+        """The same as a record."""
+        return UsageRecord(**msgspec.structs.asdict(self))
+
 
 def frame(number: int, record: UsageRecord | Entry) -> bytes:
     """Return the line of ``record``."""

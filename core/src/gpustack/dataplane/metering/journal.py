@@ -23,6 +23,7 @@ import secrets
 import time
 from collections import deque
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -44,6 +45,8 @@ SEGMENT = 4 << 20
 MOST = 1 << 30
 #: Records that may wait for a disk that takes none.
 _WAITING = 100_000
+#: The newest records, which are told without being read again.
+_RECENT = 3000
 #: Seconds between two looks for new records, and for what dead processes left.
 _LOOK, _ADOPT = 0.1, 10.0
 #: Memory that every Linux has, and that no disk slows down.
@@ -54,10 +57,16 @@ _MEMORY = Path("/dev/shm")  # noqa: S108 - names are unguessable, files private
 class Batch:
     """Records to deliver, oldest first, and where they are from."""
 
-    records: tuple[UsageRecord, ...]
+    #: Whatever they were written as; encoded, both are the same.
+    entries: tuple[UsageRecord | Entry, ...]
     writer: str
     last: int
     place: Place | None
+
+    @property
+    def records(self) -> tuple[UsageRecord, ...]:
+        """The records as such."""
+        return tuple(each.record if isinstance(each, Entry) else each for each in self.entries)
 
 
 @dataclass(slots=True)
@@ -83,6 +92,7 @@ class Journal:
         self._most_bytes = most_bytes
         self._behind = Behind("the usage journal", self._write)
         self._waiting: deque[tuple[int, bytes]] = deque()
+        self._recent: deque[tuple[int, UsageRecord | Entry]] = deque(maxlen=_RECENT)
         self._unwritten = b""
         self._number = self._taken = self._written = self._ids = 0
         self._adopted: list[_Adopted] = []
@@ -94,7 +104,7 @@ class Journal:
         self._tail_ends = [0, 0]
         self._turn = 0
         #: Records lost since the disk was full or hung, since the server was away for too long, and those told of.
-        self._lost_here = self._lost_later = self._lost_told = 0
+        self._lost_here = self._lost_later = self._lost_told = self._lost_known = 0
 
     async def __aenter__(self) -> Self:
         """Begin a new segment, and adopt what dead processes left. Raises GPUStackError when there is no place for it."""
@@ -121,6 +131,7 @@ class Journal:
         self._number = number = self._number + 1
         line = frame(number, record)
         waiting.append((number, line))
+        self._recent.append((number, record))
         if self._tails:
             turn = self._turn
             if self._tails[turn].add(line):
@@ -150,14 +161,31 @@ class Journal:
                 self._adopt_at = time.monotonic() + _ADOPT
                 await asyncio.to_thread(self._adopt)
             for spool in [*(each.spool for each in self._adopted), self._spool]:
-                if spool is self._spool and spool.acknowledged >= self._written:
-                    continue
+                if spool is self._spool:
+                    if spool.acknowledged >= self._written:
+                        continue
+                    if (recent := self._told_recently(limit)) is not None:
+                        return recent
                 records, place = await asyncio.to_thread(spool.read, limit)
                 if records:
                     told = tuple(record for _, record in records)
                     return Batch(told, spool.writer, records[-1][0], place)
                 await asyncio.to_thread(self._done_with, spool)
             await asyncio.sleep(_LOOK)
+
+    def _told_recently(self, limit: int) -> Batch | None:
+        """Return the records after those that were acknowledged, if they are at hand and on the disk."""
+        recent, last = self._recent, self._spool.acknowledged
+        if self._lost_later != self._lost_known:
+            self._lost_known = self._lost_later
+            recent.clear()  # what was given up is not told either
+        while recent and recent[0][0] <= last:
+            recent.popleft()
+        if not recent or recent[0][0] != last + 1:
+            return None
+        written = self._written
+        found = [record for number, record in islice(recent, limit) if number <= written]
+        return Batch(tuple(found), self._spool.writer, last + len(found), None) if found else None
 
     async def acknowledge(self, batch: Batch) -> None:
         """Note that ``batch`` arrived; it is not told again. Doing that twice is without effect."""
