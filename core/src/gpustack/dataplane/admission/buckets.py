@@ -120,7 +120,7 @@ class Buckets:
         """Return what all processes have running."""
         if not self.shared:
             return self._numbers[row + self._seat]
-        return sum(self._numbers[row + _SEATS : row + self._width])
+        return sum(self._numbers[row + _SEATS : row + self._width].tolist())
 
     def run(self, row: int, change: int) -> None:
         """Note that this process has one more running, or one less."""

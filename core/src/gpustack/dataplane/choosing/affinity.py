@@ -42,13 +42,15 @@ class Affinity:
 
         ``least`` has the least to do of ``among``, which is ``low``; ``mean`` is what they have to do on average.
         """
-        marks = (*hints.marks, hints.session) if hints.session else hints.marks
+        marks, tokens = hints.marks, hints.tokens
+        if hints.session:
+            marks = (*marks, hints.session)
         depth, found = self._holders.find(marks)
         chosen, saved = least, 0
         if found:
             # A session is followed for its own sake, wherever else it was.
             session = depth > len(hints.marks)
-            gain = hints.tokens if session else min(_SAVED[depth - 1], hints.tokens)
+            gain = tokens if session or _SAVED[depth - 1] > tokens else _SAVED[depth - 1]
             if among is known.members and not session and by_all(found, known.bits):
                 saved = gain
             else:

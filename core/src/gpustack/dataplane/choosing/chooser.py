@@ -158,7 +158,7 @@ class Chooser:
         if self._ill:
             members, probe = _well(members, now)
             if probe is not None:
-                lease = self._probe(known, probe, hints)
+                lease = self._lease(known, probe, hints, hints.tokens)
                 lease.probe = probe.instance.probing = True
                 return lease
         members = with_weight(members)
@@ -184,20 +184,21 @@ class Chooser:
         if low & REQUESTS >= least.slots:
             least = _with_room(among) or least
         saved = 0
-        if (hints.marks or hints.session) and len(known.members) > 1:
+        if (hints.marks or hints.session) and known.several:
             least, saved = self._affinity.choose(known, hints, least, low, mean, among, now)
-        known.turn = least.then
-        answer = known.output
-        if 0 < hints.max_tokens < answer:
-            answer = hints.max_tokens
-        return Lease.of(known, least, hints.tokens - saved, int(answer) * ANSWER, self._ended)
+        return self._lease(known, least, hints, hints.tokens - saved)
 
-    def _probe(self, known: Known, member: Member, hints: Hints) -> Lease:
+    def _lease(self, known: Known, member: Member, hints: Hints, prompt: int) -> Lease:
+        """Count the request at ``member``, which has to read so many tokens of its ``prompt``."""
         known.turn = member.then
         answer = known.output
         if 0 < hints.max_tokens < answer:
             answer = hints.max_tokens
-        return Lease.of(known, member, hints.tokens, int(answer) * ANSWER, self._ended)
+        prompt *= TOKEN
+        expected = int(answer) * (ANSWER * TOKEN)
+        instance = member.instance
+        member.tally.add(prompt + expected + 1)
+        return Lease(member.target, instance, instance.ejections, known, prompt, expected, self._ended)
 
     def _refresh(self, known: Known, now: float) -> None:
         known.fresh_until = now + _FRESH

@@ -49,6 +49,7 @@ class Known:
         "output",
         "plain",
         "route",
+        "several",
         "shares",
         "tallies",
         "turn",
@@ -58,6 +59,7 @@ class Known:
     def __init__(self, route: Route, members: Sequence[Member], before: Known | None = None) -> None:
         self.route = route
         self.members = tuple(members)
+        self.several = len(self.members) > 1
         self.instances = frozenset(member.instance for member in members)
         self.tallies = tuple(member.tally for member in members)
         #: Of all members: what a prefix has that each of them served.

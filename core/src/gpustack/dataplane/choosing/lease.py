@@ -7,7 +7,7 @@ from collections.abc import Callable
 import msgspec
 
 from gpustack.dataplane.choosing.instance import Instance
-from gpustack.dataplane.choosing.known import Known, Member
+from gpustack.dataplane.choosing.known import Known
 from gpustack.dataplane.choosing.outstanding import TOKEN
 from gpustack.dataplane.choosing.values import Outcome
 from gpustack.plugin.routing import Target
@@ -33,16 +33,6 @@ class Lease(msgspec.Struct, eq=False):
     #: Whether this request finds out if an ejected instance is well again.
     probe: bool = False
     _over: bool = False
-
-    @classmethod
-    def of(
-        cls, known: Known, member: Member, prompt: int, answer: int, ended: Callable[[Lease, Outcome], None]
-    ) -> Lease:
-        """Count the request at ``member``: ``prompt`` and ``answer`` are tokens of the prompt's kind."""
-        prompt, answer = prompt * TOKEN, answer * TOKEN
-        instance = member.instance
-        instance.tally.add(prompt + answer + 1)
-        return cls(member.target, instance, instance.ejections, known, prompt, answer, ended)
 
     def first_byte(self) -> None:
         """Take note that the engine has read the prompt and began a good answer."""

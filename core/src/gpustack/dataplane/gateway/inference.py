@@ -193,7 +193,10 @@ class Inference(msgspec.Struct, eq=False):
         tokens = len(self.request.body) // prefix.BYTES_PER_TOKEN
         self._ticket = ticket = admission.enter(self.principal, route, tokens)
         if ticket is not None:
-            self._granted(0.0)
+            if self._comfort is not None:
+                self._still_there()
+            self.gateway.budget.request()
+            self._attempt()
             return
         ticket = admission.ask(self.principal, route, tokens, self._granted, self._turned_away)
         if self._over:
@@ -251,8 +254,8 @@ class Inference(msgspec.Struct, eq=False):
     def _send(self) -> None:
         route, gateway = self._route, self.gateway
         assert route is not None
-        hints = self._hints or self._look(route)
-        lease = gateway.chooser.pick(route, hints, self._tried)
+        request = self.request
+        lease = gateway.chooser.pick(route, self._hints or self._look(route), self._tried)
         if lease is None:
             self._nobody(route)
             return
@@ -262,17 +265,15 @@ class Inference(msgspec.Struct, eq=False):
         self.model = target.model or route.name
         # Most bodies are sent as they came.
         asked = self._asked
-        if target.served_name or asked is None or asked.stream:
-            body = self._body_for(target)
-        else:
-            body = self.request.body
+        as_it_came = not target.served_name and asked is not None and not asked.stream
+        body = request.body if as_it_came else self._body_for(target)
         try:
-            first = gateway.first_lines(target, self.operation, self.request)
+            first = gateway.first_lines(target, self.operation, request)
         except ValueError:
             self._refuse(ApiError(400, "the path or its query cannot be sent on", code="invalid_request"))
             return
-        head = request_head(first, self.request, len(body), extra=self._id_line)
-        at_once = None if self.request.head_only else self.on_whole
+        head = request_head(first, request, len(body), extra=self._id_line)
+        at_once = None if request.head_only else self.on_whole
         self._exchange = gateway.upstream.request(
             (target.host, target.port), head, body, self, route.timeouts, at_once
         )

@@ -162,6 +162,8 @@ class EngineConnection(asyncio.Protocol):
     def send(self, exchange: Exchange, now: float) -> None:
         """Send the request of ``exchange``; its answer goes there."""
         self.exchange = exchange
+        exchange.connection = self
+        self._upstream.active.add(self)
         self.sent_at = now
         self.due = now + exchange.timeouts.first_byte
         body = exchange.body

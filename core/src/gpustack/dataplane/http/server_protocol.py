@@ -135,9 +135,9 @@ class ServerProtocol(asyncio.Protocol):
         self._current = None
         if current is not None:
             server.bytes_out += current.sent
-            request = current.request
-            server.buffered -= request.size
-            request.size = 0
+            if size := current.request.size:
+                server.buffered -= size
+                current.request.size = 0
         if not self.keeps:
             self._close()
             return

@@ -226,12 +226,11 @@ class Upstream:
         idle = self._idle.get(address)
         if idle:
             now = self.clock()
+            longest = self.limits.idle_seconds
             while idle:
                 connection = idle.pop()
-                if connection.usable(now, self.limits.idle_seconds):
+                if connection.usable(now, longest):
                     connection.reused = True
-                    self.active.add(connection)
-                    exchange.connection = connection
                     connection.send(exchange, now)
                     return exchange
                 connection.drop()
@@ -288,8 +287,6 @@ class Upstream:
     # Connecting -----------------------------------------------------------------------------------------
 
     def _send(self, connection: EngineConnection, exchange: Exchange) -> None:
-        self.active.add(connection)
-        exchange.connection = connection
         connection.send(exchange, self.clock())
         if exchange.paused:
             connection.pause()
