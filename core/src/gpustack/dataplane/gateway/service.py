@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 from urllib.parse import unquote_to_bytes
 
 from gpustack.dataplane import errors
@@ -52,8 +52,6 @@ Fields = dict[bytes, bytes]
 _NO_FIELDS: Fields = {}
 #: Beside the credential, what a request's head can have that somebody has to look at.
 _LOOKED_AT = frozenset((b"cookie", b"content-encoding", b"x-request-id", *SESSIONS))
-#: Credentials that are remembered with each header.
-_SEEN = 5000
 #: First lines that are kept: one for each instance and operation that is asked.
 _KEPT = 20_000
 
@@ -110,9 +108,6 @@ class Gateway:
         #: A number of this process, and of the request within it.
         self._ids = os.urandom(6).hex().encode()
         self._count = 0
-        #: Who showed which credential, by the two headers for one, while the table is the same.
-        self._bearers: dict[bytes, Principal] = {}
-        self._api_keys: dict[bytes, Principal] = {}
         self._first_lines: dict[tuple[int, bytes], tuple[Target, bytes]] = {}
         self._salts: dict[str, int] = {}
         self._forgetting: asyncio.TimerHandle | None = None
@@ -122,8 +117,6 @@ class Gateway:
     def apply(self, table: RoutingTable, changed: Collection[str] | None = None) -> None:
         """Serve ``table`` from the next request on; ``changed`` names the routes that differ, None may be all."""
         self.table = table
-        self._bearers.clear()
-        self._api_keys.clear()
         self.chooser.apply(table)
         self.admission.apply(table, changed)
         if len(self._first_lines) > _KEPT:
@@ -171,38 +164,20 @@ class Gateway:
         return _PLAN
 
     def _is_usual(self, request: Request) -> bool:
-        """Tell whether the head, and who asks, are ones that were judged before; then it is all done."""
+        """Tell whether the head is one that was judged before, of somebody with a good key; then it is all done."""
         known = request.known
         assert known is not None
-        note = known.note
-        if note is None:
-            note = known.note = self._usual(request)
-        if not note:
+        operation = known.note
+        if operation is None:
+            operation = known.note = _usual(request)
+        if operation is False:
             return False
-        operation, seen = note
-        principal = seen.get(request.credential)
-        if principal is None:
-            try:
-                principal = self._principal(request, _fields(request))
-            except ApiError:
-                return False  # whoever judges it anew says the same, and gives the answer
-            if principal is None:
-                return False
-            if len(seen) >= _SEEN:
-                seen.clear()
-            seen[request.credential] = principal
-        elif principal.expires_at is not None and principal.expired(time.time()):
+        # As for any other head. Whoever is not found here is told so there.
+        found = self.table.principals.get(sha256(request.credential).hexdigest())
+        if found is None or (found.expires_at is not None and found.expired(time.time())):
             return False
-        request.context = (operation, principal, "", _NO_FIELDS)
+        request.context = (operation, found, "", _NO_FIELDS)
         return True
-
-    def _usual(self, request: Request) -> tuple[Operation, dict[bytes, Principal]] | tuple[()]:
-        """Return what a head asks and who has shown which credential with it; nothing for one with more to look at."""
-        operation = OPERATIONS.get(request.path)
-        fields = _fields(request)
-        if operation is None or request.method != b"POST" or not _LOOKED_AT.isdisjoint(fields):
-            return ()
-        return operation, self._bearers if b"authorization" in fields else self._api_keys
 
     def _begin(self, request: Request, operation: Operation) -> Refusal | BodyPlan:
         """The usual case."""
@@ -395,6 +370,14 @@ def _first_lines(target: Target, path: bytes, request: Request) -> bytes:
     return (
         lines + b"authorization: Bearer %b\r\n" % target.credential.encode() if target.credential else lines
     )
+
+
+def _usual(request: Request) -> Operation | Literal[False]:
+    """Return what a head asks whose credential is all there is to look at."""
+    operation = OPERATIONS.get(request.path)
+    if operation is None or request.method != b"POST" or not _LOOKED_AT.isdisjoint(_fields(request)):
+        return False
+    return operation
 
 
 def _fields(request: Request) -> Fields:

@@ -99,8 +99,7 @@ class EngineConnection(asyncio.Protocol):
                 body = end + known.rest
                 if (
                     data.startswith(known.after, end)
-                    and (length := data[start:end]).isdigit()
-                    and int(length) == len(data) - body
+                    and (length := data[start:end]) == b"%d" % (len(data) - body)
                     and not self._held
                     and not self._quiet
                 ):

@@ -8,6 +8,7 @@ message is taken that way only as a whole, with its body to the last byte; every
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from typing import Any
 
@@ -21,12 +22,15 @@ _LONGEST = 4096
 #: Digits of a length: none of so few is too large for anybody.
 DIGITS = 9
 #: What a credential may consist of and mean nothing to a parser; deleted from one, nothing is left.
-PLAIN = bytes(range(0x20, 0x7F))
-_CREDENTIALS = frozenset((b"authorization", b"x-api-key"))
+PLAIN = bytes(range(0x21, 0x7F))
+#: Where a credential may stand, and what comes before it there.
+_CREDENTIALS = {b"authorization": b"Bearer ", b"x-api-key": b""}
+#: A header with a name like these may hold another secret, and nothing that is kept here may be one.
+_SECRETS = re.compile(rb"auth|cookie|credential|key|passw|secret|session|signature|token")
 
 
 class KnownRequest:
-    """The head of a request but for two values, that of Content-Length and that of its one credential.
+    """The head of a request but for two values, that of Content-Length and its one credential, of which nothing is kept.
 
     ``note`` is the service's own: what it knows by the head alone.
     """
@@ -35,6 +39,7 @@ class KnownRequest:
         "_credential_at",
         "_headers",
         "_length_at",
+        "_scheme",
         "after",
         "before",
         "between",
@@ -43,8 +48,6 @@ class KnownRequest:
         "host",
         "method",
         "note",
-        "path",
-        "query",
         "rest",
         "size",
         "skip",
@@ -59,14 +62,14 @@ class KnownRequest:
         self.credential_first = credential_first
         self.method = request.method
         self.target = request.target
-        self.path = request.path
-        self.query = request.query
         self.host = request.host
         self.note: Any = None
         self._headers = headers = list(request.headers)
         names = [name for name, _ in headers]
         self._length_at = names.index(b"content-length")
-        self._credential_at = next(at for at, name in enumerate(names) if name in _CREDENTIALS)
+        self._credential_at = at = next(at for at, name in enumerate(names) if name in _CREDENTIALS)
+        self._scheme = _CREDENTIALS[names[at]]
+        headers[at] = (names[at], b"")
         #: The lines that engines get.
         self.engine_lines = _lines(headers, heads.NOT_FOR_ENGINES)
 
@@ -74,7 +77,8 @@ class KnownRequest:
         """Return the headers of a request with these values."""
         found = self._headers.copy()
         found[self._length_at] = (b"content-length", b"%d" % length)
-        found[self._credential_at] = (found[self._credential_at][0], credential)
+        at = self._credential_at
+        found[at] = (found[at][0], self._scheme + credential)
         return found
 
 
@@ -92,20 +96,16 @@ class KnownRequests:
         Nothing in it may be there twice, or rare: ``request`` has its ``fields``.
         """
         fields = request.fields
-        names = _CREDENTIALS.intersection(fields or ())
-        if fields is None or len(names) != 1 or request.names_hops or request.head_only:
+        if fields is None or request.names_hops or request.head_only or request.version != "1.1":
             return None
-        if request.version != "1.1":
+        # A query may hold whatever its sender takes for a good idea.
+        if len(head) > _LONGEST or request.target != request.path:
             return None
-        if len(head) > _LONGEST or request.target != request.path + (
-            b"?" + request.query if request.query else b""
-        ):
+        secrets = [name for name in fields if _SECRETS.search(name)]
+        if len(secrets) != 1 or (scheme := _CREDENTIALS.get(secrets[0])) is None:
             return None
-        (name,) = names
-        credential, length = (
-            _place(head, name, fields[name]),
-            _place(head, b"content-length", fields[b"content-length"]),
-        )
+        credential = _place(head, secrets[0], fields[secrets[0]], scheme)
+        length = _place(head, b"content-length", fields[b"content-length"])
         if credential is None or length is None:
             return None
         first, second = sorted((credential, length))
@@ -166,6 +166,7 @@ class KnownAnswers:
         if (
             fields.get(b"connection", b"keep-alive") not in heads.PLAIN_CONNECTION
             or b"transfer-encoding" in fields
+            or b"set-cookie" in fields
         ):
             return None
         length = _place(head, b"content-length", fields.get(b"content-length", b""))
@@ -184,12 +185,15 @@ def _lines(headers: Collection[Header], without: frozenset[bytes]) -> bytes:
     return b"".join([b"%b: %b\r\n" % header for header in headers if header[0] not in without])
 
 
-def _place(head: bytes, name: bytes, value: bytes) -> tuple[int, int] | None:
-    """Return where the value of the header ``name`` begins and ends; None where it is not written plainly."""
+def _place(head: bytes, name: bytes, value: bytes, scheme: bytes = b"") -> tuple[int, int] | None:
+    """Return where the value of the header ``name`` begins, after ``scheme``, and ends; None where it is not plain."""
     at = head.lower().find(b"\r\n%b:" % name)
-    if at < 0 or not value or value.translate(None, PLAIN):
+    if at < 0 or not value.startswith(scheme):
         return None
     start = at + len(name) + 3
     start += head.startswith(b" ", start)
     end = head.find(b"\r\n", start)
-    return (start, end) if head[start:end] == value else None
+    if head[start:end] != value:
+        return None
+    start += len(scheme)
+    return None if start == end or head[start:end].translate(None, PLAIN) else (start, end)

@@ -10,7 +10,7 @@ from typing import Protocol
 import httptools
 
 from gpustack.dataplane.http import heads, judging
-from gpustack.dataplane.http.known import DIGITS, PLAIN, KnownRequest, KnownRequests
+from gpustack.dataplane.http.known import PLAIN, KnownRequest, KnownRequests
 from gpustack.dataplane.http.limits import Limits
 from gpustack.dataplane.http.proxies import TrustedProxies
 from gpustack.dataplane.http.request import BodyPlan, Refusal, Request, Service
@@ -134,12 +134,8 @@ class RequestReader:
                     credential, digits = data[known.size : first], data[start:second]
                     if not known.credential_first:
                         credential, digits = digits, credential
-                    if (
-                        digits.isdigit()
-                        and len(digits) <= DIGITS
-                        and int(digits) == size - at > 0
-                        and not credential.translate(None, PLAIN)
-                    ):
+                    # Written as we would, the length can be nothing but what it is.
+                    if digits == b"%d" % (size - at) and credential and not credential.translate(None, PLAIN):
                         self._take(known, credential, data[at:])
                         return
         self._fed = size if self._request is None else self._fed + size
@@ -182,11 +178,10 @@ class RequestReader:
         """Take a whole request whose head is one that was found valid before: the parser has nothing to add."""
         size = len(body)
         request = Request(
-            self._peer, self._tls, known.method, known.target, known.path, known.query, known.host,
-            body, size, size, True, known, credential,
+            self._peer, self._tls, known.method, known.target, known.target, b"", known.host,
+            b"", size, 0, True, known, credential,
         )  # fmt: skip
         rules, limits = self._rules, self._limits
-        rules.buffered += size
         try:
             plan = rules.service.begin(request)
         except Exception as error:  # noqa: BLE001  (whatever it is, this client gets an answer)
@@ -195,9 +190,12 @@ class RequestReader:
             self._end(500, "the server failed to answer; its log says why", "internal_error")
             return
         if isinstance(plan, BodyPlan):
-            request.plan = plan
             limit = limits.body_bytes if plan.limit is None else plan.limit
-            if size <= limit and rules.buffered <= limits.all_bodies_bytes:
+            held = rules.buffered + size
+            if size <= limit and held <= limits.all_bodies_bytes:
+                rules.buffered = held
+                request.body = body
+                request.size = size
                 self.ready.append(request)
                 return
             self._request = request
@@ -209,8 +207,6 @@ class RequestReader:
             self._request = request
             self._queue_last(plan)
         else:
-            self.give_back(request)
-            request.body = b""
             request.refusal = plan
             self.ready.append(request)
 
@@ -417,7 +413,7 @@ class RequestReader:
     def _queue_last(self, refusal: Refusal) -> _Stop:
         """Queue ``refusal`` as the last answer, whatever more may come; in a callback, raise what comes back."""
         request = self._request or Request(self._peer, self._tls)
-        if request.target and self._parser is not None:
+        if request.target and self._parser is not None and request.known is None:
             request.head_only = self._parser.get_method() == b"HEAD"
         self.give_back(request)
         request.body = b""

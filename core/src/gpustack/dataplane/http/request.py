@@ -59,7 +59,7 @@ class Request(msgspec.Struct, eq=False):
     #: Bytes of the body that have arrived.
     size: int = 0
     keep_alive: bool = False
-    #: What its head is known as, and the value of its credential; then it has only ordinary headers, each once.
+    #: What its head is known as, and its credential without a scheme; then it has only ordinary headers, each once.
     known: KnownRequest | None = None
     credential: bytes = b""
     version: str = "1.1"

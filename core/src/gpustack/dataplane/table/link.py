@@ -121,7 +121,7 @@ class Link:
         while True:
             batch = await self._journal.next_batch(_BATCH)
             await self._send(writer, batch)
-            if len(batch.records) < _BATCH:
+            if len(batch.entries) < _BATCH:
                 await asyncio.sleep(_PAUSE)
 
     async def _send(self, writer: asyncio.StreamWriter, batch: Batch) -> None:
