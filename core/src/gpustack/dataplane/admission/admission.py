@@ -81,7 +81,7 @@ class Admission:
             buckets = self._buckets
             if capacity is not None and buckets.running(row) >= capacity:
                 return None
-            buckets.run(row, 1)
+            buckets.numbers[row + buckets.seat] += 1
         elif capacity is not None and room.running >= capacity:
             return None
         room.running += 1
@@ -177,8 +177,9 @@ class Admission:
     def _ended(self, ticket: Ticket, used: int | None) -> None:
         room, row = ticket.room, ticket.row
         room.running -= 1
-        if room.row >= 0:
-            self._buckets.run(room.row, -1)
+        if (at := room.row) >= 0:
+            buckets = self._buckets
+            buckets.numbers[at + buckets.seat] -= 1
         if row < 0 and not room.waiting:
             return
         actual = ticket.tokens if used is None else used

@@ -28,10 +28,11 @@ class Buckets:
 
     def __init__(self, memory: memoryview, *, seat: int, seats: int) -> None:
         self._bits = memory.cast("Q")
-        self._numbers = memory.cast("d")
+        #: All rows; what :meth:`run` changes is at the row plus ``seat``.
+        self.numbers = memory.cast("d")
         self._width = _SEATS + seats
         self._rows = (len(self._bits) - _HEADER) // self._width
-        self._seat = _SEATS + seat
+        self.seat = _SEATS + seat
         self._places: dict[object, tuple[int, int]] = {}
         #: Whether other processes count here too.
         self.shared = seats > 1
@@ -73,7 +74,7 @@ class Buckets:
         for at, value in enumerate(head):
             self._bits[at] = value
         for row in range(self._rows):
-            self._numbers[_HEADER + row * self._width + self._seat] = 0.0
+            self.numbers[_HEADER + row * self._width + self.seat] = 0.0
 
     def row(self, key: object, now: float = -math.inf) -> int:
         """Return the row of ``key``, -1 when all that it might have are taken.
@@ -113,29 +114,29 @@ class Buckets:
         return row
 
     def _idle(self, row: int, now: float) -> bool:
-        numbers = self._numbers[row + 1 : row + self._width]
+        numbers = self.numbers[row + 1 : row + self._width]
         return max(numbers[0], numbers[1]) <= now and not any(numbers[2:])
 
     def running(self, row: int) -> float:
         """Return what all processes have running."""
         if not self.shared:
-            return self._numbers[row + self._seat]
-        return sum(self._numbers[row + _SEATS : row + self._width].tolist())
+            return self.numbers[row + self.seat]
+        return sum(self.numbers[row + _SEATS : row + self._width].tolist())
 
     def run(self, row: int, change: int) -> None:
         """Note that this process has one more running, or one less."""
-        self._numbers[row + self._seat] += change
+        self.numbers[row + self.seat] += change
 
     def wait(self, row: int, which: int, cost: float, most: float, now: float) -> float:
         """Return how many seconds until a bucket that holds ``most`` and fills in a minute has ``cost``; 0: it has.
 
         What costs more than the bucket holds needs a full one, and is owed afterwards.
         """
-        behind = min(self._numbers[row + which] - now, 3600.0)
+        behind = min(self.numbers[row + which] - now, 3600.0)
         wait = behind - 60.0 * (1.0 - min(cost, most) / most)
         return wait if wait > 1e-6 else 0.0
 
     def spend(self, row: int, which: int, cost: float, most: float, now: float) -> None:
         """Take ``cost`` out of a bucket; a negative one is given back."""
-        full_at = min(self._numbers[row + which], now + 3600.0)
-        self._numbers[row + which] = max(full_at, now) + cost * 60.0 / most
+        full_at = min(self.numbers[row + which], now + 3600.0)
+        self.numbers[row + which] = max(full_at, now) + cost * 60.0 / most

@@ -15,7 +15,7 @@ from gpustack.dataplane.choosing.affinity import Affinity
 from gpustack.dataplane.choosing.instance import Instance
 from gpustack.dataplane.choosing.known import Known, Member
 from gpustack.dataplane.choosing.lease import ANSWER, Lease
-from gpustack.dataplane.choosing.outstanding import REQUESTS, TOKEN, Outstanding
+from gpustack.dataplane.choosing.outstanding import NEWS_AFTER, REQUESTS, TOKEN, Outstanding
 from gpustack.dataplane.choosing.shares import with_weight
 from gpustack.dataplane.choosing.values import NO_HINTS, Hints, Outcome
 from gpustack.plugin.routing import Route, RoutingTable, Target
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 #: Seconds in which a new instance comes to its full share, and what it begins with.
 _SLOW_START, _FIRST_SHARE = 30.0, 0.1
-#: Seconds for which the counts of other processes may be old.
+#: Seconds for which the counts of other processes may be old, where they have any.
 _FRESH = 0.002
 _ENDLESS = 1 << 63
 #: Instances that may be called ill before anybody asks for them; nobody says when one is gone for good.
@@ -158,7 +158,7 @@ class Chooser:
         if self._ill:
             members, probe = _well(members, now)
             if probe is not None:
-                lease = self._lease(known, probe, hints, hints.tokens)
+                lease = self._place(known, hints, probe, 0, 0, (), now)
                 lease.probe = probe.instance.probing = True
                 return lease
         members = with_weight(members)
@@ -180,29 +180,30 @@ class Chooser:
         among: Sequence[Member],
         now: float,
     ) -> Lease:
-        """Take a holder of the prefix if it may be, else ``least``, whose load is ``low``."""
-        if low & REQUESTS >= least.slots:
-            least = _with_room(among) or least
-        saved = 0
-        if (hints.marks or hints.session) and known.several:
-            least, saved = self._affinity.choose(known, hints, least, low, mean, among, now)
-        return self._lease(known, least, hints, hints.tokens - saved)
+        """Take a holder of the prefix if it may be, else ``least``, whose load is ``low``; with no others, just it.
 
-    def _lease(self, known: Known, member: Member, hints: Hints, prompt: int) -> Lease:
-        """Count the request at ``member``, which has to read so many tokens of its ``prompt``."""
-        known.turn = member.then
+        The request is counted there, with the part of its prompt that has to be read.
+        """
+        tokens = hints.tokens
+        if among and known.several:
+            if low & REQUESTS >= least.slots:
+                least = _with_room(among) or least
+            if hints.marks or hints.session:
+                least, saved = self._affinity.choose(known, hints, least, low, mean, among, now)
+                tokens -= saved
+        known.turn = least.then
         answer = known.output
         if 0 < hints.max_tokens < answer:
             answer = hints.max_tokens
-        prompt *= TOKEN
+        tokens *= TOKEN
         expected = int(answer) * (ANSWER * TOKEN)
-        instance = member.instance
-        member.tally.add(prompt + expected + 1)
-        return Lease(member.target, instance, instance.ejections, known, prompt, expected, self._ended)
+        instance = least.instance
+        least.tally.add(tokens + expected + 1)
+        return Lease(least.target, instance, instance.ejections, known, tokens, expected, self._ended)
 
     def _refresh(self, known: Known, now: float) -> None:
-        known.fresh_until = now + _FRESH
-        self._outstanding.refresh(known.tallies, now)
+        others = self._outstanding.refresh(known.tallies, now)
+        known.fresh_until = now + (_FRESH if others or known.large else NEWS_AFTER)
         if known.large:
             known.mean = sum(tally.total for tally in known.tallies) // len(known.tallies)
 

@@ -55,8 +55,12 @@ class Outstanding:
     def release(self, instance_id: int, tally: Tally) -> None:
         """Forget an instance that is gone and has nothing to do."""
 
-    def refresh(self, tallies: Iterable[Tally], now: float) -> None:
-        """Bring the totals up to date with the other processes. ``now`` is seconds of any clock that never goes back."""
+    def refresh(self, tallies: Iterable[Tally], now: float) -> bool:
+        """Bring the totals up to date with the other processes; tell whether any of them counts there, too.
+
+        ``now`` is seconds of any clock that never goes back.
+        """
+        return False
 
 
 class _SharedTally(Tally):
@@ -95,7 +99,7 @@ _HEADER = 8
 _SEAT_HEADER = 2
 _ROW = 2
 #: Seconds after which a process looks for instances that others began to count.
-_NEWS_AFTER = 0.1
+NEWS_AFTER = 0.1
 
 
 class SharedOutstanding(Outstanding):
@@ -156,12 +160,13 @@ class SharedOutstanding(Outstanding):
             self._cells[base] += 1
             self._free.append((cell - base - _SEAT_HEADER) // _ROW)
 
-    def refresh(self, tallies: Iterable[Tally], now: float) -> None:
+    def refresh(self, tallies: Iterable[Tally], now: float) -> bool:
         """Add up what all processes have; about a tenth of a microsecond for each instance and process."""
         if now >= self._news_at:
-            self._news_at = now + _NEWS_AFTER
+            self._news_at = now + NEWS_AFTER
             self._look_for_news()
         version = self._version
+        others = False
         for tally in tallies:
             if type(tally) is _SharedTally:
                 if tally.version != version:
@@ -170,6 +175,9 @@ class SharedOutstanding(Outstanding):
                     tally.read()
                 elif tally.elsewhere:
                     tally.read()
+                if tally.elsewhere:
+                    others = True
+        return others
 
     def clear(self, seat: int) -> None:
         """Forget all that ``seat`` counted: its process is dead. The own seat only while nothing is counted yet."""

@@ -247,18 +247,18 @@ class Inference(msgspec.Struct, eq=False):
     def _attempt(self) -> None:
         """Send the request to the best instance that has not had it."""
         try:
-            self._send()
+            route = self._route
+            assert route is not None
+            lease = self.gateway.chooser.pick(route, self._hints or self._look(route), self._tried)
+            if lease is None:
+                self._nobody(route)
+            else:
+                self._send(route, lease)
         except Exception as error:  # noqa: BLE001 - told there
             self._broke(error)
 
-    def _send(self) -> None:
-        route, gateway = self._route, self.gateway
-        assert route is not None
-        request = self.request
-        lease = gateway.chooser.pick(route, self._hints or self._look(route), self._tried)
-        if lease is None:
-            self._nobody(route)
-            return
+    def _send(self, route: Route, lease: Lease) -> None:
+        gateway, request = self.gateway, self.request
         self._lease = lease
         target = lease.target
         self.instance_id = target.instance_id
