@@ -28,7 +28,7 @@ RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
 COPY . .
 RUN set -eu; \
     /build/bin/pip wheel --quiet --no-deps --no-index --no-build-isolation --wheel-dir /wheels \
-        . ./core ./gpustack_backends ./gpustack_auth ./gpustack_gateway ./plugins/gpustack-demo-model ./plugins/gpustack-system; \
+        . ./core ./gpustack_backends ./gpustack_auth ./gpustack_gateway ./plugins/gpustack-demo-model ./plugins/gpustack-gpu-nvidia ./plugins/gpustack-system; \
     /build/bin/pip --python /opt/gpustack/bin/python install --quiet --no-deps --no-index /wheels/*.whl
 
 FROM ${BASE_IMAGE}

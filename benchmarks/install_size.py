@@ -16,6 +16,7 @@ MEMBERS = [
     "gpustack_auth",
     "gpustack_gateway",
     "plugins/gpustack-demo-model",
+    "plugins/gpustack-gpu-nvidia",
     "plugins/gpustack-system",
     ".",
 ]

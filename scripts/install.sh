@@ -26,6 +26,6 @@ into=(--python "$prefix/bin/python" install)
 "${pip[@]}" "${into[@]}" --only-binary :all: --require-hashes -r requirements/runtime.txt
 # The version is the same from one commit to the next: what is there is replaced in any case.
 "${pip[@]}" wheel --no-deps --no-index --no-build-isolation --wheel-dir "$work/wheels" \
-    . ./core ./gpustack_backends ./gpustack_auth ./gpustack_gateway ./plugins/gpustack-demo-model ./plugins/gpustack-system
+    . ./core ./gpustack_backends ./gpustack_auth ./gpustack_gateway ./plugins/gpustack-demo-model ./plugins/gpustack-gpu-nvidia ./plugins/gpustack-system
 "${pip[@]}" "${into[@]}" --no-deps --no-index --force-reinstall "$work"/wheels/*.whl
 printf 'installed %s in %s\n' "$("$prefix/bin/gpustack" version)" "$prefix"

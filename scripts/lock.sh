@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 export UV_CUSTOM_COMPILE_COMMAND="make lock"
-members=(core gpustack_backends gpustack_auth gpustack_gateway plugins/gpustack-demo-model plugins/gpustack-system)
+members=(core gpustack_backends gpustack_auth gpustack_gateway plugins/gpustack-demo-model plugins/gpustack-gpu-nvidia plugins/gpustack-system)
 
 compile() { # output, inputs and options
     .tools/uv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \

@@ -10,7 +10,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 python=${PYTHON:-python3}
 # gpustack-llama-server is not among them: pipx installs it per engine version, never into .venv.
-members=(. core gpustack_backends gpustack_auth gpustack_gateway plugins/gpustack-demo-model plugins/gpustack-system)
+members=(. core gpustack_backends gpustack_auth gpustack_gateway plugins/gpustack-demo-model plugins/gpustack-gpu-nvidia plugins/gpustack-system)
 requirements=(requirements/runtime.txt requirements/build.txt)
 if [[ ${1:-} == dev || -e .venv/.setup-dev ]]; then requirements+=(requirements/dev.txt); fi
 

@@ -37,6 +37,7 @@ MEMBERS = (
     "gpustack_auth",
     "gpustack_gateway",
     "plugins/gpustack-demo-model",
+    "plugins/gpustack-gpu-nvidia",
     "plugins/gpustack-system",
 )
 PAGE = ROOT / "docs/write-a-backend-plugin.md"

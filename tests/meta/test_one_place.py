@@ -52,7 +52,13 @@ def test_nothing_else_reads_the_environment() -> None:
     assert found == set(OTHER_REASONS)
     plugins = [
         path
-        for folder in ("gpustack_backends", "gpustack_auth", "gpustack_gateway", "plugins/gpustack-system")
+        for folder in (
+            "gpustack_backends",
+            "gpustack_auth",
+            "gpustack_gateway",
+            "plugins/gpustack-gpu-nvidia",
+            "plugins/gpustack-system",
+        )
         for path in (ROOT / folder / "src").rglob("*.py")
     ]
     assert plugins

@@ -253,12 +253,32 @@ async def test_a_deleted_worker_learns_so_by_its_heartbeat(api: Api) -> None:
 
 
 async def test_gpus_are_listed_from_what_workers_report(api: Api) -> None:
-    gpu = {"uuid": "g", "index": 0, "vendor": "nvidia", "name": "H200", "type": "cuda"}
+    gpu = {
+        "uuid": "g",
+        "index": 0,
+        "vendor": "nvidia",
+        "name": "H200",
+        "type": "cuda",
+        "memory": {"total": 5, "used": 3, "others": 1},
+        "core": {"total": 7, "utilization_rate": 1.5},
+        "power": 700.0,
+        "power_used": 70.0,
+        "arch_family": "Hopper",
+        "numa_node": 1,
+        "topology": ["node0", "bridge1"],
+        "link_group": "nvlink0",
+        "processes": [{"pid": 5, "memory": 2, "instance_id": 1}],
+        "faults": ["it is hot"],
+    }
     await api.worker(status={"gpu_devices": [gpu]})
 
     [found] = (await api.admin.get("/v2/gpu-devices")).json()["items"]
 
     assert found["id"] == "w:cuda:0"
+    assert {name: found[name] for name in gpu if name != "memory"} == {
+        name: value for name, value in gpu.items() if name != "memory"
+    }
+    assert found["memory"]["others"] == 1
     assert (await api.admin.get("/v2/gpu-devices/w:cuda:0")).json() == found
 
 

@@ -11,8 +11,10 @@ from typing import Any
 from gpustack.plugin import (
     BundledModel,
     DeviceExposure,
+    DeviceRequest,
     Filesystem,
     GpuDetector,
+    GpuProcess,
     GpuUsage,
     Identity,
     ModelCard,
@@ -150,6 +152,28 @@ TestUsageOver100 = gpus(
     "test_usage_can_be", usage=later({DEVICES[0].uuid: GpuUsage(memory_used=1, utilization=101)})
 )
 EXPOSE = "test_expose_shows_exactly_the_chosen_devices"
+TestSlicesBesideTheWhole = gpus(
+    "test_a_sliced_device_stands_for_its_slices_alone",
+    devices=later([DEVICES[0], replace(DEVICES[1], parent_uuid=DEVICES[0].uuid)]),
+)
+TestFaultIsAText = gpus(
+    "test_usage_can_be", usage=later({DEVICES[0].uuid: GpuUsage(memory_used=1, faults="too hot")})
+)
+TestProcessTwice = gpus(
+    "test_processes_are_each_told_once",
+    usage=later({DEVICES[0].uuid: GpuUsage(memory_used=1, processes=(GpuProcess(pid=1),) * 2)}),
+)
+TestProcessIsANumber = gpus(
+    "test_processes_are_each_told_once",
+    usage=later({DEVICES[0].uuid: GpuUsage(memory_used=1, processes=(1,))}),
+)
+TestRequestsForNothing = gpus(
+    EXPOSE,
+    expose=lambda self, devices: DeviceExposure(
+        env={"GOOD_DEVICES": ",".join(each.uuid for each in devices)},
+        requests=(DeviceRequest(driver="good", ids=("all",)),),
+    ),
+)
 TestExposesAll = gpus(EXPOSE, expose=exposes(GOOD_DEVICES="all"))
 TestExposesTheNumber = gpus(EXPOSE, expose=exposes(GOOD_DEVICES=lambda devices: str(len(devices))))
 TestExposeRefuses = gpus(EXPOSE, expose=raises(Refused("no")))

@@ -7,7 +7,10 @@ import pytest
 from gpustack.kit.text import GIB
 from gpustack.plugin import ResourceClaim
 from gpustack.schemas import (
+    Claim,
     EventType,
+    GpuMemory,
+    GpuStatus,
     Heartbeat,
     InstanceState,
     MemoryStatus,
@@ -32,7 +35,7 @@ from gpustack.server.reconcile.actions import (
     SetReady,
 )
 from gpustack.server.reconcile.decide import decide
-from gpustack.server.reconcile.questions import Answer
+from gpustack.server.reconcile.questions import Answer, devices_of
 from gpustack.server.reconcile.state import State
 from support.reconcile import FACTS, PATH, Obedient, a_file, a_model, a_state, a_worker, an_instance, running
 
@@ -293,6 +296,19 @@ class TestWaitingForRoom:
         (schedule,) = decide(state, 2.0)
         assert isinstance(schedule, Schedule)
 
+    def test_gpus_that_are_found_later_make_it(self) -> None:
+        state = self.waiting()
+        status = state.workers[1].status
+        gpu = GpuStatus(uuid="g", index=0, vendor="nvidia", name="L4", memory=GpuMemory(total=24 * GIB))
+        broken = gpu.model_copy(update={"faults": ["it has fallen off the bus"]})
+
+        assert state.heard(1, Heartbeat(status=status.model_copy(update={"gpu_devices": [broken]})), 1.0)
+        assert state.snapshot().rooms[1].worker.gpus == ()
+        assert devices_of(state.workers[1]) == ()
+        assert state.heard(1, Heartbeat(status=status.model_copy(update={"gpu_devices": [gpu]})), 2.0)
+        assert [each.uuid for each in state.snapshot().rooms[1].worker.gpus] == ["g"]
+        assert [each.uuid for each in devices_of(state.workers[1])] == ["g"]
+
     def test_at_the_latest_after_its_deadline_it_is_looked_at_again(self) -> None:
         state = self.waiting()
         state.alive(1, 31.0)
@@ -479,3 +495,23 @@ def test_the_same_state_gives_the_same_decisions() -> None:
 
     assert once() == once()
     assert Obedient().claim == CLAIM
+
+
+@pytest.mark.parametrize(
+    ("others", "free"),
+    [(None, 24 - 20), (0, 24 - 10), (6 * GIB, 24 - 6 - 10), (30 * GIB, 0)],
+    ids=["claims stand for our use", "no others", "some others", "more than there is"],
+)
+def test_what_the_worker_knows_of_others_use_counts_before_what_claims_say(
+    others: int | None, free: int
+) -> None:
+    """20 GiB are used, and an instance that runs has claimed 10."""
+    memory = GpuMemory(total=24 * GIB, used=20 * GIB, others=others)
+    gpu = GpuStatus(uuid="g", index=0, vendor="nvidia", name="L4", memory=memory)
+    claim = Claim(ram=0, vram={0: 10 * GIB})
+    instance = running(1).model_copy(update={"computed_resource_claim": claim})
+    state = a_state(instances=[instance], workers=[a_worker(status=WorkerStatus(gpu_devices=[gpu]))])
+
+    room = state.snapshot().rooms[1]
+
+    assert room.vram_free(room.worker.gpus[0]) == free * GIB

@@ -11,6 +11,7 @@ from gpustack.extensions import load_catalogue
 from gpustack.kit.live import Live
 from gpustack.kit.paths import make_dir
 from gpustack.settings.model import Settings
+from gpustack.settings.resources import Resources
 from gpustack.worker.agent import run_worker
 from gpustack.worker.artifacts.hub import HubConfig
 from gpustack.worker.artifacts.hub.config import ENDPOINT
@@ -36,6 +37,7 @@ async def run(configuration: dict[str, Any], sockets: dict[str, socket.socket], 
         hub=hub_of(settings),
         hub_token=hub_token,
         system_reserved=settings.system_reserved.in_bytes(),
+        resources=settings.resources or Resources(),
         remote=bool(settings.server_url),
         # Engines outlive the worker, however it ends; on an orderly end the supervisor ends them.
         keep_engines=True,

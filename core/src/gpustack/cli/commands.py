@@ -42,6 +42,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "backup": ("backup", "Back up the database and the small files that belong to it into FILE."),
         "restore": ("restore", "Restore the backup FILE, all of it or nothing."),
         "workers": ("workers", "List, add and remove workers."),
+        "gpus": ("gpus", "List the GPUs of all workers."),
         "backends": ("backends", "List inference backends, and install or remove their engines here."),
         "plugins": ("plugins", "List plugins, install, remove and check them, and begin a new one."),
     },

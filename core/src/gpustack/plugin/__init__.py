@@ -81,9 +81,11 @@ if TYPE_CHECKING:
         Category,
         ContainerImage,
         DeviceExposure,
+        DeviceRequest,
         EstimateRequest,
         Filesystem,
         GpuDevice,
+        GpuProcess,
         GpuUsage,
         LaunchPlan,
         LaunchRequest,
@@ -124,8 +126,8 @@ _HOMES = {
             "Limits Principal Route RoutingDelta RoutingTable Target Timeouts UsageRecord "
         ),
         "gpustack.plugin.values": (
-            "Artifact Category ContainerImage DeviceExposure EstimateRequest Filesystem GpuDevice "
-            "GpuUsage LaunchPlan LaunchRequest Member ModelCard ModelFacts PipxPackage Platform Probe "
+            "Artifact Category ContainerImage DeviceExposure DeviceRequest EstimateRequest Filesystem "
+            "GpuDevice GpuProcess GpuUsage LaunchPlan LaunchRequest Member ModelCard ModelFacts PipxPackage Platform Probe "
             "ReleaseBinary ResourceClaim SystemReading Verdict "
         ),
         "gpustack.plugin.web": ("WebApp "),
@@ -148,12 +150,14 @@ __all__ = [
     "DatabaseError",
     "DatabasePool",
     "DeviceExposure",
+    "DeviceRequest",
     "EstimateRequest",
     "Extension",
     "Filesystem",
     "Gateway",
     "GpuDetector",
     "GpuDevice",
+    "GpuProcess",
     "GpuUsage",
     "Host",
     "HttpUrl",

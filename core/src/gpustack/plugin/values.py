@@ -96,6 +96,33 @@ class GpuDevice:
     driver_version: str = ""
     runtime_version: str = ""
     compute_capability: str = ""
+    #: The family of the chip, as in ``Hopper``.
+    architecture: str = ""
+    #: The number of the physical device as its driver counts; None where that is ``index``.
+    device_index: int | None = None
+    #: The uuid of the physical device that this one is a slice of (MIG); empty for a whole one.
+    parent_uuid: str = ""
+    cores: int = 0
+    #: The most that it may draw; 0 is unknown.
+    power_limit_watts: float = 0.0
+    #: The memory node of the machine that it hangs on; None where it hangs on several, or nobody knows.
+    numa_node: int | None = None
+    #: Its place in the machine, as names of what it hangs below, widest first: two devices are the closer the more of
+    #: the leading names they share. Empty is unknown.
+    topology: tuple[str, ...] = ()
+    #: Devices of a machine with the same one reach each other, all of them, over fast links of their own (NVLink).
+    link_group: str = ""
+    #: It uses the processor's memory, and has none of its own.
+    unified_memory: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuProcess:
+    """A process that uses an accelerator, by the number that the driver knows it by."""
+
+    pid: int
+    #: Bytes of the accelerator's memory; None where the driver does not tell.
+    memory_used: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +133,12 @@ class GpuUsage:
     utilization: float = 0.0
     temperature: float = 0.0
     power_watts: float = 0.0
+    #: All that use it, each once; None where the driver does not tell.
+    processes: tuple[GpuProcess, ...] | None = None
+    #: Why nothing more is to be started on it, each in a few words for people; empty for a healthy one.
+    faults: tuple[str, ...] = ()
+    #: Errors of its memory that could not be corrected, since the driver was loaded.
+    memory_errors: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,10 +170,22 @@ class SystemReading:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceRequest:
+    """What a container's runtime is asked for, as Docker and Podman take it (``--gpus``, ``DeviceRequests``)."""
+
+    #: As in ``nvidia``.
+    driver: str
+    ids: tuple[str, ...]
+    capabilities: tuple[str, ...] = ("gpu",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceExposure:
     """How chosen devices are shown to a process and kept from it otherwise."""
 
     env: Mapping[str, str] = field(default_factory=dict)
+    #: For a container, in which ``env`` is set as well; none for no device.
+    requests: tuple[DeviceRequest, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -48,9 +48,28 @@ class FilesystemStatus(Output):
 
 
 class GpuMemory(MemoryStatus):
-    """A GPU's memory: ``used`` as the driver says, ``allocated`` by claims of instances."""
+    """A GPU's memory: ``used`` as the driver says, ``allocated`` by claims of instances.
+
+    ``others`` is what of ``used`` is not our engines'; None where the driver does not tell whose it is.
+    """
 
     allocated: int = 0
+    others: int | None = None
+
+
+class GpuCore(Output):
+    """A GPU's cores, and their use in percent."""
+
+    total: int = 0
+    utilization_rate: float = 0.0
+
+
+class GpuProcessStatus(Output):
+    """A process that uses a GPU; ``memory`` in bytes where the driver tells, ``instance_id`` of an engine of ours."""
+
+    pid: int
+    memory: int | None = None
+    instance_id: int | None = None
 
 
 class GpuStatus(Output):
@@ -67,6 +86,26 @@ class GpuStatus(Output):
     memory: GpuMemory = GpuMemory()
     core_utilization_rate: float = 0.0
     temperature: float = 0.0
+    core: GpuCore = GpuCore()
+    #: Watts: the most that it may draw, and what it draws.
+    power: float = 0.0
+    power_used: float = 0.0
+    arch_family: str = ""
+    #: The number of the physical GPU, which a slice of it (MIG) has too.
+    device_index: int | None = None
+    #: The uuid of the physical GPU that this one is a slice of.
+    parent_uuid: str = ""
+    numa_node: int | None = None
+    #: Its place in the machine, widest part first; near GPUs share more of the leading parts.
+    topology: list[str] = []
+    #: GPUs of a worker with the same one reach each other over NVLink.
+    link_group: str = ""
+    #: Those with the most memory; None where the driver does not tell.
+    processes: list[GpuProcessStatus] | None = None
+    #: Why nothing more is started on it.
+    faults: list[str] = []
+    #: Errors of its memory that could not be corrected.
+    memory_errors: int = 0
 
 
 class WorkerStatus(Output):

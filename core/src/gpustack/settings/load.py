@@ -13,7 +13,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -202,7 +202,7 @@ class _Reading:
         except ValueError as error:
             self._refuse(given, name, str(error))
         else:
-            given[name] = Given(value=value, kind=item.kind, origin=item.origin)
+            given[name] = replace(item, value=value)
 
     def _refuse(self, given: dict[str, Given], name: str, reason: str, where: Sequence[Any] = ()) -> None:
         """Say what is wrong with a value, or with what is at ``where`` in it, and leave it out."""
@@ -213,6 +213,10 @@ class _Reading:
         value, inner = item.value, list(where)
         if inner and isinstance(inner[0], int) and isinstance(value, list):
             value = value[inner.pop(0)]
+        if (nested := item.inside(name, where)) and isinstance(item.value, dict):
+            inner_value = "" if self.options[name].secret else _shown_at(item.value, where)
+            self.problems.append(f"{nested}{inner_value}: {' '.join(reason.split())}")
+            return
         shown = "" if self.options[name].secret else f" {_shown(value)}"
         place = f"{'.'.join(map(str, inner))}: " if inner else ""
         self.problems.append(f"{item.origin}{shown}: {place}{' '.join(reason.split())}")
@@ -506,6 +510,16 @@ def _shown(value: object) -> str:
     plain = json.dumps(value, default=str) if isinstance(value, dict | list) else str(value)
     text = without_password(plain)
     return repr(text if len(text) <= 80 else text[:77] + "…")
+
+
+def _shown_at(value: Any, place: Sequence[Any]) -> str:
+    """Return what is at ``place``, behind a space, as a message shows it; "" for what is missing."""
+    for step in place:
+        try:
+            value = value[step]
+        except (LookupError, TypeError):
+            return ""
+    return f" {_shown(value)}"
 
 
 def without_password(text: str) -> str:

@@ -36,6 +36,7 @@ from gpustack.settings.kinds import (
     Text,
 )
 from gpustack.settings.option import Option
+from gpustack.settings.resources import Resources
 
 _RAY = "models that span machines by Ray"
 _METRICS = "metrics"
@@ -416,6 +417,14 @@ class Settings(BaseModel):
             "2 GiB of RAM and 1G of VRAM is reserved.",
         ),
     ] = SystemReserved()
+    resources: Annotated[
+        Resources | None,
+        Option(
+            group="Worker",
+            flag=False,
+            help="What this machine has, in the place of what is detected: cpu, memory, swap and gpu_devices.",
+        ),
+    ] = None
     tools_download_base_url: Annotated[
         HttpUrl,
         Option(

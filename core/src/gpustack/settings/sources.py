@@ -10,13 +10,16 @@ import csv
 import json
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from gpustack.kit.errors import SettingsError
 from gpustack.settings.option import ENV_PREFIX
+
+if TYPE_CHECKING:
+    from yaml import Node
 
 #: Read by the command line itself, not by ``gpustack start``.
 CLIENT_VARIABLES = frozenset({"SERVER", "API_KEY", "DEBUG"})
@@ -39,6 +42,17 @@ class Given:
     kind: Kind
     #: Where it came from, as a message names it.
     origin: str
+    #: Of a file: the path and, by their place in the value, the lines of what is in it.
+    file: str = ""
+    lines: Mapping[tuple[str, ...], int] = field(default_factory=dict)
+
+    def inside(self, name: str, place: Sequence[object]) -> str:
+        """Return where what is at ``place`` in the value of option ``name`` came from; "" where only the whole is known."""
+        words = tuple(map(str, place))
+        known = [words[:length] for length in range(len(words), 0, -1) if words[:length] in self.lines]
+        if not known:
+            return ""
+        return f"{shorten_key('.'.join((name, *words)))} in {self.file}, line {self.lines[known[0]]}"
 
 
 class FileError(SettingsError):
@@ -114,7 +128,9 @@ def _found(path: Path, content: str, keys: Any) -> dict[str, Given]:
             # What one of the two parsers takes for text is text: 1e5 is to the first, and `no` to dynaconf's.
             value=_plain(path, key, value if isinstance(value, str) else raw.get(str(key).upper(), value)),
             kind="file",
-            origin=f"{shorten_key(key)} in {path}, line {lines.get(str(key), 1)}",
+            origin=f"{shorten_key(key)} in {path}, line {lines.get((str(key),), 1)}",
+            file=str(path),
+            lines={place[1:]: line for place, line in lines.items() if place[0] == str(key) and place[1:]},
         )
         for key, value in keys.items()
     }
@@ -180,30 +196,40 @@ def _why(error: Exception) -> str:
     return first.strip(": ") or "a value in it is not what it is said to be"
 
 
-def _lines(path: Path, content: str) -> Mapping[str, int]:
-    """Return the line of each key. Raises FileError for one that a mapping has twice: nobody can tell which is meant."""
-    from yaml import MappingNode, Node, SafeLoader, compose
+def _lines(path: Path, content: str) -> Mapping[tuple[str, ...], int]:
+    """Return the line of each key and item, by where it lies.
 
-    root = compose(content, Loader=SafeLoader)
-    nodes: list[Node | None] = [root]
+    Raises FileError for a key that a mapping has twice: nobody can tell which is meant.
+    """
+    from yaml import SafeLoader, compose
+
+    nodes: list[tuple[tuple[str, ...], Node | None]] = [((), compose(content, Loader=SafeLoader))]
     # An alias may lead into what it stands in.
     seen: set[int] = set()
-    found: dict[str, int] = {}
+    found: dict[tuple[str, ...], int] = {}
     while nodes:
-        node = nodes.pop()
-        if not isinstance(node, MappingNode) or id(node) in seen:
+        place, node = nodes.pop()
+        if id(node) in seen:
             continue
         seen.add(id(node))
-        lines: dict[str, int] = {}
-        for key, value in node.value:
-            name, line = str(key.value), key.start_mark.line + 1
-            if name in lines:
+        for name, line, value in _inner(node):
+            inner = (*place, name)
+            if inner in found:
                 raise FileError(
-                    f"--config-file {path} has {shorten_key(name)} twice, at lines {lines[name]} and {line}; "
+                    f"--config-file {path} has {shorten_key(name)} twice, at lines {found[inner]} and {line}; "
                     "leave one out"
                 )
-            lines[name] = line
-            nodes.append(value)
-        if node is root:
-            found = lines
+            found[inner] = line
+            nodes.append((inner, value))
     return found
+
+
+def _inner(node: Node | None) -> Iterator[tuple[str, int, Node]]:
+    from yaml import MappingNode, SequenceNode
+
+    if isinstance(node, MappingNode):
+        for key, value in node.value:
+            yield str(key.value), key.start_mark.line + 1, value
+    elif isinstance(node, SequenceNode):
+        for number, value in enumerate(node.value):
+            yield str(number), value.start_mark.line + 1, value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import platform
 import socket
@@ -38,7 +39,7 @@ from gpustack.worker.joining import Joining
 from gpustack.worker.model_files import Downloads, ModelFiles
 from gpustack.worker.outbox import Outbox
 from gpustack.worker.ports import PortPool
-from gpustack.worker.runners.ending import end_recorded
+from gpustack.worker.runners.ending import end_recorded, owners
 from gpustack.worker.status import Machine
 from gpustack.worker.workshop import Workshop
 
@@ -293,7 +294,13 @@ class Agent:
     def _machine(self) -> Machine:
         config = self._config
         places = (config.data_dir, config.bin_dir, config.log_dir, config.hub_config.cache_dir)
-        return Machine(self._catalogue, self._host(), places)
+        return Machine(
+            self._catalogue,
+            self._host(),
+            places,
+            owners=functools.partial(owners, config.run_dir),
+            resources=config.resources,
+        )
 
     def _host(self) -> Host:
         config = self._config

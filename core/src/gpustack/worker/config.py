@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gpustack.kit.live import Live
 from gpustack.lifecycle.engine import EngineLimits
+from gpustack.settings.resources import Resources
 from gpustack.worker.artifacts.hub import HubConfig
 
 
@@ -37,6 +38,8 @@ class WorkerConfig:
     #: Bytes kept for the system: ``ram``, and ``vram`` of each GPU.
     system_reserved: Mapping[str, int] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
+    #: What the machine has where that is not to be detected.
+    resources: Resources = field(default_factory=Resources)
     limits: EngineLimits = field(default_factory=EngineLimits)
     #: Seconds between two heartbeats; every third carries what was measured.
     heartbeat: float = 10.0

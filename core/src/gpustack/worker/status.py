@@ -27,7 +27,10 @@ from gpustack.plugin import (
     SystemReading,
     Verdict,
 )
-from gpustack.schemas import CpuStatus, FilesystemStatus, GpuMemory, GpuStatus, MemoryStatus, WorkerStatus
+from gpustack.schemas import CpuStatus, FilesystemStatus, GpuStatus, MemoryStatus, WorkerStatus
+from gpustack.settings.resources import Resources
+from gpustack.worker import described
+from gpustack.worker.gpus import Owners, Seen, Shares, percent
 
 log = logging.getLogger(__name__)
 
@@ -114,15 +117,30 @@ class Machine:
     for one thing still works with the others.
     """
 
-    def __init__(self, catalogue: Catalogue, host: Host, paths: Sequence[Path]) -> None:
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        host: Host,
+        paths: Sequence[Path],
+        *,
+        owners: Owners = lambda _: {},
+        resources: Resources = Resources(),  # noqa: B008  # a value
+    ) -> None:
+        """``owners`` tells which processes are our engines'; ``resources`` replaces what is detected."""
         self._catalogue = catalogue
+        self._resources = resources
+        self._shares = Shares(owners)
         self._host = host
         self._paths = tuple(paths)
         self._system: _Asked[SystemDetector[Any]] | None = None
         self._gpus: list[_Asked[GpuDetector[Any]]] = []
+        #: Those that show devices to a process, each with the name of its plugin.
+        self._showing: list[tuple[str, GpuDetector[Any]]] = []
+        #: By vendor: those that are not present, for devices that are described all the same.
+        self._spare: dict[str, tuple[str, GpuDetector[Any]]] = {}
         self._last = SystemReading(cores=0, ram_total=0, ram_used=0)
-        #: By detector: its devices, each with how it is shown while nothing is known of its use.
-        self._found: dict[str, dict[GpuDevice, GpuStatus]] = {}
+        #: By detector: its devices, each with its use when it was last told.
+        self._found: dict[str, dict[GpuDevice, GpuUsage | None]] = {}
 
     async def __aenter__(self) -> Self:
         for name, registered in sorted(self._catalogue.system_detectors.items()):
@@ -131,6 +149,7 @@ class Machine:
         for name, each in sorted(self._catalogue.gpu_detectors.items()):
             if (detector := await self._enter(name, each)) is not None:
                 self._gpus.append(detector)
+        self._show_described()
         if self._system is None:
             log.warning(
                 "no system detector is present: cores and memory are unknown; install gpustack-system"
@@ -146,12 +165,16 @@ class Machine:
     async def _enter(self, name: str, registered: Registered[Any]) -> _Asked[Any] | None:
         try:
             detector = await make(self._catalogue, registered, self._host)
+            if isinstance(detector, GpuDetector) and detector.vendor in self._described:
+                self._spare[detector.vendor] = registered.plugin, detector
             verdict = _is_a(Verdict, await Guard.call(registered.plugin, detector.present), "present")
             if not verdict.ok:
                 log.info("detector %s is not used: %s", name, verdict.reason)
                 return None
             asked = _Asked(registered.plugin, detector)
             await asked.enter()
+            if isinstance(detector, GpuDetector):
+                self._showing.append((registered.plugin, detector))
         except (GPUStackError, TimeoutError) as error:
             line = _line(error) if str(error) else f"it was not opened within {_PATIENCE:.0f} s"
             self._catalogue.note_unfit(registered, line)
@@ -162,8 +185,26 @@ class Machine:
 
     @property
     def devices(self) -> tuple[GpuDevice, ...]:
-        """The devices found at the last measurement."""
-        return tuple(device for found in self._found.values() for device in found)
+        """The devices found at the last measurement, or described."""
+        return tuple(device for device, _ in self._seen())
+
+    @property
+    def _described(self) -> set[str]:
+        """The vendors of the GPUs that are described."""
+        return {each.vendor for each in self._resources.gpu_devices or ()}
+
+    def _seen(self) -> list[Seen]:
+        found = [each for found in self._found.values() for each in found.items()]
+        return described.gpus(self._resources, found)
+
+    def _show_described(self) -> None:
+        lacking = self._described - {detector.vendor for _, detector in self._showing}
+        self._showing += [self._spare[vendor] for vendor in sorted(lacking & self._spare.keys())]
+        if unknown := sorted(lacking - self._spare.keys()):
+            log.warning(
+                "resources: no installed detector is for GPUs of %s, so engines there see all of them",
+                ", ".join(unknown),
+            )
 
     def platform(self) -> Platform:
         """Return what engines are installed for."""
@@ -178,9 +219,9 @@ class Machine:
         Raises PluginError when a detector cannot tell.
         """
         env: dict[str, str] = {}
-        for each in self._gpus:
-            mine = [device for device in devices if device.vendor == each.detector.vendor]
-            exposure = await Guard.call(each.plugin, each.detector.expose, mine)
+        for plugin, detector in self._showing:
+            mine = [device for device in devices if device.vendor == detector.vendor]
+            exposure = await Guard.call(plugin, detector.expose, mine)
             _is_a(DeviceExposure, exposure, "expose")
             env.update(exposure.env)
         return env
@@ -190,35 +231,34 @@ class Machine:
 
         Takes as long as a detector may at most twice: the first time when one hangs.
         """
-        _, *found = await asyncio.gather(
-            self._measure_system(), *(self._measure(each) for each in self._gpus)
-        )
-        return _status(self._last, [gpu for gpus in found for gpu in gpus])
+        await asyncio.gather(self._measure_system(), *(self._measure(each) for each in self._gpus))
+        gpus = await self._shares.statuses(self._seen())
+        return described.machine(self._resources, _status(self._last, gpus))
 
-    async def _measure_system(self) -> list[GpuStatus]:
+    async def _measure_system(self) -> None:
         if (asked := self._system) is not None:
 
             async def measure() -> SystemReading:
                 return _is_a(SystemReading, await asked.detector.measure(self._paths), "measure")
 
             self._last = await asked.ask(measure, self._last)
-        return []
 
-    async def _measure(self, asked: _Asked[GpuDetector[Any]]) -> list[GpuStatus]:
+    async def _measure(self, asked: _Asked[GpuDetector[Any]]) -> None:
         # What is wrong with an answer shows where the detector is asked, so that it is the detector's failure.
-        async def devices() -> dict[GpuDevice, GpuStatus]:
+        async def devices() -> dict[GpuDevice, GpuUsage | None]:
             found = await asked.detector.devices()
-            return {device: _gpu(_is_a(GpuDevice, device, "devices"), None) for device in found}
+            return {_is_a(GpuDevice, device, "devices"): last.get(device) for device in found}
 
-        async def usages() -> list[GpuStatus]:
+        async def usages() -> dict[GpuDevice, GpuUsage | None]:
             used = dict(await asked.detector.usage())
             each = ((device, used.get(device.uuid)) for device in found)
-            return [_gpu(one, use and _is_a(GpuUsage, use, "usage")) for one, use in each]
+            return {one: use and _is_a(GpuUsage, use, "usage") for one, use in each}
 
         name = asked.detector.name
-        found = await asked.ask(devices, self._found.get(name, {}))
-        self._found[name] = found
-        return await asked.ask(usages, list(found.values())) if found else []
+        last = self._found.get(name, {})
+        self._found[name] = found = await asked.ask(devices, last)
+        if found:
+            self._found[name] = await asked.ask(usages, found)
 
 
 def _is_a(kind: type[T], answer: object, method: str) -> T:
@@ -241,13 +281,13 @@ def _status(reading: SystemReading, gpus: list[GpuStatus]) -> WorkerStatus:
         memory=MemoryStatus(
             total=reading.ram_total,
             used=reading.ram_used,
-            utilization_rate=_percent(reading.ram_used, reading.ram_total),
-            is_unified_memory=reading.unified_memory,
+            utilization_rate=percent(reading.ram_used, reading.ram_total),
+            is_unified_memory=reading.unified_memory or any(each.memory.is_unified_memory for each in gpus),
         ),
         swap=MemoryStatus(
             total=reading.swap_total,
             used=reading.swap_used,
-            utilization_rate=_percent(reading.swap_used, reading.swap_total),
+            utilization_rate=percent(reading.swap_used, reading.swap_total),
         ),
         filesystem=[
             FilesystemStatus(
@@ -266,29 +306,6 @@ def _status(reading: SystemReading, gpus: list[GpuStatus]) -> WorkerStatus:
         uptime=_uptime(),
         gpu_devices=gpus,
     )
-
-
-def _gpu(device: GpuDevice, usage: GpuUsage | None) -> GpuStatus:
-    used = usage.memory_used if usage else 0
-    return GpuStatus(
-        uuid=device.uuid,
-        index=device.index,
-        vendor=device.vendor,
-        name=device.name,
-        type=device.type,
-        driver_version=device.driver_version,
-        runtime_version=device.runtime_version,
-        compute_capability=device.compute_capability,
-        memory=GpuMemory(
-            total=device.memory_total, used=used, utilization_rate=_percent(used, device.memory_total)
-        ),
-        core_utilization_rate=usage.utilization if usage else 0.0,
-        temperature=usage.temperature if usage else 0.0,
-    )
-
-
-def _percent(part: float, total: float) -> float:
-    return round(100 * part / total, 1) if total > 0 else 0.0
 
 
 def _os() -> dict[str, str]:

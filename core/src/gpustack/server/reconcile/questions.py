@@ -76,8 +76,9 @@ def platform_of(worker: WorkerPublic) -> Platform:
 
 
 def devices_of(worker: WorkerPublic) -> tuple[GpuDevice, ...]:
-    """Return the GPUs that ``worker`` reports, by index."""
-    return tuple(_device(each) for each in sorted(worker.status.gpu_devices, key=lambda gpu: gpu.index))
+    """Return the GPUs that ``worker`` reports, by index, without faulty ones."""
+    gpus = sorted(worker.status.gpu_devices, key=lambda gpu: gpu.index)
+    return tuple(_device(each) for each in gpus if not each.faults)
 
 
 def _device(gpu: GpuStatus) -> GpuDevice:
@@ -91,6 +92,15 @@ def _device(gpu: GpuStatus) -> GpuDevice:
         driver_version=gpu.driver_version,
         runtime_version=gpu.runtime_version,
         compute_capability=gpu.compute_capability,
+        architecture=gpu.arch_family,
+        device_index=gpu.device_index,
+        parent_uuid=gpu.parent_uuid,
+        cores=gpu.core.total,
+        power_limit_watts=gpu.power,
+        numa_node=gpu.numa_node,
+        topology=tuple(gpu.topology),
+        link_group=gpu.link_group,
+        unified_memory=gpu.memory.is_unified_memory,
     )
 
 

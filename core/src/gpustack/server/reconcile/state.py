@@ -214,7 +214,9 @@ class State:
         """Take in a measurement."""
         worker = self.workers[worker_id]
         if worker.status != status:
-            self.workers[worker_id] = worker.model_copy(update={"status": status})
+            self.workers[worker_id] = new = worker.model_copy(update={"status": status})
+            if _offers(new) != _offers(worker):
+                self.capacity += 1  # as when GPUs are found later than the rest, or a faulty one is mended
             self.measured(worker_id, status)
 
     def measured(self, worker_id: int, status: WorkerStatus) -> None:
@@ -229,7 +231,10 @@ class State:
         new = Others(
             ram=others_use(status.memory.used, ram),
             vram={
+                # The worker may know whose the memory is; without that our instances' claims stand for their use.
                 gpu.index: others_use(gpu.memory.used, sum(each.vram.get(gpu.index, 0) for each in running))
+                if gpu.memory.others is None
+                else gpu.memory.others
                 for gpu in status.gpu_devices
             },
         )
@@ -319,6 +324,7 @@ class State:
                     others=others.vram.get(gpu.index, 0),
                 )
                 for gpu in sorted(status.gpu_devices, key=lambda gpu: gpu.index)
+                if not gpu.faults
             ),
         )
 
@@ -415,7 +421,7 @@ def _wish(model: ModelPublic) -> tuple[object, ...]:
 
 def _offers(worker: WorkerPublic) -> tuple[object, ...]:
     """Return what of a worker decides who fits there, without what is measured."""
-    gpus = [(gpu.index, gpu.uuid, gpu.memory.total) for gpu in worker.status.gpu_devices]
+    gpus = [(gpu.index, gpu.uuid, gpu.memory.total, gpu.faults) for gpu in worker.status.gpu_devices]
     return (
         worker.state,
         worker.cluster_id,

@@ -18,8 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from gpustack.plugin import (
     DeviceExposure,
@@ -33,6 +32,7 @@ from gpustack.plugin import (
     hookimpl,
 )
 from gpustack.settings.kinds import AbsolutePath
+from gpustack.testing.fakes.described import described
 from gpustack.testing.fakes.sizes import parse_size
 
 #: What engines call a vendor's devices, and how a process is shown some of them.
@@ -88,28 +88,7 @@ class FakeGpu:
 
 def read_fleet(path: Path) -> tuple[FakeGpu, ...]:
     """Return the devices that the file describes, in its order. Raises PluginError with one line."""
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-        fleet = _Fleet.model_validate({} if document is None else document)
-    except (OSError, UnicodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise PluginError(f"{path} cannot be read: {why}") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark is not None else ""
-        raise PluginError(
-            f"{path}{where}: this is no YAML: {getattr(error, 'problem', None) or 'unreadable'}"
-        ) from error
-    except ValidationError as error:
-        raise PluginError(f"{path}: {_problem(error)}") from error
-    return tuple(_devices(fleet))
-
-
-def _problem(error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"]) or "the whole"
-    what = first["msg"].removeprefix("Value error, ")
-    return f"{where}: {what[0].lower()}{what[1:]}".replace("\n", " ")
+    return tuple(_devices(described(path, _Fleet)))
 
 
 def _devices(fleet: _Fleet) -> Iterable[FakeGpu]:

@@ -10,9 +10,11 @@ import pytest
 
 from gpustack.plugin import (
     DeviceExposure,
+    DeviceRequest,
     Filesystem,
     GpuDetector,
     GpuDevice,
+    GpuProcess,
     GpuUsage,
     Refused,
     SystemDetector,
@@ -140,6 +142,12 @@ class GpuDetectorSuite(_DetectorSuite[GpuDetector[Any]]):
             assert is_text(device.name), f"{device} has no name"
             assert is_count(device.memory_total, least=1), f"{device} has no memory"
 
+    def test_a_sliced_device_stands_for_its_slices_alone(self, here: GpuDetector[Any]) -> None:
+        """What is offered as slices is not offered as a whole too: its memory would be given away twice."""
+        devices = self._devices(here)
+        whole = {each.uuid for each in devices} & {each.parent_uuid for each in devices}
+        assert not whole, f"{sorted(whole)} is there beside slices of it; leave it out"
+
     def test_devices_can_be_told_apart(self, here: GpuDetector[Any]) -> None:
         """Models are placed by index, and figures are kept by uuid: each is unique."""
         devices = self._devices(here)
@@ -176,6 +184,25 @@ class GpuDetectorSuite(_DetectorSuite[GpuDetector[Any]]):
             )
             assert 0 <= each.utilization <= 100, f"{uuid}: utilization is {each.utilization}, in percent"
             assert each.power_watts >= 0, f"{uuid}: power_watts is {each.power_watts}"
+            assert is_count(each.memory_errors), f"{uuid}: memory_errors is {each.memory_errors!r}"
+            faults: object = each.faults
+            assert isinstance(faults, tuple), f"{uuid}: faults is {faults!r}; give a tuple"
+            assert all(map(is_text, faults)), f"{uuid}: faults is {faults!r}; give texts for people"
+
+    def test_processes_are_each_told_once(self, here: GpuDetector[Any]) -> None:
+        """What of a device's memory is others' is worked out from them; who cannot tell says None."""
+        for uuid, each in self._both(here)[1].items():
+            assert each.processes is None or isinstance(each.processes, tuple), (
+                f"{uuid}: processes is {each.processes!r}; give a tuple, or None where nobody tells"
+            )
+            found = each.processes or ()
+            for process in found:
+                assert isinstance(process, GpuProcess), f"{uuid}: {process!r} is no GpuProcess"
+                assert process.memory_used is None or is_count(process.memory_used), (
+                    f"{uuid}: {process} uses {process.memory_used!r} bytes"
+                )
+            pids = [process.pid for process in found]
+            assert len(set(pids)) == len(pids), f"{uuid}: a process is told twice: {pids}"
 
     def test_expose_shows_exactly_the_chosen_devices(self, made: GpuDetector[Any]) -> None:
         """Two instances on two devices must not see each other's: each choice gives an environment of its own."""
@@ -229,6 +256,12 @@ class GpuDetectorSuite(_DetectorSuite[GpuDetector[Any]]):
             )
         assert isinstance(exposure, DeviceExposure), f"expose returned {exposure!r}; return a DeviceExposure"
         assert are_texts(exposure.env), f"expose sets {exposure.env!r}; names and values are text"
+        for each in exposure.requests:
+            assert isinstance(each, DeviceRequest), f"{each!r} is no DeviceRequest"
+            assert is_text(each.driver), f"{each} has no driver"
+            assert each.ids, f"{each} asks for no device"
+            assert all(map(is_text, each.ids)), f"{each} asks for a device by what is no text"
+        assert devices or not exposure.requests, f"expose asks for {exposure.requests} to show no device"
         return exposure
 
 

@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import psutil
@@ -105,11 +105,7 @@ def own_record(run_dir: Path, instance_id: int, name: str, *, grace: float) -> E
 
 def _members(wanted: dict[str, EngineRecord]) -> list[psutil.Process]:
     """Return the running processes of these engines: by session, by marker, and what descends from either."""
-    sessions = {
-        record.pid: (record.instance_id, since)
-        for record in wanted.values()
-        if (since := _session_since(record)) is not None
-    }
+    sessions = _sessions(wanted)
     found: dict[int, psutil.Process] = {}
     parents: dict[int, list[psutil.Process]] = {}
     for process in psutil.process_iter():
@@ -126,6 +122,31 @@ def _members(wanted: dict[str, EngineRecord]) -> list[psutil.Process]:
                 found[child.pid] = child
                 queue.append(child.pid)
     return list(found.values())
+
+
+def owners(run_dir: Path, pids: Collection[int]) -> dict[int, int]:
+    """Return the instance of each of these processes that belongs to a recorded engine: by session or by marker."""
+    records = {str(record_path(run_dir, each.instance_id)): each for each in read_records(run_dir)}
+    sessions = _sessions(records)
+    found: dict[int, int] = {}
+    for pid in pids:
+        with contextlib.suppress(psutil.Error, OSError):  # it has ended, or is not ours to look at
+            process = psutil.Process(pid)
+            if (record := records.get(_marker(process))) is not None:
+                found[pid] = record.instance_id
+            # The marker is lost where a program writes another title over its environment.
+            elif _of_session(process, session := sessions.get(_session(process))) and session is not None:
+                found[pid] = session[0]
+    return found
+
+
+def _sessions(wanted: dict[str, EngineRecord]) -> dict[int, tuple[int, float]]:
+    """Return the sessions of these engines by number: of which instance, and since when."""
+    return {
+        record.pid: (record.instance_id, since)
+        for record in wanted.values()
+        if (since := _session_since(record)) is not None
+    }
 
 
 def _session_since(record: EngineRecord) -> float | None:
