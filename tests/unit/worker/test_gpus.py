@@ -106,12 +106,12 @@ async def test_on_the_machine_itself_they_are_told_at_once(monkeypatch: pytest.M
     assert status.memory.others == GIB
 
 
-async def test_the_server_is_told_of_the_largest_processes() -> None:
+async def test_the_server_is_told_of_ours_and_of_the_largest_processes() -> None:
     processes = tuple(GpuProcess(pid=pid, memory_used=pid) for pid in range(1, 40))
     usage = GpuUsage(memory_used=GIB, processes=processes)
-    [status] = await shares({39: 7}).statuses([(DEVICE, usage)])
+    [status] = await shares({1: 7}).statuses([(DEVICE, usage)])
     assert status.processes is not None
-    assert [each.pid for each in status.processes] == list(range(39, 23, -1))
+    assert [each.pid for each in status.processes] == [1, *range(39, 24, -1)]
     assert [each.instance_id for each in status.processes[:2]] == [7, None]
 
 

@@ -100,7 +100,7 @@ class GpuStatus(Output):
     topology: list[str] = []
     #: GPUs of a worker with the same one reach each other over NVLink.
     link_group: str = ""
-    #: Those with the most memory; None where the driver does not tell.
+    #: Our engines', and of the others those with the most memory; None where the driver does not tell.
     processes: list[GpuProcessStatus] | None = None
     #: Why nothing more is started on it.
     faults: list[str] = []

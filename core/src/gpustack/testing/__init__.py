@@ -40,6 +40,8 @@ class, as ``given`` for settings without a default, or a fixture to override, as
 Beside them, for tests only:
 
     gpustack.testing.fakes          GPUs, an engine, a gateway and a login that are not there, as plugins
+    gpustack.testing.fakes.nvml     NVIDIA's driver, as the module ``pynvml``
+    gpustack.testing.fleet          workers, as many as a YAML text describes
     gpustack.testing.hub            the Hugging Face Hub, on loopback, with its misbehaviours
     gpustack.testing.server         a real GPUStack in a folder of its own
     gpustack.testing.pytest_plugin  that GPUStack as the fixture ``gpustack_server``

@@ -5,18 +5,22 @@
         assert gpustack_server.chat("chat", "What is GPUStack?")
 
 pytest finds it wherever ``gpustack-core[testing]`` is installed. What it is started with is in the fixtures
-``gpustack_server_flags`` and ``gpustack_server_env``, which a ``conftest.py`` may override.
+``gpustack_server_flags`` and ``gpustack_server_env``, which a ``conftest.py`` may override. ``gpustack_fleet`` gives workers
+that are not there, as many as a YAML text describes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import pytest
 
 # Every run of pytest in the environment imports this module: nothing that takes time belongs here.
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from gpustack.testing.fleet import FakeWorker
     from gpustack.testing.server import RunningServer
 
 
@@ -33,6 +37,14 @@ def gpustack_server_env() -> dict[str, str]:
     With the fakes: ``{"PYTHONPATH": str(gpustack.testing.fakes.path())}``.
     """
     return {}
+
+
+@pytest.fixture(scope="session")
+def gpustack_fleet() -> Callable[[Path | str], tuple[FakeWorker, ...]]:
+    """A function that returns the workers which a YAML file or text describes; see :mod:`gpustack.testing.fleet`."""
+    from gpustack.testing.fleet import fleet
+
+    return fleet
 
 
 @pytest.fixture(scope="session")

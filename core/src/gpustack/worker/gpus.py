@@ -15,7 +15,7 @@ Seen = tuple[GpuDevice, GpuUsage | None]
 #: Returns the instance of each of these processes that belongs to an engine of ours.
 Owners = Callable[[Collection[int]], Mapping[int, int]]
 
-#: Processes of a GPU that the server is told of.
+#: Processes of a GPU that the server is told of; of our own it is told in any case.
 _MOST = 16
 #: The number of the namespace that the machine's own processes are in (Linux, PROC_PID_INIT_INO).
 _FIRST_NAMESPACE = 0xEFFFFFFC
@@ -34,7 +34,7 @@ class Shares:
         pids = {each.pid for _, usage in seen if usage is not None for each in usage.processes or ()}
         ours = await asyncio.to_thread(self._owners, pids) if pids else {}
         self._proved = self._proved or bool(ours)
-        return [_status(device, usage, ours, told=self._told) for device, usage in seen]
+        return [gpu_status(device, usage, ours, told=self._told) for device, usage in seen]
 
     @property
     def _told(self) -> bool:
@@ -51,7 +51,13 @@ def numbers_are_the_machines() -> bool:
         return False
 
 
-def _status(device: GpuDevice, usage: GpuUsage | None, ours: Mapping[int, int], *, told: bool) -> GpuStatus:
+def gpu_status(
+    device: GpuDevice, usage: GpuUsage | None, ours: Mapping[int, int], *, told: bool
+) -> GpuStatus:
+    """Return what the server is told of one device; ``ours`` has the instances of our processes.
+
+    Without ``told`` it is not known whether all of ours are in there, and nothing is said of others.
+    """
     now = usage or GpuUsage(memory_used=0)
     return GpuStatus(
         uuid=device.uuid,
@@ -96,10 +102,11 @@ def _others(usage: GpuUsage, ours: Mapping[int, int]) -> int | None:
 
 
 def _largest(processes: Sequence[GpuProcess], ours: Mapping[int, int]) -> list[GpuProcessStatus]:
-    by_size = sorted(processes, key=lambda each: (-(each.memory_used or 0), each.pid))
+    # Ours first, whose memory is measured by this.
+    by_size = sorted(processes, key=lambda each: (each.pid not in ours, -(each.memory_used or 0), each.pid))
     return [
         GpuProcessStatus(pid=each.pid, memory=each.memory_used, instance_id=ours.get(each.pid))
-        for each in by_size[:_MOST]
+        for each in by_size[: max(_MOST, sum(each.pid in ours for each in processes))]
     ]
 
 

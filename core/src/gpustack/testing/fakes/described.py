@@ -16,19 +16,26 @@ M = TypeVar("M", bound=BaseModel)
 def described(path: Path, model: type[M]) -> M:
     """Return what the file says; an empty one says nothing. Raises PluginError with one line: where, and what is wrong."""
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return model.model_validate({} if document is None else document)
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is no text"
         raise PluginError(f"{path} cannot be read: {why}") from error
+    return understood(text, model, name=str(path))
+
+
+def understood(text: str, model: type[M], *, name: str) -> M:
+    """Return what a YAML text says, which a message calls ``name``. Raises PluginError as :func:`described` does."""
+    try:
+        document = yaml.safe_load(text)
+        return model.model_validate({} if document is None else document)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark is not None else ""
         raise PluginError(
-            f"{path}{where}: this is no YAML: {getattr(error, 'problem', None) or 'unreadable'}"
+            f"{name}{where}: this is no YAML: {getattr(error, 'problem', None) or 'unreadable'}"
         ) from error
     except ValidationError as error:
-        raise PluginError(f"{path}: {_problem(error)}") from error
+        raise PluginError(f"{name}: {_problem(error)}") from error
 
 
 def _problem(error: ValidationError) -> str:

@@ -6,8 +6,9 @@
 
 ``--fake-gpus-file PATH`` names the file. Each entry has a ``name`` and ``memory``; it may have ``vendor`` (nvidia, amd,
 ascend, apple), ``count``, ``used``, ``utilization`` in percent, ``temperature``, ``power`` in watts, ``uuid``, ``type``,
-``driver_version``, ``runtime_version`` and ``compute_capability``. The file is read anew at every measurement, so that a test may let
-GPUs fill, fail or vanish.
+``driver_version``, ``runtime_version`` and ``compute_capability``, ``linked`` for how many in a row are linked with each other,
+``nodes`` for how many memory nodes they are spread over, and ``faults``. The file is read anew at every measurement, so that a
+test may let GPUs fill, fail or vanish.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def _vendor(name: str) -> str:
     return name
 
 
-class _Entry(BaseModel):
+class Entry(BaseModel):
     """One line of the file: a number of equal devices."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -70,12 +71,15 @@ class _Entry(BaseModel):
     driver_version: str = "0.0"
     runtime_version: str = ""
     compute_capability: str = ""
+    linked: int = Field(default=0, ge=0)
+    nodes: int = Field(default=0, ge=0)
+    faults: tuple[str, ...] = ()
 
 
 class _Fleet(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    devices: tuple[_Entry, ...] = ()
+    devices: tuple[Entry, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +92,14 @@ class FakeGpu:
 
 def read_fleet(path: Path) -> tuple[FakeGpu, ...]:
     """Return the devices that the file describes, in its order. Raises PluginError with one line."""
-    return tuple(_devices(described(path, _Fleet)))
+    return tuple(devices_of(described(path, _Fleet).devices))
 
 
-def _devices(fleet: _Fleet) -> Iterable[FakeGpu]:
-    index = 0
-    for entry in fleet.devices:
+def devices_of(entries: Iterable[Entry]) -> Iterable[FakeGpu]:
+    """Return the devices of these entries, numbered in their order."""
+    index = links = 0
+    for entry in entries:
+        before = links
         for number in range(entry.count):
             single = entry.uuid if entry.count == 1 else f"{entry.uuid}-{number}"
             yield FakeGpu(
@@ -107,15 +113,20 @@ def _devices(fleet: _Fleet) -> Iterable[FakeGpu]:
                     driver_version=entry.driver_version,
                     runtime_version=entry.runtime_version,
                     compute_capability=entry.compute_capability,
+                    numa_node=number * entry.nodes // entry.count if entry.nodes else None,
+                    link_group=f"link{before + number // entry.linked}" if entry.linked > 1 else "",
                 ),
                 usage=GpuUsage(
                     memory_used=min(entry.used, entry.memory),
                     utilization=entry.utilization,
                     temperature=entry.temperature,
                     power_watts=entry.power,
+                    faults=entry.faults,
                 ),
             )
             index += 1
+        if entry.linked > 1:
+            links += -(-entry.count // entry.linked)
 
 
 def _fleet_file(path: Path | None) -> Path | None:
