@@ -66,9 +66,12 @@ def test_the_scheduler_sees_them_as_workers() -> None:
     assert rooms[4].ram_free == 61 * GIB
 
 
-@given(st.integers(0, 300), st.integers(0, 8))
-def test_any_number_of_any_size(count: int, gpus: int) -> None:
-    found = fleet(f"workers: [{{name: w, count: {count}, gpus: [{{name: A, memory: 1GiB, count: {gpus}}}]}}]")
+@given(st.integers(1, 100), st.integers(0, 60), st.integers(0, 8))
+def test_any_number_of_any_size(letters: int, count: int, gpus: int) -> None:
+    name = "w" * letters
+    found = fleet(
+        f"workers: [{{name: {name}, count: {count}, gpus: [{{name: A, memory: 1GiB, count: {gpus}}}]}}]"
+    )
 
     assert [each.number for each in found] == list(range(count))
     for each in found:
@@ -88,7 +91,11 @@ def test_any_number_of_any_size(count: int, gpus: int) -> None:
             "workers: [{name: a, ram: much}]",
             "the fleet: workers.0.ram: 'much' is no size; give one such as 80GiB",
         ),
-        ("workers: [{name: a}, {name: a}]", "the fleet: workers: two entries are called a; give each a name"),
+        ("workers: [{name: a}, {name: a}]", "the fleet: workers: two workers are called a; give each entry"),
+        (
+            "workers: [{name: a-1}, {name: a, count: 2}]",
+            "the fleet: workers: two workers are called a-1; give each entry a name of its own",
+        ),
         ("workers: [{name: a, gpus: [{name: x}]}]", "the fleet: workers.0.gpus.0.memory: field required"),
     ],
 )

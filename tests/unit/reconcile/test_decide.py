@@ -515,3 +515,14 @@ def test_what_the_worker_knows_of_others_use_counts_before_what_claims_say(
     room = state.snapshot().rooms[1]
 
     assert room.vram_free(room.worker.gpus[0]) == free * GIB
+
+
+def test_memory_that_a_worker_says_is_others_is_that_beside_what_claims_say() -> None:
+    """Of 64 GiB others have 6, as the settings say, and an instance that runs has claimed 10."""
+    memory = MemoryStatus(total=64 * GIB, used=6 * GIB, others=6 * GIB)
+    instance = running(1).model_copy(update={"computed_resource_claim": Claim(ram=10 * GIB)})
+    state = a_state(instances=[instance], workers=[a_worker(status=WorkerStatus(memory=memory))])
+
+    room = state.snapshot().rooms[1]
+
+    assert room.ram_free == (64 - 6 - 10) * GIB - room.worker.ram_reserved

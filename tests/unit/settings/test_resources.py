@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,19 @@ def test_nothing_is_described_unless_somebody_does(file: Path) -> None:
     assert read(file, "resources: {gpu_devices: []}\n") == Resources(gpu_devices=())
 
 
+def test_the_documented_example_can_be_used(file: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "settings.md").read_text(encoding="utf-8")
+    [example] = re.findall(r"^```yaml\n(resources:.*?)^```$", page, re.MULTILINE | re.DOTALL)
+
+    found = read(file, example)
+
+    assert found is not None
+    assert [(each.vendor, each.index, each.memory.used) for each in found.gpu_devices or ()] == [
+        ("nvidia", 0, None),
+        ("nvidia", 1, 4 * GIB),
+    ]
+
+
 def test_a_variable_has_json(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GPUSTACK_RESOURCES", '{"cpu": {"total": 3}}')
     found = load({}).resources
@@ -114,6 +128,34 @@ def test_a_wrong_description_is_a_line_with_file_and_line(file: Path, right: str
         (
             FULL.replace("index: 3", "index: 0"),
             "resources.gpu_devices in FILE, line 6",
+        ),
+        (
+            "resources: {gpu_devices: {name: L4}}",
+            """resources.gpu_devices in FILE, line 1 '{"name": "L4"}': give a list such as [{""",
+        ),
+        (
+            "resources: {gpu_devices: [L4]}",
+            "resources.gpu_devices.0 in FILE, line 1 'L4': give an object such as {",
+        ),
+        (
+            "resources: {cpu: 3}",
+            """resources.cpu in FILE, line 1 '3': give an object such as {"total": 32}""",
+        ),
+        (
+            "resources: {memory: 3GiB}",
+            """resources.memory in FILE, line 1 '3GiB': give an object such as {"total": "24GiB"}""",
+        ),
+        (
+            "resources:\n  memory: {total: 1GiB,\n    used: 2GiB}",
+            """resources.memory in FILE, line 2 '{"total": "1GiB", "used": "2GiB"}': used is more than total; give""",
+        ),
+        (
+            FULL.replace("used: 5}", "used: 2GiB}"),
+            "resources.gpu_devices.1.memory in FILE, line 11 '{",
+        ),
+        (
+            FULL.replace("uuid: acme-b", "uuid: 'GPU-a,GPU-b'"),
+            "resources.gpu_devices.1.uuid in FILE, line 11 'GPU-a,GPU-b': give one uuid, without commas and",
         ),
     ],
 )

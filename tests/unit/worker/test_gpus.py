@@ -8,12 +8,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from gpustack_gpu_nvidia import NvidiaDetector
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from gpustack.extensions import Catalogue, Registered
@@ -22,7 +23,7 @@ from gpustack.plugin import GpuDevice, GpuProcess, GpuUsage, Host
 from gpustack.schemas import WorkerStatus
 from gpustack.settings.resources import Resources
 from gpustack.testing.fakes.nvml import fake_nvml
-from gpustack.worker import gpus
+from gpustack.worker import described, gpus
 from gpustack.worker.gpus import Shares
 from gpustack.worker.runners.ending import owners
 from gpustack.worker.runners.environment import RECORD_MARKER
@@ -218,8 +219,8 @@ def a_gpu(**fields: Any) -> dict[str, Any]:
 
 
 async def test_described_gpus_replace_the_detected_ones(tmp_path: Path) -> None:
-    described = {"gpu_devices": [a_gpu(), a_gpu(index=5, name="X", core={"total": 3})]}
-    status, devices, shown = await measured(tmp_path, described, {10: 7})
+    said = {"gpu_devices": [a_gpu(), a_gpu(index=5, name="X", core={"total": 3})]}
+    status, devices, shown = await measured(tmp_path, said, {10: 7})
 
     first, second = status.gpu_devices
     # Its use and its uuid are those of the detected one.
@@ -230,6 +231,34 @@ async def test_described_gpus_replace_the_detected_ones(tmp_path: Path) -> None:
     assert second.core.total == 3
     assert [each.index for each in devices] == [0, 5]
     assert shown["CUDA_VISIBLE_DEVICES"] == "GPU-a"
+
+
+async def test_a_use_that_is_described_is_others_whatever_we_run(tmp_path: Path) -> None:
+    said = {
+        "memory": {"total": "64GiB", "used": "3GiB"},
+        "gpu_devices": [a_gpu(), a_gpu(index=1, memory={"total": "20GiB", "used": "2GiB"})],
+    }
+    status, *_ = await measured(tmp_path, said, {10: 7})
+
+    first, second = status.gpu_devices
+    assert (first.memory.used, first.memory.others) == (9 * GIB, 3 * GIB)  # measured
+    assert (second.memory.used, second.memory.others, second.processes) == (2 * GIB, 2 * GIB, None)
+    assert (status.memory.used, status.memory.others) == (3 * GIB, 3 * GIB)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["nvidia", "amd"]), st.sampled_from(["", "a", "b"])), max_size=4))
+def test_no_detected_gpu_is_described_twice(said: list[tuple[str, str]]) -> None:
+    found = [(replace(DEVICE, uuid=uuid, index=index), None) for index, uuid in enumerate("ab")]
+    names = [uuid for _, uuid in said if uuid]
+    assume(len(names) == len(set(names)))
+    listed = [a_gpu(vendor=vendor, index=n, uuid=uuid) for n, (vendor, uuid) in enumerate(said)]
+
+    uuids = [
+        device.uuid for device, _ in described.gpus(Resources.model_validate({"gpu_devices": listed}), found)
+    ]
+
+    assert len(set(uuids)) == len(uuids) == len(said)
+    assert all(uuids[n] == uuid for n, (_, uuid) in enumerate(said) if uuid)
 
 
 async def test_a_uuid_finds_the_detected_gpu_whatever_its_index(tmp_path: Path) -> None:
@@ -269,12 +298,12 @@ async def test_processor_and_memory_are_described_too(tmp_path: Path) -> None:
 async def test_a_described_vendor_without_a_driver_is_shown_by_number_one_without_a_detector_is_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    described = Resources.model_validate({"gpu_devices": [a_gpu(), a_gpu(vendor="acme", index=1)]})
+    said = Resources.model_validate({"gpu_devices": [a_gpu(), a_gpu(vendor="acme", index=1)]})
     file = tmp_path / "nvml.yaml"
     file.write_text("fails: {nvmlInit: LibraryNotFound}")
     host = Host(log=logging.getLogger(), data_dir=tmp_path, bin_dir=tmp_path)
     registered = Registered(cls=NvidiaDetector, plugin="gpu-nvidia", distribution="g", version="1")
-    machine = Machine(Catalogue(gpu_detectors={"nvidia": registered}), host, (), resources=described)
+    machine = Machine(Catalogue(gpu_detectors={"nvidia": registered}), host, (), resources=said)
     with fake_nvml(file):
         async with machine:
             status = await machine.measure()

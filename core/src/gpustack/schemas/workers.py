@@ -27,12 +27,16 @@ class CpuStatus(Output):
 
 
 class MemoryStatus(Output):
-    """Memory or swap in bytes."""
+    """Memory or swap in bytes.
+
+    ``others`` is what of ``used`` is not our engines'; None where nobody tells whose it is, and claims stand for our use.
+    """
 
     total: int = 0
     used: int = 0
     utilization_rate: float = 0.0
     is_unified_memory: bool = False
+    others: int | None = None
 
 
 class FilesystemStatus(Output):
@@ -48,13 +52,9 @@ class FilesystemStatus(Output):
 
 
 class GpuMemory(MemoryStatus):
-    """A GPU's memory: ``used`` as the driver says, ``allocated`` by claims of instances.
-
-    ``others`` is what of ``used`` is not our engines'; None where the driver does not tell whose it is.
-    """
+    """A GPU's memory: ``used`` as the driver says, ``allocated`` by claims of instances."""
 
     allocated: int = 0
-    others: int | None = None
 
 
 class GpuCore(Output):

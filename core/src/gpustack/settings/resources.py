@@ -12,7 +12,7 @@ The keys are those of a worker's status in the API. What is left out is as the d
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -21,9 +21,9 @@ from gpustack.settings.kinds import Text
 
 #: Bytes; nothing has more, and it can be counted wherever it is kept.
 _MOST_MEMORY = 1 << 50
-_EXAMPLE = (
-    '{"gpu_devices": [{"name": "NVIDIA L4", "vendor": "nvidia", "index": 0, "memory": {"total": "24GiB"}}]}'
-)
+_GPU = '{"name": "NVIDIA L4", "vendor": "nvidia", "index": 0, "memory": {"total": "24GiB"}}'
+_EXAMPLE = f'{{"gpu_devices": [{_GPU}]}}'
+_SIZES = '{"total": "24GiB"}'
 
 
 def _size(value: object) -> int:
@@ -58,6 +58,18 @@ def _named(text: str) -> str:
     return text
 
 
+def _single(text: str) -> str:
+    if "," in text or " " in text:
+        raise ValueError("give one uuid, without commas and spaces")  # engines are shown a list of them
+    return text
+
+
+def _several(value: object) -> object:
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"give a list such as [{_GPU}]")
+    return value
+
+
 Size = Annotated[int, BeforeValidator(_size)]
 Whole = Annotated[int, BeforeValidator(_whole)]
 Number = Annotated[float, BeforeValidator(_whole)]
@@ -67,37 +79,63 @@ Named = Annotated[Text, AfterValidator(_named)]
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    #: As a message shows it.
+    example: ClassVar[str]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keyed(cls, value: object) -> object:
+        if not isinstance(value, dict | cls):
+            raise ValueError(f"give an object such as {cls.example}")
+        return value
+
+
+class _Sizes(_Part):
+    """Memory of some kind, in bytes or as ``64GiB``. ``used`` is measured when it is left out, where a detector can.
+
+    With ``used``, what is given is taken to be others', whatever our instances use beside it.
+    """
+
+    example = _SIZES
+
+    total: Annotated[Size, AfterValidator(_some)]
+    used: Size | None = None
+
+    @model_validator(mode="after")
+    def _within(self) -> Self:
+        if self.used is not None and self.used > self.total:
+            raise ValueError("used is more than total; give at most that")
+        return self
+
 
 class Cores(_Part):
     """Cores of the processor."""
 
+    example = '{"total": 32}'
+
     total: Whole = Field(ge=1, le=1_000_000)
 
 
-class Memory(_Part):
-    """Memory in bytes, or as ``64GiB``. ``used`` is measured when it is left out."""
+class Memory(_Sizes):
+    """The machine's memory."""
 
-    total: Annotated[Size, AfterValidator(_some)]
-    used: Size | None = None
     is_unified_memory: bool | None = None
 
 
-class Swap(_Part):
-    """Swap in bytes, or as ``8GiB``. ``used`` is measured when it is left out."""
+class Swap(_Sizes):
+    """Swap, of which there may be none."""
 
     total: Size
-    used: Size | None = None
 
 
-class GpuMemory(_Part):
-    """A GPU's memory in bytes, or as ``24GiB``. ``used`` is measured when it is left out, where a detector can."""
-
-    total: Annotated[Size, AfterValidator(_some)]
-    used: Size | None = None
+class GpuMemory(_Sizes):
+    """A GPU's memory."""
 
 
 class GpuCores(_Part):
     """Cores of a GPU."""
+
+    example = '{"total": 7424}'
 
     total: Whole = Field(ge=0, le=10_000_000)
 
@@ -105,11 +143,13 @@ class GpuCores(_Part):
 class Gpu(_Part):
     """One GPU. What is left out is that of the detected GPU with the same ``uuid``, or else vendor and index."""
 
+    example = _GPU
+
     name: Named
     vendor: Annotated[Named, AfterValidator(_lower)]
     index: Whole = Field(ge=0, le=65_535)
     memory: GpuMemory
-    uuid: Text = ""
+    uuid: Annotated[Text, AfterValidator(_single)] = ""
     type: Text = ""
     driver_version: Text = ""
     runtime_version: Text = ""
@@ -138,10 +178,12 @@ def _apart(gpus: tuple[Gpu, ...]) -> tuple[Gpu, ...]:
 class Resources(_Part):
     """Each part that is given replaces what is detected; ``gpu_devices: []`` is a machine without GPUs."""
 
+    example = _EXAMPLE
+
     cpu: Cores | None = None
     memory: Memory | None = None
     swap: Swap | None = None
-    gpu_devices: Annotated[tuple[Gpu, ...], AfterValidator(_apart)] | None = None
+    gpu_devices: Annotated[tuple[Gpu, ...], BeforeValidator(_several), AfterValidator(_apart)] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -152,6 +194,4 @@ class Resources(_Part):
                 parsed = json.loads(value)
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"give JSON such as {_EXAMPLE}") from error
-        if not isinstance(parsed, dict | Resources):
-            raise ValueError(f"give an object such as {_EXAMPLE}")
         return parsed

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
+from uuid import NAMESPACE_DNS, uuid5
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
@@ -62,6 +63,12 @@ class _Workers(BaseModel):
     machine: str = "x86_64"
     gpus: tuple[Entry, ...] = ()
 
+    def names(self) -> Iterator[str]:
+        """Return the names of its workers."""
+        if self.count is None:
+            return iter((self.name,))
+        return (f"{self.name}-{number}" for number in range(self.count))
+
 
 class _Fleet(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -71,9 +78,11 @@ class _Fleet(BaseModel):
     @field_validator("workers")
     @classmethod
     def _apart(cls, workers: tuple[_Workers, ...]) -> tuple[_Workers, ...]:
-        names = [each.name for each in workers]
-        if twice := next((name for name in names if names.count(name) > 1), ""):
-            raise ValueError(f"two entries are called {twice}; give each a name of its own")
+        seen: set[str] = set()
+        for name in (name for each in workers for name in each.names()):
+            if name in seen:
+                raise ValueError(f"two workers are called {name}; give each entry a name of its own")
+            seen.add(name)
         return workers
 
 
@@ -99,8 +108,8 @@ class FakeWorker:
             "hostname": self.name,
             "ip": self.address,
             "port": 10150,
-            "door_token": f"door-token-of-{self.name}",
-            "worker_uuid": f"uuid-of-{self.name}",
+            "door_token": f"the-door-token-of-{self.name}",
+            "worker_uuid": self.uuid,
             "version": "0.1.0",
             "labels": self._labels,
             "system_reserved": self._reserved,
@@ -121,7 +130,7 @@ class FakeWorker:
             "ip": self.address,
             "port": 10150,
             "cluster_id": self._entry.cluster_id,
-            "worker_uuid": f"uuid-of-{self.name}",
+            "worker_uuid": self.uuid,
             "version": "0.1.0",
             "state": WorkerState.READY,
             "labels": self._labels,
@@ -130,6 +139,11 @@ class FakeWorker:
             "catalogue": self._catalogue,
         }
         return WorkerPublic.model_validate({**values, **more})
+
+    @property
+    def uuid(self) -> str:
+        """Its identity, the same for the same name."""
+        return str(uuid5(NAMESPACE_DNS, self.name))
 
     @property
     def _labels(self) -> dict[str, str]:
@@ -160,8 +174,7 @@ def _workers(made: _Fleet) -> Iterator[FakeWorker]:
     number = 0
     for entry in made.workers:
         status = _status(entry)
-        for count in range(1 if entry.count is None else entry.count):
-            name = entry.name if entry.count is None else f"{entry.name}-{count}"
+        for name in entry.names():
             gpus = [gpu.model_copy(update={"uuid": f"{name}-{gpu.uuid}"}) for gpu in status.gpu_devices]
             yield FakeWorker(number, name, status.model_copy(update={"gpu_devices": gpus}), entry)
             number += 1

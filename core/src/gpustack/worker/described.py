@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from gpustack.plugin import GpuDevice, GpuUsage
-from gpustack.schemas import CpuStatus, MemoryStatus, WorkerStatus
+from gpustack.schemas import CpuStatus, GpuStatus, MemoryStatus, WorkerStatus
 from gpustack.settings.resources import Gpu, Memory, Resources, Swap
 from gpustack.worker.gpus import Seen, percent
 
@@ -23,7 +23,11 @@ def gpus(resources: Resources, found: Sequence[Seen]) -> list[Seen]:
     if resources.gpu_devices is None:
         return list(found)
     by_uuid = {device.uuid: (device, usage) for device, usage in found}
-    by_index = {(device.vendor, device.index): (device, usage) for device, usage in found}
+    # One that is named by its uuid is no other one as well.
+    named = {each.uuid for each in resources.gpu_devices}
+    by_index = {
+        (device.vendor, device.index): (device, usage) for device, usage in found if device.uuid not in named
+    }
     return [
         _gpu(each, by_uuid.get(each.uuid) if each.uuid else by_index.get((each.vendor, each.index)))
         for each in sorted(resources.gpu_devices, key=lambda gpu: gpu.index)
@@ -60,7 +64,7 @@ def _gpu(said: Gpu, found: Seen | None) -> Seen:
         link_group=said.link_group or device.link_group,
     )
     if said.memory.used is not None:
-        # Whose it is, is not said: that of the processes that are found is part of something else.
+        # The processes that are found have their part of something else.
         usage = replace(usage or GpuUsage(memory_used=0), memory_used=said.memory.used, processes=None)
     if usage is not None:
         usage = replace(usage, memory_used=min(usage.memory_used, device.memory_total))
@@ -68,8 +72,8 @@ def _gpu(said: Gpu, found: Seen | None) -> Seen:
 
 
 def machine(resources: Resources, status: WorkerStatus) -> WorkerStatus:
-    """Return the status with processor and memory as they are described."""
-    changes: dict[str, CpuStatus | MemoryStatus] = {}
+    """Return the status with processor and memory as they are described, and whose the described use is."""
+    changes: dict[str, CpuStatus | MemoryStatus | list[GpuStatus]] = {}
     if resources.cpu is not None:
         changes["cpu"] = status.cpu.model_copy(update={"total": resources.cpu.total})
     if resources.memory is not None:
@@ -80,11 +84,25 @@ def machine(resources: Resources, status: WorkerStatus) -> WorkerStatus:
         )
     if resources.swap is not None:
         changes["swap"] = _memory(resources.swap, status.swap)
+    if said := {each.index: each.memory.used for each in resources.gpu_devices or ()}:
+        changes["gpu_devices"] = [_used_by_others(each, said[each.index]) for each in status.gpu_devices]
     return status.model_copy(update=changes)
+
+
+def _used_by_others(gpu: GpuStatus, used: int | None) -> GpuStatus:
+    # A use that is described stays the same whatever we run, so nothing of it is ours.
+    if used is None:
+        return gpu
+    return gpu.model_copy(update={"memory": gpu.memory.model_copy(update={"others": used})})
 
 
 def _memory(said: Memory | Swap, found: MemoryStatus) -> MemoryStatus:
     used = min(found.used if said.used is None else said.used, said.total)
     return found.model_copy(
-        update={"total": said.total, "used": used, "utilization_rate": percent(used, said.total)}
+        update={
+            "total": said.total,
+            "used": used,
+            "utilization_rate": percent(used, said.total),
+            "others": said.used,
+        }
     )

@@ -229,7 +229,7 @@ class State:
         unified = status.memory.is_unified_memory
         ram = sum(each.ram + (sum(each.vram.values()) if unified else 0) for each in running)
         new = Others(
-            ram=others_use(status.memory.used, ram),
+            ram=others_use(status.memory.used, ram) if status.memory.others is None else status.memory.others,
             vram={
                 # The worker may know whose the memory is; without that our instances' claims stand for their use.
                 gpu.index: others_use(gpu.memory.used, sum(each.vram.get(gpu.index, 0) for each in running))
