@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gpustack_acme_gateway import AcmeGatewayGateway, AcmeGatewaySettings
 
-from gpustack.plugin import Host, Route, RoutingTable, Target
+from gpustack.plugin import GatewayHost, Route, RoutingTable, Target
 from gpustack.testing import GatewaySuite
 
 
@@ -18,7 +18,7 @@ class TestContract(GatewaySuite):
 
 
 def test_the_proxy_learns_where_a_model_is(tmp_path: Path) -> None:
-    host = Host(log=logging.getLogger("test"), data_dir=tmp_path, bin_dir=tmp_path)
+    host = GatewayHost(log=logging.getLogger("test"), data_dir=tmp_path, bin_dir=tmp_path)
     gateway = AcmeGatewayGateway(AcmeGatewaySettings(), host)
     target = Target(instance_id=1, host="10.0.0.7", port=4000)
     table = RoutingTable(version=3, routes={"tiny": Route(name="tiny", created=0, targets=(target,))})

@@ -1,16 +1,25 @@
 """The gateways of GPUStack.
 
-The embedded one is the core's own data path, run as processes beside the server; this package brings the options that all
-gateways share. One inside a Kubernetes cluster (``in_cluster``) and one that is already there (``external``) will live
-here, each in a module of its own, built on nothing of the core but ``gpustack.plugin``.
+The embedded one declares processes of the core's own data path; ``options`` has what all gateways share. One inside a
+Kubernetes cluster (``in_cluster``) and one that is already there (``external``) will live here, each in a module of its own,
+built on nothing of the core but ``gpustack.plugin``.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import BaseModel
 
-from gpustack.plugin import hookimpl
+from gpustack.plugin import Gateway, hookimpl
+from gpustack_gateway.embedded import EmbeddedGateway
 from gpustack_gateway.options import GatewaySettings
+
+
+@hookimpl
+def register_gateways() -> list[type[Gateway[Any]]]:
+    """Bring the gateways."""
+    return [EmbeddedGateway]
 
 
 @hookimpl

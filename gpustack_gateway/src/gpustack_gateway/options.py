@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from gpustack.plugin import Option
 
+#: Those that need nobody's plugin.
 _MODES = ("auto", "embedded", "disabled")
 _LATER = ("in-cluster", "external")
+#: As extensions are called.
+_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?")
 
 
 def _mode(text: str) -> str:
     if text in _LATER:
         raise ValueError(f"Kubernetes is not part of this version yet; give one of {', '.join(_MODES)}")
-    if text not in _MODES:
-        raise ValueError(f"give one of {', '.join(_MODES)}")
+    if not _NAME.fullmatch(text):
+        raise ValueError(f"give one of {', '.join(_MODES)}, or the name of another gateway that is installed")
     return text
 
 
@@ -55,9 +59,9 @@ class GatewaySettings(BaseModel):
         Option(
             group="Common",
             value="MODE",
-            help="Gateway running mode. Options: embedded, in-cluster, external, disabled, or auto (default). auto is "
-            "embedded, in Kubernetes too; disabled has the server process carry the requests. in-cluster and external "
-            "are not part of this version yet.",
+            help="Gateway running mode. Options: embedded, in-cluster, external, disabled, auto (default), or the name of a "
+            "gateway that a plugin brings. auto is embedded, in Kubernetes too; disabled has the server process carry the "
+            "requests. in-cluster and external are not part of this version yet.",
         ),
     ] = "auto"
     gateway_kubeconfig: Annotated[
@@ -71,12 +75,3 @@ class GatewaySettings(BaseModel):
             help="Path to the kubeconfig file for gateway. Only useful for external gateway-mode.",
         ),
     ] = ""
-    gateway_concurrency: Annotated[
-        int,
-        Field(ge=1, le=1024),
-        Option(
-            group="Common",
-            value="N",
-            help="The most gateway processes there may be; there are never more than cores.",
-        ),
-    ] = 16

@@ -17,6 +17,7 @@ from gpustack.plugin import (
     GpuProcess,
     GpuUsage,
     Identity,
+    LaunchPlan,
     ModelCard,
     NoSettings,
     Redirect,
@@ -341,7 +342,15 @@ async def needs_a_model(self, table, delta):
 
 
 async def yields_nameless(self):
-    yield UsageRecord(id="", at=0.0, model="suite")
+    yield [UsageRecord(id="", at=0.0, model="suite")]
+
+
+async def yields_one_by_one(self):
+    yield UsageRecord(id="1", at=0.0, model="suite")
+
+
+def asks_the_machine(self):
+    return [LaunchPlan(argv=("nginx", "-c", *Path("/etc").iterdir()))]
 
 
 def gateway(test: str, **members: Any) -> type[ExtensionSuite]:
@@ -363,6 +372,9 @@ TestNeedsAModel = gateway("test_an_empty_table_is_one_too", apply=needs_a_model)
 TestSickHealth = gateway("test_health_always_answers", health=raises_later(ConnectionError("gone")))
 TestHealthWithoutReason = gateway("test_health_always_answers", health=later(Verdict.no("")))
 TestNamelessUsage = gateway("test_usage_is_records", usage=yields_nameless)
+TestUsageOneByOne = gateway("test_usage_is_records", usage=yields_one_by_one)
+TestLooksAround = gateway("test_its_processes_are_plans", processes=asks_the_machine)
+TestNoCommandLine = gateway("test_its_processes_are_plans", processes=lambda self: [LaunchPlan(argv=())])
 
 # Logins -------------------------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from gpustack.plugin import (
     EstimateRequest,
-    Host,
+    GatewayHost,
     LoginAttempt,
     LoginRefused,
     LoginReply,
@@ -38,7 +38,7 @@ from gpustack.testing.fakes.sizes import parse_size
 from gpustack.testing.suites.samples import a_model, some_devices
 from gpustack.worker.facts import read_facts
 
-HOST = Host(log=logging.getLogger("test"), data_dir=Path("/nowhere"), bin_dir=Path("/nowhere"))
+HOST = GatewayHost(log=logging.getLogger("test"), data_dir=Path("/nowhere"), bin_dir=Path("/nowhere"))
 GIB = 1 << 30
 
 # As plugins ---------------------------------------------------------------------------------------------------
@@ -270,8 +270,8 @@ async def test_the_gateway_keeps_what_it_was_given() -> None:
         assert gateway.public_urls == (URL,)
         assert gateway.table.version == 1
         assert (await gateway.health()).ok
-        assert [each.id async for each in gateway.usage()] == ["1"]
-        assert [each.id async for each in gateway.usage()] == []
+        assert [each.id async for batch in gateway.usage() for each in batch] == ["1"]
+        assert [each async for each in gateway.usage()] == []
 
 
 async def test_the_login_signs_in_whom_it_is_told_to() -> None:

@@ -129,6 +129,7 @@ def test_status_is_ready_when_everything_is(
         assert (document["ready"], document["models"]) == (True, {"total": 2, "ready": 1})
         assert document["children"]["server"]["pid"] == pid
         assert document["children"]["server"]["memory"] > 1 << 20
+        assert document["gateway"] is None  # a server from before it told of one
         assert "is ready at" in cli("status").out
 
 
@@ -143,6 +144,30 @@ def test_status_is_not_ready_while_a_child_is_down(
     assert ended.status == 1
     assert "is not ready" in ended.out
     assert re.search(r"worker +restarting, 3 restarts", ended.out)
+
+
+@pytest.mark.parametrize(
+    ("gateway", "line"),
+    [
+        ({"name": "disabled"}, "Gateway: disabled; the server carries the requests"),
+        ({"public_urls": ["http://a", "http://b"]}, "Gateway: acme serves at http://a, http://b"),
+        (
+            {"healthy": False, "reason": "the proxy is away"},
+            "Gateway: acme does not serve: the proxy is away",
+        ),
+    ],
+)
+def test_status_tells_how_the_gateway_is(
+    gateway: dict[str, Any], line: str, cli: Cli, tmp_path: Path, processes: list[subprocess.Popen[str]]
+) -> None:
+    body = {"name": "acme", "public_urls": [], "healthy": True, "reason": "", "version": 3, **gateway}
+    with fake_api() as api:
+        serve(api)
+        api.on("GET", "/v2/gateway", Reply(body=body))
+        pid = spawn(processes, _OBEDIENT)
+        write_state(tmp_path / "data", pid, url=api.url, server=pid)
+        assert line in cli("status").out.splitlines()
+        assert json.loads(cli("status", "--json").out)["gateway"]["name"] == body["name"]
 
 
 def serve(api: FakeApi) -> None:

@@ -66,7 +66,7 @@ SAMPLES: dict[str, tuple[str, str, str, str]] = {
     "system_default_container_registry": ("one.example", "two.example:5000", "three", "http://one.example"),
     "image_name_override": ("one:1", "two.example/a:2", "three", "one:"),
     "image_repo": ("one/a", "two.example:5000/b", "three", "One/A"),
-    "gateway_mode": ("embedded", "disabled", "auto", "sideways"),
+    "gateway_mode": ("embedded", "disabled", "auto", "Side Ways"),
     "gateway_concurrency": ("1", "2", "3", "none"),
     "database_url": (*(f"postgresql://u:p@h{number}/d" for number in "123"), "https://h/d"),
     "bootstrap_password": ("long enough 1", "long enough 2", "long enough 3", "short"),

@@ -46,32 +46,13 @@ class Unit(Protocol):
         """End it: politely, and after ``grace`` seconds for good."""
 
 
-class PythonChild:
-    """A role of ours (``server``, ``worker``) as a process.
-
-    It says over a pipe when it is ready, or in one line why it never will be. Its configuration goes in by
-    standard input, since secrets do not belong in arguments, and as late as possible: the child imports its
-    modules while others still come up.
-    """
+class Child:
+    """A process of the supervisor's: started, watched, started again with back-off, ended. How it is run is another's."""
 
     def __init__(
-        self,
-        name: str,
-        data_dir: Path,
-        *,
-        configuration: Callable[[], asyncio.Future[dict[str, Any]]],
-        sockets: dict[str, int],
-        log_path: Path,
-        say: Callable[[str], None],
-        changed: Callable[[], None],
-        outlives: bool = False,
+        self, name: str, *, log_path: Path, say: Callable[[str], None], changed: Callable[[], None]
     ) -> None:
-        """``outlives`` is for one that serves on when the supervisor is killed."""
         self.name = name
-        self._outlives = outlives
-        self._data_dir = data_dir
-        self._configuration = configuration
-        self._sockets = sockets
         self._log_path = log_path
         self._say = say
         self._changed = changed
@@ -79,11 +60,8 @@ class PythonChild:
         self._state = "starting"
         self._restarts = 0
         self._ready = asyncio.Event()
+        #: Why it will never be ready, when it is known.
         self._refusal = ""
-        #: Configurations that were sent, of which the running process has got at least one.
-        self._number = 0
-        self._configured = False
-        self._reloading: asyncio.Future[str] | None = None
 
     async def run(self) -> None:
         """Keep the process running until cancelled."""
@@ -113,25 +91,6 @@ class PythonChild:
         pid = process.pid if process is not None and process.returncode is None else None
         return {"pid": pid, "state": self._state, "restarts": self._restarts}
 
-    async def reload(self) -> str:
-        """Have the process apply the configuration as it is now; return what was in the way, empty for nothing.
-
-        One that has got none yet begins with it.
-        """
-        process = self._process
-        if process is None or process.returncode is not None or not self._configured:
-            return ""
-        said: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._reloading = said
-        await self._send(process)
-        ended = asyncio.create_task(process.wait())
-        either: set[asyncio.Future[Any]] = {said, ended}
-        done, _ = await asyncio.wait(either, timeout=_RELOAD, return_when=asyncio.FIRST_COMPLETED)
-        ended.cancel()
-        if said.done():
-            return f"{self.name}: {said.result()}" if said.result() else ""
-        return "" if done else f"{self.name} does not answer; it takes the new settings once it does"
-
     async def stop(self, grace: float) -> None:
         """End the process: SIGTERM, and SIGKILL after ``grace`` seconds."""
         process = self._process
@@ -152,6 +111,65 @@ class PythonChild:
         if self._process is not None and self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
+
+    async def _run_once(self) -> str:
+        """Run the process until it ends, and return how it did; also when it could not be started."""
+        raise NotImplementedError
+
+    def _set(self, state: str) -> None:
+        self._state = state
+        self._changed()
+
+
+class PythonChild(Child):
+    """A role of ours (``server``, ``worker``) as a process.
+
+    It says over a pipe when it is ready, or in one line why it never will be. Its configuration goes in by
+    standard input, since secrets do not belong in arguments, and as late as possible: the child imports its
+    modules while others still come up.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        data_dir: Path,
+        *,
+        configuration: Callable[[], asyncio.Future[dict[str, Any]]],
+        sockets: dict[str, int],
+        log_path: Path,
+        say: Callable[[str], None],
+        changed: Callable[[], None],
+        outlives: bool = False,
+    ) -> None:
+        """``outlives`` is for one that serves on when the supervisor is killed."""
+        super().__init__(name, log_path=log_path, say=say, changed=changed)
+        self._outlives = outlives
+        self._data_dir = data_dir
+        self._configuration = configuration
+        self._sockets = sockets
+        #: Configurations that were sent, of which the running process has got at least one.
+        self._number = 0
+        self._configured = False
+        self._reloading: asyncio.Future[str] | None = None
+
+    async def reload(self) -> str:
+        """Have the process apply the configuration as it is now; return what was in the way, empty for nothing.
+
+        One that has got none yet begins with it.
+        """
+        process = self._process
+        if process is None or process.returncode is not None or not self._configured:
+            return ""
+        said: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._reloading = said
+        await self._send(process)
+        ended = asyncio.create_task(process.wait())
+        either: set[asyncio.Future[Any]] = {said, ended}
+        done, _ = await asyncio.wait(either, timeout=_RELOAD, return_when=asyncio.FIRST_COMPLETED)
+        ended.cancel()
+        if said.done():
+            return f"{self.name}: {said.result()}" if said.result() else ""
+        return "" if done else f"{self.name} does not answer; it takes the new settings once it does"
 
     async def _run_once(self) -> str:
         """Run the process until it ends, and return how it did; also when it could not be started."""
@@ -229,10 +247,6 @@ class PythonChild:
                 waiting = self._reloading is not None and not self._reloading.done()
                 if waiting and self._reloading is not None and number == str(self._number):
                     self._reloading.set_result(trouble)
-
-    def _set(self, state: str) -> None:
-        self._state = state
-        self._changed()
 
 
 def role_command(

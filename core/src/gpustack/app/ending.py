@@ -9,7 +9,8 @@ from typing import Any
 
 from gpustack.app import doors
 from gpustack.app.banner import say
-from gpustack.app.children import PythonChild, Unit
+from gpustack.app.children import Child, Unit
+from gpustack.app.programs import Program
 
 #: Seconds that each gets to end by itself, in this order; together under 10, even if all of them hang.
 #: Server, gateways and door go first, while engines still answer what is in flight; what they need goes after them.
@@ -38,9 +39,13 @@ class Ending:
     def _gateways(self) -> set[str]:
         return {unit.name for unit in self._units if unit.name.startswith("gateway")}
 
+    @property
+    def _programs(self) -> set[str]:
+        return {unit.name for unit in self._units if isinstance(unit, Program)}
+
     async def ours(self) -> None:
         """End what a restart starts anew. Engines, gateways, the door and all sockets stay."""
-        await self._stop({"server"}, SERVER_GRACE)
+        await self._stop({"server", *self._programs}, SERVER_GRACE)
         await self._stop({"worker"}, WORKER_GRACE)
         await self._stop({"postgres"}, DATABASE_GRACE)
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -50,14 +55,14 @@ class Ending:
 
         What goes wrong with one of them is said, and keeps none of the others.
         """
-        front = {"server", *self._gateways}
+        front = {"server", *self._gateways, *self._programs}
         await self._stop(front if leave_door else {*front, "door"}, SERVER_GRACE)
         if not leave_door:
             # Those that were retired by us, and let their last streams end.
             await _or_say("gateways", asyncio.to_thread(self._end_retired))
         await self._stop({"worker"}, WORKER_GRACE)
         for unit in self._units:
-            if isinstance(unit, PythonChild):
+            if isinstance(unit, Child):
                 unit.kill()
         if not leave_engines:
             await _or_say("engines", asyncio.to_thread(self._end_engines))

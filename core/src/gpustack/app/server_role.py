@@ -32,6 +32,8 @@ async def run(configuration: dict[str, Any], sockets: dict[str, socket.socket], 
         tunables=tunables,
         own_addresses=frozenset({LOOPBACK, configuration["address"]}),
         gateway_mark=configuration.get("mark", ""),
+        gateway=settings.gateway,
+        urls=tuple(configuration["urls"]),
     )
     supervisor = os.getppid()
     await run_server(

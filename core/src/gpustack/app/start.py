@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from gpustack.app.checks import examine
+from gpustack.app.chosen_gateway import choose
 from gpustack.app.restart import replace
 from gpustack.app.rundir import refuse_newer
 from gpustack.extensions import Catalogue, load_catalogue
@@ -26,6 +27,7 @@ from gpustack.kit.init import serve_as_init
 from gpustack.kit.net import spare_proxies
 from gpustack.kit.paths import make_dir
 from gpustack.plugin import Host
+from gpustack.settings.gateway import NO_GATEWAY, ChosenGateway
 from gpustack.settings.load import Flags, Loaded
 from gpustack.settings.model import Settings
 from gpustack.settings.shown import shown
@@ -51,7 +53,7 @@ def start(flags: Flags, catalogue: Catalogue, warn: Callable[[str], None]) -> No
     settings = found.settings()
     # Seen by all that runs below: engines and their helpers talk to each other over loopback too.
     spare_proxies(os.environ, urlsplit(settings.server_url).hostname)
-    replace(described(found.loaded), flags, None)
+    replace(described(found.loaded, choose(settings, catalogue)), flags, None)
 
 
 def _unknown_blocked(catalogue: Catalogue) -> Iterator[str]:
@@ -65,9 +67,10 @@ def _unknown_blocked(catalogue: Catalogue) -> Iterator[str]:
         )
 
 
-def described(loaded: Loaded) -> dict[str, Any]:
-    """Return the settings as JSON can hold them, with how people may see them."""
-    return loaded.settings.model_copy(update={"effective": tuple(shown(loaded))}).model_dump(mode="json")
+def described(loaded: Loaded, gateway: ChosenGateway = NO_GATEWAY) -> dict[str, Any]:
+    """Return the settings as JSON can hold them, with how people may see them, and the gateway that they choose."""
+    found = {"effective": tuple(shown(loaded)), "gateway": gateway}
+    return loaded.settings.model_copy(update=found).model_dump(mode="json")
 
 
 def check(flags: Flags, database_url: str = "") -> dict[str, Any]:
@@ -76,8 +79,10 @@ def check(flags: Flags, database_url: str = "") -> dict[str, Any]:
     ``database_url`` is the one in use: only another one is tried, since the present one may be away for a moment.
     """
     try:
-        found = examine(flags, load_catalogue().options)
+        catalogue = load_catalogue()
+        found = examine(flags, catalogue.options)
         settings = found.settings()
+        gateway = choose(settings, catalogue)
         refuse_newer(settings.data_dir)
         _check_places(settings)
         if not settings.server_url and settings.database_url not in ("", database_url):
@@ -86,7 +91,7 @@ def check(flags: Flags, database_url: str = "") -> dict[str, Any]:
         return {"error": error.message, "settings_are_wrong": isinstance(error, SettingsError)}
     for role in _roles(settings):
         import_module(f"gpustack.app.{role}_role")
-    return {"settings": described(found.loaded), "warnings": found.warnings}
+    return {"settings": described(found.loaded, gateway), "warnings": found.warnings}
 
 
 def _check_places(settings: Settings) -> None:

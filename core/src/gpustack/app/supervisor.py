@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import json
 import os
-import secrets
 import signal
 import socket
 import sys
@@ -28,11 +27,11 @@ from gpustack.app.disks import Disks
 from gpustack.app.door_orders import Door, Found
 from gpustack.app.door_unit import DoorUnit
 from gpustack.app.ending import Ending
+from gpustack.app.gateway_units import chosen, gateway_units
 from gpustack.app.limits import allow_open_files
 from gpustack.app.reload import Change, change
 from gpustack.app.restart import Control, Inherited, answer, replace, settings_now
 from gpustack.app.rundir import RunDir
-from gpustack.kit import local_sockets
 from gpustack.kit.errors import GPUStackError, SettingsError, system_line
 from gpustack.kit.images import own_image
 from gpustack.kit.local_sockets import Channel
@@ -43,8 +42,6 @@ from gpustack.kit.tasks import Tasks
 from gpustack.kit.terminal import has_terminal
 from gpustack.server.config import kept_secret
 
-#: Gateway processes where the settings say nothing.
-_MOST_GATEWAYS = 16
 #: Seconds after which a worker says what it waits for.
 _PATIENCE = 5.0
 
@@ -181,10 +178,12 @@ class Supervisor:
         )
 
         # Kept: a gateway of the supervisor before us may still pass requests on.
-        mark = kept_secret(self.data_dir / "run" / "gateway_mark") if self._has_gateway() else ""
+        data_path = chosen(self.settings).data_path > 0
+        mark = kept_secret(self.data_dir / "run" / "gateway_mark") if data_path else ""
+        urls = [url for url in (self._url, self._tls_url()) if url]
 
         async def configuration() -> dict[str, Any]:
-            known = {"settings": self.settings, "address": address, "mark": mark}
+            known = {"settings": self.settings, "address": address, "mark": mark, "urls": urls}
             return {**known, "database_url": await database.url()}
 
         public: dict[str, int] = {
@@ -192,30 +191,15 @@ class Supervisor:
         }
         api = {"api": self._sockets["api"].fileno()}
         server = self._child("server", api if mark else {**public, **api}, configuration)
-        self._units += [database, server, *(self._gateways(mark, public) if mark else ())]
-
-    def _has_gateway(self) -> bool:
-        """Tell whether processes of their own carry the requests, or the server does."""
-        mode = self.settings["plugins"].get("gateway_mode", "auto")
-        return local_sockets.AVAILABLE and mode in ("auto", "embedded")
-
-    def _gateways(self, mark: str, sockets: dict[str, int]) -> list[PythonChild]:
-        """Describe the gateway processes, which all accept on the same sockets."""
-        most = int(self.settings["plugins"].get("gateway_concurrency", _MOST_GATEWAYS))
-        seats = max(
-            1, min(most, len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1)
+        gateway = gateway_units(
+            self.settings,
+            mark=mark,
+            sockets=public,
+            api_port=lambda: int(self._sockets["api"].getsockname()[1]),
+            say=say,
+            changed=self._publish,
         )
-        life = f"{os.getpid()}-{secrets.token_hex(4)}"
-
-        def described(seat: int) -> PythonChild:
-            async def configuration() -> dict[str, Any]:
-                known = {"settings": self.settings, "mark": mark, "seat": seat, "seats": seats, "life": life}
-                return {**known, "api_port": self._sockets["api"].getsockname()[1]}
-
-            name = "gateway" if seat == 0 else f"gateway-{seat + 1}"
-            return self._child(name, sockets, configuration, outlives=True)
-
-        return [described(seat) for seat in range(seats)]
+        self._units += [database, server, *gateway]
 
     def _describe_worker(self, address: str) -> None:
         server = self.settings["server_url"]
@@ -228,9 +212,7 @@ class Supervisor:
 
         self._units.append(self._child("worker", {"http": self._sockets["worker"].fileno()}, configuration))
 
-    def _child(
-        self, name: str, sockets: dict[str, int], configuration: Any, *, outlives: bool = False
-    ) -> PythonChild:
+    def _child(self, name: str, sockets: dict[str, int], configuration: Any) -> PythonChild:
         return PythonChild(
             name,
             self.data_dir,
@@ -239,7 +221,6 @@ class Supervisor:
             log_path=self.log_dir / f"{name}.log",
             say=say,
             changed=self._publish,
-            outlives=outlives,
         )
 
     # While it runs --------------------------------------------------------------------------------------

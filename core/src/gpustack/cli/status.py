@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ import click
 
 from gpustack.cli.output import clean, duration, emit_json, note
 from gpustack.cli.target import Connection, Target, data_dir_option, json_option, run_async
-from gpustack.kit.errors import GPUStackError
+from gpustack.kit.errors import GPUStackError, NotFound
 from gpustack.kit.text import human_bytes, plural
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from gpustack.client import Client
     from gpustack.client.local import RunState
     from gpustack.schemas import ModelPublic
+    from gpustack.schemas.gateway import GatewayPublic
 
 
 #: What each port is for.
@@ -82,34 +84,46 @@ def _show(state: RunState, directory: Path, *, as_json: bool) -> int:
 
     children = list(processes.children(state))
     engines = list(processes.engines(directory))
-    answers, models = (True, None) if state.server_url else _asked(state, directory)
+    answers, models, gateway = (True, None, None) if state.server_url else _asked(state, directory)
     ready = answers and state.ready and all(child.state == "ready" for child in children)
     head = processes.supervisor(state)
     update = _update(state, directory)
     if as_json:
         document = _document(state, head, children, engines, ready=ready, models=models)
-        emit_json(document | {"update": update})
+        told = None if gateway is None else gateway.model_dump(mode="json")
+        emit_json(document | {"update": update, "gateway": told})
     else:
-        _print(state, head, children, engines, ready=ready, models=models)
+        _print(state, head, children, engines, ready=ready, models=models, gateway=gateway)
         _print_update(update)
     return 0 if ready else 1
 
 
-def _asked(state: RunState, directory: Path) -> tuple[bool, list[ModelPublic] | None]:
-    """Return whether the server says that it is ready, and its models; None when it does not answer."""
+def _asked(state: RunState, directory: Path) -> tuple[bool, list[ModelPublic] | None, GatewayPublic | None]:
+    """Return whether the server says that it is ready, its models and its gateway; None for what it does not say."""
     from gpustack.client.local import cli_token
 
-    async def ask(client: Client) -> tuple[bool, list[ModelPublic] | None]:
+    async def ask(client: Client) -> tuple[bool, list[ModelPublic] | None, GatewayPublic | None]:
         if not await client.ready():
-            return False, None
-        return True, await client.models.list_all()
+            return False, None, None
+        models, gateway = await client.models.list_all(), None
+        with contextlib.suppress(NotFound):  # a server from before it had one
+            gateway = await client.gateway()
+        return True, models, gateway
 
     try:
         connection = Connection(url=state.local_url, credential=cli_token(directory), local=True)
         return run_async(connection, ask)
     except GPUStackError:
         # That the server does not answer is an answer here.
-        return False, None
+        return False, None, None
+
+
+def _gateway_line(gateway: GatewayPublic) -> str:
+    """Return how the gateway is; the plain case is short."""
+    if gateway.name == "disabled":
+        return "Gateway: disabled; the server carries the requests"
+    says = "serves at " + ", ".join(gateway.public_urls) if gateway.healthy else "does not serve"
+    return clean(f"Gateway: {gateway.name} {says}" + (f": {gateway.reason}" if gateway.reason else ""))
 
 
 def _update(state: RunState, directory: Path) -> dict[str, Any] | None:
@@ -183,6 +197,7 @@ def _print(
     *,
     ready: bool,
     models: list[ModelPublic] | None,
+    gateway: GatewayPublic | None,
 ) -> None:
     place = f"as a worker of {state.server_url}" if state.server_url else f"at {state.url}"
     click.echo(f"GPUStack {state.version} {'is ready' if ready else 'is not ready'} {place}")
@@ -197,6 +212,8 @@ def _print(
         click.echo(f"  {name}  {_facts(each)}")
     if state.ports:
         click.echo("Ports: " + ", ".join(_port(name, port) for name, port in state.ports.items()))
+    if gateway is not None:
+        click.echo(_gateway_line(gateway))
     if models is not None:
         click.echo(f"Models: {len(models)}, answering: {_ready_count(models)}")
     click.echo(f"Data: {state.data_dir}")

@@ -39,6 +39,7 @@ from gpustack.schemas import (
     WorkerRegistered,
     WorkerRegistration,
 )
+from gpustack.schemas.gateway import GatewayPublic
 from gpustack.schemas.plugins import PluginsPublic
 
 
@@ -144,6 +145,10 @@ class Client:
     async def version(self) -> VersionInfo:
         """Return what the server says it is."""
         return read_as(VersionInfo, await self._transport.send("GET", "/version"))
+
+    async def gateway(self) -> GatewayPublic:
+        """Return what carries the requests for models, and how it is."""
+        return read_as(GatewayPublic, await self._transport.send("GET", "/v2/gateway"))
 
     async def plugins(self) -> PluginsPublic:
         """Return what the server's plugins bring, and what of them does not work."""

@@ -22,7 +22,7 @@ from gpustack.extensions.bundled import BundledModels, Described
 from gpustack.extensions.catalogue import Catalogue, Failure, Registered
 from gpustack.extensions.guard import Guard
 from gpustack.extensions.loader import load_catalogue
-from gpustack.extensions.opening import make, opened
+from gpustack.extensions.opening import Inside, inside, make, opened
 
 __all__ = [
     "BundledModels",
@@ -30,7 +30,9 @@ __all__ = [
     "Described",
     "Failure",
     "Guard",
+    "Inside",
     "Registered",
+    "inside",
     "load_catalogue",
     "make",
     "opened",

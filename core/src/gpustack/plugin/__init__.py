@@ -63,7 +63,7 @@ if TYPE_CHECKING:
         Trouble,
     )
     from gpustack.plugin.errors import PluginError, Refused, TryAgain
-    from gpustack.plugin.gateways import Gateway
+    from gpustack.plugin.gateways import DataPathProcess, Gateway, GatewayHost
     from gpustack.plugin.hookspecs import hookimpl
     from gpustack.plugin.login import AuthProvider, Identity, LoginAttempt, LoginRefused, LoginReply, Redirect
     from gpustack.plugin.routing import (
@@ -119,7 +119,7 @@ _HOMES = {
             "Database DatabaseAddress DatabaseConnection DatabaseError DatabasePool Session Trouble "
         ),
         "gpustack.plugin.errors": ("PluginError Refused TryAgain "),
-        "gpustack.plugin.gateways": ("Gateway "),
+        "gpustack.plugin.gateways": ("DataPathProcess Gateway GatewayHost "),
         "gpustack.plugin.hookspecs": ("hookimpl "),
         "gpustack.plugin.login": ("AuthProvider Identity LoginAttempt LoginRefused LoginReply Redirect "),
         "gpustack.plugin.routing": (
@@ -144,6 +144,7 @@ __all__ = [
     "BundledModel",
     "Category",
     "ContainerImage",
+    "DataPathProcess",
     "Database",
     "DatabaseAddress",
     "DatabaseConnection",
@@ -155,6 +156,7 @@ __all__ = [
     "Extension",
     "Filesystem",
     "Gateway",
+    "GatewayHost",
     "GpuDetector",
     "GpuDevice",
     "GpuProcess",

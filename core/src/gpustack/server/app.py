@@ -12,7 +12,8 @@ import secrets
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NoReturn, cast
 
 from litestar import Litestar
@@ -36,7 +37,7 @@ from gpustack.kit.errors import GPUStackError, NotFound
 from gpustack.kit.live import Live
 from gpustack.kit.paths import make_dir, write_atomic
 from gpustack.kit.tasks import Tasks
-from gpustack.plugin import Host, InferenceBackend, PluginError
+from gpustack.plugin import GatewayHost, Host, InferenceBackend, PluginError
 from gpustack.server import api, docs, metrics, probes
 from gpustack.server.auth import routes as auth
 from gpustack.server.auth.authenticate import Authenticator, guard
@@ -45,6 +46,7 @@ from gpustack.server.config import ADMIN, FIRST_LOGIN_FILE, ServerConfig, Tunabl
 from gpustack.server.cors import Cors
 from gpustack.server.errors import MAX_BODY, answer, body
 from gpustack.server.fronted import fronted
+from gpustack.server.gateway_plugin import GatewayLife
 from gpustack.server.gateways import Gateways
 from gpustack.server.heartbeats import Heartbeats
 from gpustack.server.listen import serve
@@ -275,9 +277,33 @@ async def started(
         if config.gateway_mark:
             path = make_dir(config.data_dir / "run", what="run directory", mode=0o700) / "gateway.sock"
             keep = services.store.usage.keep
-            await stack.enter_async_context(Gateways(path, routing, keep, lambda _route: None))
+            services.front.data_path = await stack.enter_async_context(
+                Gateways(path, routing, keep, lambda _route: None)
+            )
+        if config.gateway.name:
+            await _begin_gateway(stack, services)
         whole = sharing(until_ended(app) if last_word else app, config.tunables)
         yield fronted(whole, config.gateway_mark), services
+
+
+async def _begin_gateway(stack: contextlib.AsyncExitStack, services: Services) -> None:
+    """Have the gateway's plugin live beside the server. Raises GPUStackError in one line when it cannot."""
+    config, front = services.config, services.front
+    name, data_path = config.gateway.name, front.data_path
+    if (registered := services.catalogue.gateways.get(name)) is None:
+        raise GPUStackError(f"--gateway-mode: the gateway {name!r} is not installed any more")
+    host = GatewayHost(
+        log=logging.getLogger(f"plugin.{name}"),
+        data_dir=config.data_dir,
+        bin_dir=config.bin_dir,
+        urls=config.urls,
+    )
+    if data_path is not None:
+        host = replace(host, data_path=partial(data_path.health, config.gateway.data_path))
+    keep = services.store.usage.keep
+    front.life = await GatewayLife.begin(stack, services.catalogue, registered, host, services.routing, keep)
+    if data_path is not None:
+        data_path.changed = front.life.look
 
 
 async def _books(stack: contextlib.AsyncExitStack, tasks: Tasks, store: Store, config: ServerConfig) -> Books:

@@ -14,6 +14,7 @@ from gpustack.kit.errors import GPUStackError, system_line
 from gpustack.kit.live import Live
 from gpustack.kit.net import LOOPBACK
 from gpustack.kit.paths import make_dir, write_atomic
+from gpustack.settings.gateway import NO_GATEWAY, ChosenGateway
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,9 @@ class ServerConfig:
     own_addresses: frozenset[str] = field(default_factory=lambda: frozenset({LOOPBACK}))
     #: The secret that a gateway shows with what it passes on; empty without one.
     gateway_mark: str = ""
+    #: The gateway that was chosen, and where clients reach our own ports.
+    gateway: ChosenGateway = NO_GATEWAY
+    urls: tuple[str, ...] = ()
     #: Connections to the database: kept, and at most.
     pool: tuple[int, int] = (1, 10)
     database_wait: float = 10.0

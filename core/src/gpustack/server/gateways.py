@@ -8,7 +8,7 @@ import logging
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
 
 import msgspec
 
@@ -17,8 +17,9 @@ from gpustack.dataplane.table.wire import Begin, Change, Hello, Kept, Metered, W
 from gpustack.kit import local_sockets
 from gpustack.kit.errors import GPUStackError
 from gpustack.kit.tasks import Tasks
+from gpustack.plugin import Verdict
 from gpustack.plugin.routing import RoutingDelta, RoutingTable, UsageRecord
-from gpustack.server.routing import Routing
+from gpustack.server.routing import Listener
 
 log = logging.getLogger(__name__)
 
@@ -31,10 +32,19 @@ _AGAIN = 1.0
 Keep = Callable[[Sequence[UsageRecord]], Awaitable[None]]
 
 
+class Tables(Protocol):
+    """Where the routing table comes from, as :class:`gpustack.server.routing.Routing` has it."""
+
+    table: RoutingTable
+
+    def listen(self, callback: Listener) -> Callable[[], None]:
+        """Have ``callback`` called with every table from the next one on; the function returned ends that."""
+
+
 class Gateways:
     """All gateways of this machine. ``woken`` is told which route somebody waits for."""
 
-    def __init__(self, path: Path, routing: Routing, keep: Keep, woken: Callable[[str], None]) -> None:
+    def __init__(self, path: Path, routing: Tables, keep: Keep, woken: Callable[[str], None]) -> None:
         self._path = path
         self._routing = routing
         self._keep = keep
@@ -45,11 +55,24 @@ class Gateways:
         #: Connections that nobody serves yet, and nobody will when this ends.
         self._accepted: set[socket.socket] = set()
         self._tasks = Tasks("gateways")
+        #: Called when one comes or goes.
+        self.changed: Callable[[], None] = lambda: None
 
     @property
     def pids(self) -> list[int]:
         """The processes that are connected."""
-        return sorted(each.pid for each in self._writers.values())
+        return sorted(each.pid for each in list(self._writers.values()))
+
+    def health(self, wanted: int) -> Verdict:
+        """Tell whether the ``wanted`` processes are connected; from any thread. Those of before a restart count as well."""
+        here = len(self._writers)
+        if not here:
+            return Verdict.no(
+                "no gateway process is connected with the server; they serve by the table that they have"
+            )
+        return Verdict(
+            ok=True, reason="" if here >= wanted else f"{here} of {wanted} gateway processes are connected"
+        )
 
     async def __aenter__(self) -> Self:
         """Listen. Raises GPUStackError when the socket cannot be had."""
@@ -89,6 +112,7 @@ class Gateways:
                 raise ValueError("it does not say who it is")
             # From here on every change goes to it as well; what it gets twice is the same twice.
             self._writers[writer] = hello
+            self.changed()
             self._begin_anew(writer)
             await self._listen(reader, writer)
         except EOFError:
@@ -96,7 +120,8 @@ class Gateways:
         except (OSError, ValueError, msgspec.MsgspecError) as error:
             log.warning("a gateway was let go: %s", error)
         finally:
-            self._writers.pop(writer, None)
+            if self._writers.pop(writer, None) is not None:
+                self.changed()
             if (telling := self._telling.pop(writer, None)) is not None:
                 telling.cancel()
             writer.close()

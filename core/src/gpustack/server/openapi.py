@@ -10,6 +10,7 @@ from pydantic.json_schema import models_json_schema
 from gpustack import schemas
 from gpustack.dataplane.gateway.operations import OPERATIONS
 from gpustack.schemas import workers
+from gpustack.schemas.gateway import GatewayPublic
 from gpustack.schemas.plugins import PluginsPublic
 from gpustack.server.auth.authenticate import COOKIE
 from gpustack.server.auth.caller import Access
@@ -64,6 +65,7 @@ _WRITTEN = (
     schemas.ErrorBody,
     schemas.Event,
     PluginsPublic,
+    GatewayPublic,
 )
 _OPENAI_ERROR = {
     "type": "object",

@@ -15,6 +15,7 @@ from gpustack.server.auth.caller import Req
 from gpustack.server.auth.passwords import Passwords
 from gpustack.server.auth.throttle import Throttle
 from gpustack.server.config import ServerConfig
+from gpustack.server.gateway_plugin import Front
 from gpustack.server.heartbeats import Heartbeats
 from gpustack.server.routing import Routing
 from gpustack.server.updates import UpdateCheck
@@ -36,6 +37,7 @@ class Services:
     updates: UpdateCheck
     #: Gets the name of the first background task that ends by itself, which none may.
     broken: asyncio.Future[str]
+    front: Front = field(default_factory=Front)
     passwords: Passwords = field(default_factory=Passwords)
     #: Wrong passwords by user name and address, and by address alone.
     by_user: Throttle = field(default_factory=Throttle)

@@ -19,7 +19,7 @@ from gpustack.settings.option import ENV_PREFIX, GROUPS, Group, Option
 from gpustack.settings.sources import CLIENT_VARIABLES
 
 #: Fields of the core's model that are none.
-_NO_OPTIONS = {"plugins", "effective"}
+_NO_OPTIONS = {"plugins", "effective", "gateway"}
 #: What else a plugin cannot call one: flags of commands that take these options, too.
 _TAKEN = {*_NO_OPTIONS, "as_json", "help", "json"}
 _NAME = re.compile(r"[a-z][a-z0-9_]*")

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from gpustack.kit.paths import default_data_dir
+from gpustack.settings.gateway import NO_GATEWAY, ChosenGateway
 from gpustack.settings.kinds import (
     AbsolutePath,
     DatabaseUrl,
@@ -454,6 +455,9 @@ class Settings(BaseModel):
     plugins: dict[str, Any] = {}
     #: Every option as people may see it, with its origin; see :func:`gpustack.settings.shown.shown`.
     effective: tuple[dict[str, Any], ...] = ()
+    #: The gateway that ``gateway_mode`` means, and what it has to have run. Found out where the plugins are known, so that
+    #: the supervisor needs none of them.
+    gateway: ChosenGateway = NO_GATEWAY
 
     @model_validator(mode="before")
     @classmethod

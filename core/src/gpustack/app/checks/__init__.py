@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from gpustack.app.checks import addresses, files, places, ports
+from gpustack.app.checks import addresses, files, gateways, places, ports
 from gpustack.app.checks.finding import Finding
 from gpustack.kit.errors import SettingsError
 from gpustack.settings.declared import Options
@@ -25,6 +25,7 @@ CHECKS: tuple[Check, ...] = (
     addresses.interface,
     files.certificate,
     files.readable_secrets,
+    gateways.mode,
     places.directories,
     places.full_disks,
     ports.used_twice,

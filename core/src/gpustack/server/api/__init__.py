@@ -6,6 +6,7 @@ from litestar.di import Provide
 from gpustack.server.api import (
     clusters,
     config,
+    gateway,
     gpu_devices,
     inference_backends,
     keys,
@@ -41,6 +42,7 @@ ROUTER = Router(
         *plugins.HANDLERS,
         *update.HANDLERS,
         *config.HANDLERS,
+        *gateway.HANDLERS,
     ],
 )
 

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from gpustack.plugin import (
     Gateway,
-    Host,
+    GatewayHost,
     NoSettings,
     PluginError,
     RoutingDelta,
@@ -27,14 +27,14 @@ class FakeGateway(Gateway[NoSettings]):
     name = "fake"
     settings_type = NoSettings
 
-    def __init__(self, settings: NoSettings, host: Host) -> None:
+    def __init__(self, settings: NoSettings, host: GatewayHost) -> None:
         super().__init__(settings, host)
         self.applied: list[tuple[RoutingTable, RoutingDelta | None]] = []
         #: Raised by ``apply`` while it is set; the table is not taken then.
         self.trouble: PluginError | None = None
         #: What ``health`` says while it is open; None follows from the rest.
         self.verdict: Verdict | None = None
-        #: What ``usage`` yields at its next call.
+        #: What ``usage`` yields, and what is taken out once it is kept.
         self.metered: list[UsageRecord] = []
         self.open = False
 
@@ -69,11 +69,11 @@ class FakeGateway(Gateway[NoSettings]):
             return self.verdict
         return Verdict.yes() if self.applied else Verdict.no("the fake gateway has no table yet")
 
-    async def usage(self) -> AsyncIterator[UsageRecord]:
-        """Yield what the test put into ``metered``, once."""
-        records, self.metered = self.metered, []
-        for each in records:
-            yield each
+    async def usage(self) -> AsyncIterator[Sequence[UsageRecord]]:
+        """Yield what the test put into ``metered``, until it is kept."""
+        while records := tuple(self.metered):
+            yield records
+            del self.metered[: len(records)]
 
 
 @hookimpl

@@ -65,10 +65,15 @@ class ExtensionSuite(Generic[E]):
     @pytest.fixture
     def host(self, tmp_path: Path) -> Host:
         """What GPUStack lends: a logger, and folders that are empty."""
-        data, programs = tmp_path / "data", tmp_path / "bin"
+        return self.lent(tmp_path)
+
+    @classmethod
+    def lent(cls, folder: Path) -> Host:
+        """Return what GPUStack lends, with new folders below ``folder``."""
+        data, programs = folder / "data", folder / "bin"
         data.mkdir()
         programs.mkdir()
-        return Host(log=logging.getLogger(f"test.{self.extension.name}"), data_dir=data, bin_dir=programs)
+        return Host(log=logging.getLogger(f"test.{cls.extension.name}"), data_dir=data, bin_dir=programs)
 
     @pytest.fixture
     def make(self, settings: BaseModel, host: Host) -> Callable[[], E]:

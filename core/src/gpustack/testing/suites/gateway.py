@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gpustack.plugin import (
+    DataPathProcess,
     Gateway,
+    GatewayHost,
     LaunchPlan,
     PluginError,
     Principal,
@@ -44,6 +47,19 @@ class GatewaySuite(ExtensionSuite[Gateway[Any]]):
 
     kind = "gateways"
 
+    @pytest.fixture
+    def host(self, tmp_path: Path) -> GatewayHost:
+        """What GPUStack lends to a gateway: as to any extension, and where its own ports would be."""
+        return self.lent(tmp_path)
+
+    @classmethod
+    def lent(cls, folder: Path) -> GatewayHost:
+        """Return what GPUStack lends, with new folders below ``folder``."""
+        host = super().lent(folder)
+        return GatewayHost(
+            log=host.log, data_dir=host.data_dir, bin_dir=host.bin_dir, urls=("http://gpustack.invalid",)
+        )
+
     def test_it_is_nowhere_before_it_is_entered(self, made: Gateway[Any]) -> None:
         """``public_urls`` is empty then: nobody is sent where nothing listens."""
         urls = made.public_urls
@@ -61,17 +77,17 @@ class GatewaySuite(ExtensionSuite[Gateway[Any]]):
             assert not str(url).endswith("/"), f"public_urls holds {url!r}; leave the slash at its end out"
 
     def test_its_processes_are_plans(self, made: Gateway[Any]) -> None:
-        """What GPUStack is to run for it is a sequence of LaunchPlan, empty for none."""
-
-        async def ask(entered: Gateway[Any]) -> object:
-            return entered.processes()
-
-        plans = self.used(made, ask)
-        assert isinstance(plans, Sequence), (
-            f"processes returned {plans!r}; return a sequence, which may be empty"
-        )
+        """What GPUStack is to run for it, asked before it is entered: LaunchPlan or DataPathProcess, empty for none."""
+        plans: object = self.pure(made.processes)
+        assert is_sequence(plans), f"processes returned {plans!r}; return a sequence, which may be empty"
+        assert isinstance(plans, Sequence)
         for plan in plans:
-            assert isinstance(plan, LaunchPlan), f"processes holds {plan!r}; give a LaunchPlan"
+            assert isinstance(plan, LaunchPlan | DataPathProcess), (
+                f"processes holds {plan!r}; give a LaunchPlan or a DataPathProcess"
+            )
+            assert isinstance(plan, DataPathProcess) or (
+                plan.argv and all(is_text(word) for word in plan.argv)
+            ), f"processes holds {plan!r}, which is no command line; argv is a sequence of texts"
 
     def test_applying_twice_is_applying_once(self, made: Gateway[Any]) -> None:
         """The same table may come again, also after a restart, with what is new since the last one and without."""
@@ -104,7 +120,7 @@ class GatewaySuite(ExtensionSuite[Gateway[Any]]):
             self.verdict(verdict, f"health {when}")
 
     def test_usage_is_records(self, made: Gateway[Any]) -> None:
-        """Each has an id, by which a record that comes twice counts once; the stream ends, and is asked for again."""
+        """They come in batches; each has an id, by which a record that comes twice counts once. The stream ends."""
 
         async def ask(entered: Gateway[Any]) -> list[object]:
             async def drain() -> list[object]:
@@ -113,7 +129,10 @@ class GatewaySuite(ExtensionSuite[Gateway[Any]]):
             await self._applied(entered, _FULL, None)
             return [*await self.awaited("usage", drain()), *await self.awaited("usage", drain())]
 
-        for record in self.used(made, ask):
+        batches = self.used(made, ask)
+        for batch in batches:
+            assert is_sequence(batch), f"usage yields {batch!r}; yield batches, sequences of UsageRecord"
+        for record in (each for batch in batches if isinstance(batch, Sequence) for each in batch):
             assert isinstance(record, UsageRecord), f"usage yields {record!r}, no UsageRecord"
             assert is_text(record.id), f"usage yields {record!r}, which has no id"
 
