@@ -38,7 +38,7 @@ def choose(settings: Settings, catalogue: Catalogue) -> ChosenGateway:
     if (registered := catalogue.gateways.get(name)) is None:
         raise SettingsError(f"--gateway-mode: {unknown(name, catalogue)}")
     given = replace(catalogue, given=settings.plugins)
-    return asyncio.run(_declared(registered, given, settings))
+    return asyncio.run(declared(registered, given, settings))
 
 
 def unknown(name: str, catalogue: Catalogue) -> str:
@@ -48,9 +48,10 @@ def unknown(name: str, catalogue: Catalogue) -> str:
     return f"there is no gateway {name!r}; give one of {known}" + "".join(f"; {line}" for line in failed)
 
 
-async def _declared(
+async def declared(
     registered: Registered[Gateway[Any]], catalogue: Catalogue, settings: Settings
 ) -> ChosenGateway:
+    """Return what this gateway has to have run. Raises PluginError in one line, or SettingsError."""
     what = f"plugin {registered.plugin}: {registered.name}"
     host = GatewayHost(
         log=logging.getLogger(f"plugin.{registered.name}"),
@@ -58,12 +59,10 @@ async def _declared(
         bin_dir=settings.bin_dir,
     )
     gateway = await make(catalogue, registered, host)
-    declared: object = await Guard.call(registered.plugin, gateway.processes)
-    if isinstance(declared, str | bytes) or not isinstance(declared, Sequence):
-        raise PluginError(
-            f"{what}: processes returned {shown(declared)}; return a sequence, which may be empty"
-        )
-    chosen = ChosenGateway(name=registered.name, processes=tuple(_process(each, what) for each in declared))
+    plans: object = await Guard.call(registered.plugin, gateway.processes)
+    if isinstance(plans, str | bytes) or not isinstance(plans, Sequence):
+        raise PluginError(f"{what}: processes returned {shown(plans)}; return a sequence, which may be empty")
+    chosen = ChosenGateway(name=registered.name, processes=tuple(_process(each, what) for each in plans))
     if chosen.data_path and not local_sockets.AVAILABLE:
         raise SettingsError(
             f"--gateway-mode: {registered.name} needs local sockets, which this system has not; give {DISABLED}"
@@ -71,20 +70,16 @@ async def _declared(
     return chosen
 
 
-def _process(declared: object, what: str) -> GatewayProcess:
-    if isinstance(declared, DataPathProcess):
+def _process(plan: object, what: str) -> GatewayProcess:
+    if isinstance(plan, DataPathProcess):
         return GatewayProcess()
-    if not isinstance(declared, LaunchPlan):
-        raise PluginError(
-            f"{what}: processes holds {shown(declared)}; give a LaunchPlan or a DataPathProcess"
-        )
-    words = (*declared.argv, *declared.env, *declared.env.values(), declared.cwd or "")
-    if not declared.argv or not declared.argv[0] or not all(isinstance(word, str) for word in words):
+    if not isinstance(plan, LaunchPlan):
+        raise PluginError(f"{what}: processes holds {shown(plan)}; give a LaunchPlan or a DataPathProcess")
+    words = (*plan.argv, *plan.env, *plan.env.values(), plan.cwd or "")
+    if not plan.argv or not plan.argv[0] or not all(isinstance(word, str) for word in words):
         raise PluginError(
             f"{what}: processes holds a LaunchPlan without a command line, or one that is no text"
         )
-    if any("\0" in word for word in words) or any("=" in name or not name for name in declared.env):
-        raise PluginError(
-            f"{what}: processes holds a LaunchPlan that no system can run: {shown(declared.argv)}"
-        )
-    return GatewayProcess(kind="program", argv=tuple(declared.argv), env=dict(declared.env), cwd=declared.cwd)
+    if any("\0" in word for word in words) or any("=" in name or not name for name in plan.env):
+        raise PluginError(f"{what}: processes holds a LaunchPlan that no system can run: {shown(plan.argv)}")
+    return GatewayProcess(kind="program", argv=tuple(plan.argv), env=dict(plan.env), cwd=plan.cwd)

@@ -116,8 +116,8 @@ def _value(flag: str, kind: str, text: str) -> object:
 class FakeEngine:
     """The engine in this process, on a port of its own, while the context is open.
 
-    ``url`` is where it answers, ``requests`` what it was asked: path and JSON body. What would end the process,
-    ``crash_at``, cuts the connection here.
+    ``url`` is where it answers, ``requests`` what it was asked: path and JSON body; ``bodies`` are the same as they came,
+    byte for byte. What would end the process, ``crash_at``, cuts the connection here.
     """
 
     def __init__(
@@ -132,7 +132,8 @@ class FakeEngine:
         self.behaviour = behaviour or Behaviour()
         self.model = model
         self.requests: list[tuple[str, Any]] = []
-        self.running = 0
+        self.bodies: list[bytes] = []
+        self.running = self.most_running = 0
         self.prompt_tokens = 0
         self.completion_tokens = 0
         self.ending = threading.Event()
@@ -172,16 +173,18 @@ class FakeEngine:
         """Answer until the process ends."""
         self._server.serve_forever()
 
-    def take(self, path: str, body: Any) -> tuple[int, bool]:
+    def take(self, path: str, body: Any, data: bytes) -> tuple[int, bool]:
         """Note a request; return its number, from 1, and whether it is one that fails."""
         with self._lock:
             self.requests.append((path, body))
+            self.bodies.append(data)
             return len(self.requests), self._chance.random() < self.behaviour.fail_rate
 
     def count(self, *, running: int = 0, prompt: int = 0, completion: int = 0) -> None:
         """Keep the figures of ``/metrics``."""
         with self._lock:
             self.running += running
+            self.most_running = max(self.most_running, self.running)
             self.prompt_tokens += prompt
             self.completion_tokens += completion
 
@@ -269,7 +272,7 @@ class _Handler(BaseHTTPRequestHandler):
             body = None
         if not isinstance(body, dict):
             raise _Refused(400, "the body is no JSON object")
-        self._misbehave(*self.engine.take(path, body))
+        self._misbehave(*self.engine.take(path, body, data))
         answer(body)
 
     def _misbehave(self, number: int, fails: bool) -> None:
