@@ -4,8 +4,7 @@ from typing import ClassVar
 
 import pytest
 
-from gpustack.testing import GatewaySuite
-from gpustack.testing.suites.gateway_traffic import GatewayTrafficSuite
+from gpustack.testing import GatewaySuite, GatewayTrafficSuite
 from gpustack_gateway.embedded import EmbeddedGateway
 
 pytestmark = pytest.mark.xdist_group("gateway-traffic")

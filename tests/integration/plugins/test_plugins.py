@@ -1,10 +1,9 @@
-"""`gpustack plugins`: listing, installing, removing, checking, and beginning a new one."""
+"""`gpustack plugins`: listing, installing, removing, and beginning a new one."""
 
 from __future__ import annotations
 
 import io
 import json
-import os
 import re
 import subprocess
 import sys
@@ -12,7 +11,6 @@ import sysconfig
 import tarfile
 import tokenize
 import zipfile
-from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from gpustack.cli.usage import WrongUsage
 from gpustack.extensions import load_catalogue
 from gpustack.kit.errors import Conflict, GPUStackError, NotFound
 from support.fake_api import FakeApi, Reply
+from support.installed import installed_plugin, search_path
 
 Cli = Any
 ROOT = Path(__file__).parents[3]
@@ -89,8 +88,8 @@ def test_a_fresh_process_sees_the_same() -> None:
 
 
 def test_a_plugin_that_ends_the_process_is_told_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    _plugin(tmp_path, "ender", "import os\nprint('about to end')\nos._exit(7)")
-    monkeypatch.setenv("PYTHONPATH", _path(tmp_path))
+    installed_plugin(tmp_path, "ender", "import os\nprint('about to end')\nos._exit(7)")
+    monkeypatch.setenv("PYTHONPATH", search_path(tmp_path))
     with pytest.raises(GPUStackError, match="ends with status 7"):
         plugin_found.afresh()
 
@@ -339,7 +338,7 @@ def test_each_kinds_own_tests_pass(cli: Cli, kind: str, tmp_path: Path) -> None:
     folder = tmp_path / "some-thing"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error", f"--basetemp={tmp_path / 'runs'}"],
-        cwd=folder, env={"PYTHONPATH": _path(folder / "src"), "PATH": "/usr/bin:/bin"}, capture_output=True, text=True,
+        cwd=folder, env={"PYTHONPATH": search_path(folder / "src"), "PATH": "/usr/bin:/bin"}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -404,189 +403,6 @@ def test_the_page_shows_the_example() -> None:
     assert len(shown) >= 9
     for block in shown:
         assert block in files
-
-
-# Checking ------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder whose distributions are installed, for this process and those that it starts."""
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", _path(tmp_path))
-    yield tmp_path
-    for name in [name for name in sys.modules if name.startswith("checked_")]:
-        del sys.modules[name]
-
-
-def _plugin(folder: Path, name: str, module: str) -> None:
-    """Install a plugin ``name`` of the distribution ``checked-NAME`` into ``folder``."""
-    package = f"checked_{name}"
-    info = folder / f"{package}-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: checked-{name}\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[gpustack]\n{name} = {package}\n")
-    (folder / f"{package}.py").write_text(module)
-
-
-def _web(folder: Path, name: str, path: str, more: str = "") -> None:
-    """Install a plugin with a web app ``acme``, whose suite is the quickest, at ``path``, and with ``more`` in it."""
-    files = plugin_new.rendered("web", plugin_new.values_of("web", "acme"))
-    module = files["src/gpustack_acme/__init__.py"]
-    _plugin(folder, name, module.replace('path = "/acme"\n', f'path = "{path}"\n\n{more}'))
-    (folder / "pages").mkdir()
-    (folder / "pages/index.html").write_text("hello")
-
-
-def test_a_plugin_that_keeps_its_promises(cli: Cli, beside: Path) -> None:
-    _web(beside, "good", "/acme")
-    ended = cli("plugins", "check", "checked-good")
-    assert ended.status == 0, ended.out + ended.err
-    lines = ended.out.splitlines()
-    assert all(line.startswith("ok     web app acme: ") for line in lines)
-    assert "ok     web app acme: its files are there" in lines
-    assert ended.err == "Everything holds.\n"
-
-
-def test_one_that_does_not(cli: Cli, beside: Path) -> None:
-    _web(beside, "liar", "/v2/acme")
-    ended = cli("plugins", "check", "liar")
-    assert ended.status == 1
-    assert (
-        "fails  web app acme: its path is not the apis\n       path '/v2/acme' is one of the API's"
-        in ended.out
-    )
-    assert "ok     web app acme: its files are there" in ended.out
-    assert re.fullmatch(r"(\d+) of \d+ hold\.\n", ended.err)
-
-
-def test_json_tells_the_same(cli: Cli, beside: Path) -> None:
-    _web(beside, "liar", "/v2/acme")
-    results = json.loads(cli("plugins", "check", "liar", "--json").out)
-    assert [each["promise"] for each in results if not each["ok"]] == ["its path is not the apis"]
-    assert all(bool(each["why"]) != each["ok"] for each in results)
-
-
-def test_one_that_does_not_load(cli: Cli, beside: Path) -> None:
-    _plugin(beside, "broken", "import nowhere_at_all")
-    ended = cli("plugins", "check", "broken")
-    assert ended.status == 1
-    assert (
-        "fails  broken: import works\n       ModuleNotFoundError: No module named 'nowhere_at_all'"
-        in ended.out
-    )
-
-
-def test_one_that_is_not_there(cli: Cli) -> None:
-    ended = cli("plugins", "check", "backend")
-    assert ended.status == 1
-    assert "did you mean backends?" in ended.err
-
-
-def test_without_pytest_it_says_what_to_install(
-    cli: Cli, beside: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from gpustack.cli import plugin_check
-
-    _web(beside, "good", "/acme")
-    monkeypatch.setattr(plugin_check.importlib.util, "find_spec", lambda _name: None)
-    by = Installer(name="uv", command=("/a place/uv", "pip"), options=("--python", "/env/python"))
-    monkeypatch.setattr(plugin_environment, "installer", lambda: by)
-    for words in (("check", "good"), ("test",)):
-        ended = cli("plugins", *words)
-        assert ended.status == 1
-        assert "`'/a place/uv' pip install --python /env/python 'pytest>=" in ended.err
-
-
-def test_the_tests_of_a_plugin_run_in_this_environment(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    became: list[Any] = []
-
-    def become(program: str, words: list[str]) -> None:
-        became.extend((program, words))
-
-    monkeypatch.setattr(os, "execv", become)
-    assert cli("plugins", "test", "-q", "-k", "x", "--", "tests").status == 0
-    assert became == [
-        sys.executable,
-        [sys.executable, "-m", "pytest", "-q", "-k", "x", "tests"],
-    ]
-
-
-ENDINGS = {
-    "os._exit(0)": "the process exited with status 0; the rest was not tried",
-    "raise KeyboardInterrupt": "it stopped the run: KeyboardInterrupt; the rest was not tried",
-    "pytest.exit('ha', 0)": "it stopped the run: _pytest.outcomes.Exit: ha; the rest was not tried",
-    "time.sleep(60)": "it was not done after 120 s; the rest was not tried",
-}
-
-
-@pytest.mark.parametrize("does", ENDINGS)
-def test_a_suite_that_does_not_reach_its_end_fails(
-    cli: Cli, beside: Path, monkeypatch: pytest.MonkeyPatch, does: str
-) -> None:
-
-    _web(
-        beside,
-        "ender",
-        "/acme",
-        f"    async def __aenter__(self):\n        import os, pytest, time\n        {does}\n",
-    )
-    if "sleep" in does:
-        _pass_time(monkeypatch, "it can be entered and left again and again")
-    ended = cli("plugins", "check", "ender")
-    assert ended.status == 1
-    promise = "web app acme: it can be entered and left again and again"
-    assert ended.out.endswith(f"fails  {promise}\n       {ENDINGS[does]}\n")
-    assert "ok     web app acme: making it touches nothing" in ended.out
-    assert ended.err.startswith(f"still at it after 50 s: {promise}\n") == ("sleep" in does)
-
-
-def _pass_time(monkeypatch: pytest.MonkeyPatch, promise: str) -> None:
-    """Let each look at what is tried be 50 s after the one before, while it is this."""
-    from gpustack.cli.plugin_check import _Examination
-
-    too_long = _Examination._too_long
-
-    def later(self: _Examination) -> bool:
-        if self._now[1] == promise:
-            self._since -= 50
-        return too_long(self)
-
-    monkeypatch.setattr(_Examination, "_too_long", later)
-
-
-def test_one_that_ends_the_process_when_it_is_loaded(cli: Cli, beside: Path) -> None:
-    _plugin(beside, "ender", "import os; os._exit(0)")
-    assert "fails  ender: it can be loaded\n" in cli("plugins", "check", "ender").out
-    ended = cli("plugins", "check", "system")
-    assert (ended.status, ended.out.splitlines()[0]) == (
-        1,
-        "fails  the other plugins: they can be loaded beside it",
-    )
-
-
-NOTHING = (
-    "from gpustack.plugin import hookimpl\n\n@hookimpl\ndef register_{what}():\n    return [{classes}]\n"
-)
-
-
-def test_one_that_brings_nothing_fails(cli: Cli, beside: Path) -> None:
-    _plugin(beside, "nothing", NOTHING.format(what="web_apps", classes=""))
-    ended = cli("plugins", "check", "nothing")
-    assert ended.status == 1
-    assert ended.out.startswith("fails  nothing: it brings something\n       it loads and brings nothing: ")
-
-
-def test_one_that_brings_options_alone_is_as_good(cli: Cli, beside: Path) -> None:
-    options = "from pydantic import BaseModel\n\nclass Options(BaseModel):\n    checked_pace: int = 1\n\n"
-    _plugin(beside, "options", options + NOTHING.format(what="settings", classes="Options"))
-    ended = cli("plugins", "check", "options")
-    assert (ended.status, ended.out) == (0, "ok     options: it brings something\n")
-
-
-def _path(*first: Path) -> str:
-    """Return what PYTHONPATH is, with other folders before it."""
-    return os.pathsep.join([*map(str, first), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def _files(folder: Path) -> dict[str, str]:

@@ -15,13 +15,16 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from support.postgres import PostgresServer
 
 HERE = Path(__file__).parent
-FILES = ("broken_backends.py", "broken_databases.py", "broken_others.py")
+FILES = ("broken_backends.py", "broken_databases.py", "broken_gateways.py", "broken_others.py")
+#: They wait for what a broken gateway never tells.
+SLOW = ("broken_gateways.py",)
 pytestmark = pytest.mark.xdist_group("suites-catch")
 
 
@@ -108,7 +111,15 @@ def caught_by(file: str) -> dict[str, str]:
     return {each: getattr(module, each).caught_by for each in classes(file)}
 
 
-@pytest.mark.parametrize(("file", "name"), [(file, name) for file in FILES for name in classes(file)])
+def each_class() -> list[Any]:
+    return [
+        pytest.param(file, name, marks=[pytest.mark.slow] if file in SLOW else [])
+        for file in FILES
+        for name in classes(file)
+    ]
+
+
+@pytest.mark.parametrize(("file", "name"), each_class())
 def test_it_is_caught_by_the_test_named_for_it(file: str, name: str) -> None:
     wanted, outcome = caught_by(file)[name], outcomes(file)[name]
 
@@ -122,12 +133,12 @@ def test_it_is_caught_by_the_test_named_for_it(file: str, name: str) -> None:
     assert "RuntimeWarning" not in said
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_no_test_of_a_suite_catches_nothing(file: str) -> None:
+def test_no_test_of_a_suite_catches_nothing() -> None:
     """What no broken extension fails holds nothing."""
-    from gpustack.testing import SUITES
+    from gpustack.testing import SUITES, GatewayTrafficSuite
 
     known = {each for other in FILES for each in caught_by(other).values()}
-    tests = {name for suite in SUITES.values() for name in dir(suite) if name.startswith("test_")}
+    suites = (*SUITES.values(), GatewayTrafficSuite)
+    tests = {name for suite in suites for name in dir(suite) if name.startswith("test_")}
 
     assert tests - known == {"test_expose_is_about_the_real_devices_too"}

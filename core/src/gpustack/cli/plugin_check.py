@@ -32,9 +32,9 @@ _COMPLETE = (0, 1, 5)
 #: ``gpustack.testing`` stands above the command line, so it is named here and imported there only.
 _TESTS = """\
 from gpustack.cli.plugin_contracts import contracts
-from gpustack.testing import SUITES
+from gpustack.testing import SUITES, GatewayTrafficSuite
 
-globals().update(contracts({plugin!r}, {database_url!r}, SUITES))
+globals().update(contracts({plugin!r}, {database_url!r}, SUITES, GatewayTrafficSuite, always={traffic!r}))
 """
 
 
@@ -52,11 +52,13 @@ class Result:
         return asdict(self)
 
 
-def examined(name: str, database_url: str, tell: Callable[[str], None]) -> Iterator[Result]:
+def examined(
+    name: str, database_url: str, tell: Callable[[str], None], *, traffic: bool = False
+) -> Iterator[Result]:
     """Yield what holds of the plugin ``name`` and what does not, each as soon as it is known.
 
-    What a database promises is mostly held in the empty one at ``database_url``, when there is one. ``tell`` gets a
-    line about what takes long. A suite that does not reach its end has a last result, which fails.
+    What a database promises is mostly held in the empty one at ``database_url``, when there is one. With ``traffic`` a
+    gateway is run for requests also where it has programs of its own. ``tell`` gets a line about what takes long. A suite that does not reach its end has a last result, which fails.
 
     Raises NotFound when it is not installed, and GPUStackError when it cannot be examined.
     """
@@ -66,7 +68,7 @@ def examined(name: str, database_url: str, tell: Callable[[str], None]) -> Itera
         tests = Path(folder, "test_contract.py")
         # It may hold a password.
         tests.touch(mode=0o600)
-        tests.write_text(_TESTS.format(plugin=plugin, database_url=database_url))
+        tests.write_text(_TESTS.format(plugin=plugin, database_url=database_url, traffic=traffic))
         Path(folder, "pytest.ini").write_text("[pytest]\n")
         yield from _Examination(Path(folder), tell).results()
 

@@ -101,8 +101,14 @@ def remove_plugin(name: str, as_json: bool) -> None:
     metavar="URL",
     help="An empty database that a database plugin is tried in; it is empty again afterwards.",
 )
+@click.option(
+    "--traffic",
+    is_flag=True,
+    help="Run a gateway plugin, as its options have it by default, and send requests through it. Without this, only one "
+    "without programs of its own is run: theirs may want ports that are taken here.",
+)
 @json_option
-def check_plugin(name: str, database_url: str, as_json: bool) -> int:
+def check_plugin(name: str, database_url: str, traffic: bool, as_json: bool) -> int:
     """Check that an installed plugin keeps what its kinds of extension promise.
 
     Runs the contract suites of gpustack.testing, without a server. Exit status 1 when something does not hold.
@@ -110,7 +116,7 @@ def check_plugin(name: str, database_url: str, as_json: bool) -> int:
     from gpustack.cli.plugin_check import Result, examined
 
     results: list[Result] = []
-    for each in examined(name, database_url, note):
+    for each in examined(name, database_url, note, traffic=traffic):
         results.append(each)
         if not as_json:
             click.echo(f"{'ok   ' if each.ok else 'fails'}  {each.extension}: {each.promise}")

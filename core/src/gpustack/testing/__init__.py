@@ -37,6 +37,8 @@ class, as ``given`` for settings without a default, or a fixture to override, as
     WebAppSuite             DatabaseSuite       GatewaySuite          AuthProviderSuite
     SUITES, by the catalogue's field
 
+    GatewayTrafficSuite     the same for a gateway that runs, with requests through it
+
 Beside them, for tests only:
 
     gpustack.testing.fakes          GPUs, an engine, a gateway and a login that are not there, as plugins
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
         DatabaseSuite,
         ExtensionSuite,
         GatewaySuite,
+        GatewayTrafficSuite,
         GpuDetectorSuite,
         InferenceBackendSuite,
         SystemDetectorSuite,
@@ -72,6 +75,7 @@ __all__ = [
     "DatabaseSuite",
     "ExtensionSuite",
     "GatewaySuite",
+    "GatewayTrafficSuite",
     "GpuDetectorSuite",
     "InferenceBackendSuite",
     "SystemDetectorSuite",

@@ -14,6 +14,7 @@ from gpustack.testing.suites.base import ExtensionSuite
 from gpustack.testing.suites.databases import DatabaseSuite
 from gpustack.testing.suites.detectors import GpuDetectorSuite, SystemDetectorSuite
 from gpustack.testing.suites.gateway import GatewaySuite
+from gpustack.testing.suites.gateway_traffic import GatewayTrafficSuite
 from gpustack.testing.suites.login import AuthProviderSuite
 from gpustack.testing.suites.models import BundledModelSuite
 from gpustack.testing.suites.web import WebAppSuite
@@ -42,6 +43,7 @@ __all__ = [
     "DatabaseSuite",
     "ExtensionSuite",
     "GatewaySuite",
+    "GatewayTrafficSuite",
     "GpuDetectorSuite",
     "InferenceBackendSuite",
     "SystemDetectorSuite",

@@ -66,6 +66,8 @@ class GatewayTrafficSuite:
     given: ClassVar[Mapping[str, Any]] = {}
     #: What it does not do, by the names in :data:`PARTS`, each with the reason that is printed.
     lacks: ClassVar[Mapping[str, str]] = {}
+    #: Seconds within which what was metered is to be told.
+    usage_within: ClassVar[float] = 20.0
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -127,12 +129,14 @@ class GatewayTrafficSuite:
             routes = [a_route("mine", found.port), a_route("theirs", found.port)]
             limited = replace(_USERS[ALICE], allowed=frozenset({"mine"}))
             gateway.apply(routes, {ALICE: limited, BOB: _USERS[BOB]})
-            assert ask(gateway, "mine").status_code == 200
+            served(gateway, "mine")
             status = ask(gateway, "theirs").status_code
             assert status in (403, 404), f"a model that the key may not ask got {status}, not 404 or 403"
-            assert [body["model"] for _, body in found.requests] == ["mine"]
-            assert listed(gateway, ALICE) == {"mine"}
-            assert listed(gateway, BOB) == {"mine", "theirs"}
+            asked = [body["model"] for _, body in found.requests]
+            assert asked == ["mine"], f"with one request that is allowed, the engine was asked for {asked}"
+            for key, wanted in ((ALICE, {"mine"}), (BOB, {"mine", "theirs"})):
+                names = listed(gateway, key)
+                assert names == wanted, f"/v1/models lists {sorted(names)} for a key of {sorted(wanted)}"
 
     # Models ---------------------------------------------------------------------------------------------
 
@@ -142,21 +146,26 @@ class GatewayTrafficSuite:
             routes = [a_route("one", one.port), a_route("other", other.port), a_route("nobody")]
             gateway.apply(routes, _USERS)
             for name in ("one", "other", "one"):
-                assert ask(gateway, name).status_code == 200
+                served(gateway, name)
             assert (len(one.requests), len(other.requests)) == (2, 1), (
                 "a request went to another model's engine"
             )
-            assert ask(gateway, "no such model").status_code == 404
-            assert ask(gateway, "nobody").status_code == 503
+            for name, wanted in (("no such model", 404), ("nobody", 503)):
+                status = ask(gateway, name).status_code
+                assert status == wanted, f"the model {name!r} got {status}, not {wanted}"
 
     def test_a_new_table_takes_the_place_of_the_former(self, gateway: RunningGateway) -> None:
         """Instances come and go: what is not in the newest table gets nothing any more."""
         with engine() as old, engine() as new:
             gateway.apply([a_route("moves", old.port), a_route("goes", old.port)], _USERS)
-            assert ask(gateway, "moves").status_code == 200
+            served(gateway, "moves")
             gateway.apply([a_route("moves", new.port)], _USERS)
-            assert [ask(gateway, "moves").status_code for _ in range(4)] == [200] * 4
-            assert (len(old.requests), len(new.requests)) == (1, 4)
+            for _ in range(4):
+                served(gateway, "moves")
+            counts = (len(old.requests), len(new.requests))
+            assert counts == (1, 4), (
+                f"of 1 request before a change and 4 after it, the instances got {counts}"
+            )
             assert ask(gateway, "goes").status_code == 404, "a model that is gone is still answered"
 
     @part("weights")
@@ -170,7 +179,7 @@ class GatewayTrafficSuite:
             )
             gateway.apply([replace(a_route("shared"), targets=targets)], _USERS)
             for _ in range(80):
-                assert ask(gateway, "shared").status_code == 200
+                served(gateway, "shared")
             counts = [len(each.requests) for each in (heavy, light, none)]
         assert counts[2] == 0, f"a target of weight 0 got {counts[2]} of 80 requests"
         assert 42 <= counts[0] <= 76, f"of 80 requests, those of weights 300 and 100 got {counts[:2]}"
@@ -220,8 +229,8 @@ class GatewayTrafficSuite:
         with engine() as found:
             routes = [a_route("empty", fallback="second"), a_route("second", found.port)]
             gateway.apply(routes, _USERS)
-            assert ask(gateway, "empty").status_code == 200
-            assert len(found.requests) == 1
+            served(gateway, "empty")
+            assert len(found.requests) == 1, "the fallback was not asked exactly once"
 
     def test_an_engines_refusal_is_the_clients_to_see(self, gateway: RunningGateway) -> None:
         """What an engine says of a request that it does not take comes through with its status."""
@@ -276,10 +285,10 @@ class GatewayTrafficSuite:
             routes = [a_route("prompt", found.port)]
             gateway.apply(routes, _USERS)
             probe = gateway.publish(routes, _USERS)
-            took = until(lambda: gateway.knows(probe))
+            took = until(lambda: gateway.knows(probe), "a new key is refused")
             assert took < PROMPT, f"a new key counted after {took:.2f} s"
             gateway.publish(routes, {BOB: _USERS[BOB]})
-            took = until(lambda: not gateway.knows(ALICE))
+            took = until(lambda: not gateway.knows(ALICE), "a key that was removed is answered")
             assert took < PROMPT, f"a key that was removed was answered for {took:.2f} s"
 
     @part("closing")
@@ -290,14 +299,14 @@ class GatewayTrafficSuite:
             gateway.apply(routes, _USERS)
             with ThreadPoolExecutor(2) as pool:
                 ends = [pool.submit(how_it_ends, gateway, "closes", key) for key in (ALICE, BOB)]
-                until(lambda: found.running >= 2)
+                until(lambda: found.running >= 2, "two streams did not reach the engine")
                 gateway.apply(routes, {BOB: _USERS[BOB]}, closed=[111])
                 whole, after = ends[0].result()
                 bob_goes_on = not ends[1].done()
                 assert not whole, "the stream of a key that was revoked went on to its end"
                 assert bob_goes_on, "the stream of another key ended, too"
                 gateway.apply(routes, {}, closed=[112])
-                assert not ends[1].result()[0]
+                assert not ends[1].result()[0], "the stream of a key that was revoked went on to its end"
         assert after < 5.0, f"the stream of a key that was revoked went on for {after:.1f} s"
 
     # Limits ---------------------------------------------------------------------------------------------
@@ -330,7 +339,8 @@ class GatewayTrafficSuite:
             assert statuses == [200, 200, 429, 429, 429, 429], (
                 f"with a concurrency of 2, six at once got {statuses}"
             )
-            assert found.most_running == 2
+            most = found.most_running
+            assert most == 2, f"with a concurrency of 2, the engine had {most} requests at the same time"
             for each in answers:
                 if each.status_code == 429:
                     held_off(each)
@@ -346,9 +356,9 @@ class GatewayTrafficSuite:
         with engine(answer="a b c d e") as found:
             target = a_target(found.port, model="the-model")
             gateway.apply([replace(a_route("metered", aliases=("meter",)), targets=(target,))], _USERS)
-            assert ask(gateway, "meter", text="one two three").status_code == 200
-            assert list(stream(gateway, "metered", key=BOB, text="four five", max_tokens=2))
-            records = gateway.records("metered", 2)
+            served(gateway, "meter", text="one two three")
+            assert list(stream(gateway, "metered", key=BOB, text="four five", max_tokens=2)), "no stream came"
+            records = gateway.records("metered", 2, within=self.usage_within)
         told = {
             (each.user_id, each.key_id, each.prompt_tokens, each.completion_tokens, each.model)
             for each in records
@@ -370,9 +380,10 @@ class GatewayTrafficSuite:
                 if '"w"' in line:
                     break
             pieces.close()  # type: ignore[attr-defined]  # a generator
-            records = gateway.records("left", 1)
+            records = gateway.records("left", 1, within=self.usage_within)
         assert [each.status for each in records] == [499], f"a client left, and the records are {records}"
-        assert 1 <= records[0].completion_tokens < 90
+        counted = records[0].completion_tokens
+        assert 1 <= counted < 90, f"a client left after some of 100 tokens, and {counted} are counted"
 
     @staticmethod
     def _says_the_rest(record: UsageRecord, instance_id: int) -> None:
@@ -453,7 +464,13 @@ def listed(gateway: RunningGateway, key: str) -> set[str]:
     return {str(each["id"]) for each in answer.json()["data"]}
 
 
-def until(holds: Callable[[], bool], *, within: float = 10.0, row: int = 8) -> float:
+def served(gateway: RunningGateway, model: str, **more: Any) -> None:
+    """Chat with ``model``, and hold that it answers."""
+    answer = ask(gateway, model, **more)
+    assert answer.status_code == 200, f"the model {model!r} got {answer.status_code}, not 200: {answer.text}"
+
+
+def until(holds: Callable[[], bool], otherwise: str, *, within: float = 5.0, row: int = 8) -> float:
     """Return the seconds until ``holds`` was true ``row`` times in a row, counted to the first of them."""
     began = since = time.monotonic()
     found = 0
@@ -463,7 +480,7 @@ def until(holds: Callable[[], bool], *, within: float = 10.0, row: int = 8) -> f
             found += 1
         else:
             found = 0
-            assert time.monotonic() - began < within, f"it does not hold after {within:g} s"
+            assert time.monotonic() - began < within, f"after {within:g} s {otherwise}"
     return since - began
 
 
