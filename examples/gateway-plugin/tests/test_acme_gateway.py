@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gpustack_acme_gateway import AcmeGatewayGateway, AcmeGatewaySettings
 
-from gpustack.plugin import GatewayHost, Route, RoutingTable, Target
+from gpustack.plugin import GatewayHost, Principal, Route, RoutingTable, Target
 from gpustack.testing import GatewaySuite
 
 
@@ -21,7 +21,12 @@ def test_the_proxy_learns_where_a_model_is(tmp_path: Path) -> None:
     host = GatewayHost(log=logging.getLogger("test"), data_dir=tmp_path, bin_dir=tmp_path)
     gateway = AcmeGatewayGateway(AcmeGatewaySettings(), host)
     target = Target(instance_id=1, host="10.0.0.7", port=4000)
-    table = RoutingTable(version=3, routes={"tiny": Route(name="tiny", created=0, targets=(target,))})
+    alice = Principal(user_id=1, username="alice", allowed=frozenset({"tiny"}), expires_at=1_800_000_000.0)
+    table = RoutingTable(
+        version=3,
+        routes={"tiny": Route(name="tiny", created=0, targets=(target,))},
+        principals={"a digest": alice},
+    )
 
     async def serve() -> None:
         async with gateway:
@@ -29,4 +34,7 @@ def test_the_proxy_learns_where_a_model_is(tmp_path: Path) -> None:
 
     asyncio.run(serve())
     written = json.loads(gateway.file.read_text(encoding="utf-8"))
-    assert written["routes"]["tiny"] == [{"url": "http://10.0.0.7:4000", "credential": ""}]
+    assert written["routes"]["tiny"] == [
+        {"url": "http://10.0.0.7:4000", "credential": "", "model": "", "weight": 100}
+    ]
+    assert written["principals"] == {"a digest": {"models": ["tiny"], "until": 1_800_000_000.0}}

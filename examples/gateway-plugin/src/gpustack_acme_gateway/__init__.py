@@ -71,13 +71,22 @@ def _document(table: RoutingTable) -> dict[str, object]:
         "version": table.version,
         "routes": {
             name: [
-                {"url": f"http://{each.host}:{each.port}{each.path_prefix}", "credential": each.credential}
+                {
+                    "url": f"http://{each.host}:{each.port}{each.path_prefix}",
+                    "credential": each.credential,
+                    "model": each.served_name,
+                    "weight": each.weight,
+                }
                 for each in route.targets
             ]
             for name, route in table.routes.items()
         },
+        # A proxy looks at the clock itself: nobody tells it that a key is over.
         "principals": {
-            digest: None if each.allowed is None else sorted(each.allowed)
+            digest: {
+                "models": None if each.allowed is None else sorted(each.allowed),
+                "until": each.expires_at,
+            }
             for digest, each in table.principals.items()
         },
     }
