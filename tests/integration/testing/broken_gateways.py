@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import socket
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gpustack.plugin import Principal
+from pydantic import BaseModel
+
+from gpustack.plugin import LaunchPlan, Principal
 from gpustack.testing import GatewayTrafficSuite
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -24,6 +28,66 @@ def gateway(test: str, **members: Any) -> type[GatewayTrafficSuite]:
 
 class TestGood(GatewayTrafficSuite):
     extension = SmallGateway
+    caught_by = ""
+
+
+class SplicedSettings(BaseModel):
+    public: int
+    inner: int
+
+
+class SplicedGateway(SmallGateway):
+    """Clients reach it by a program, which GPUStack runs."""
+
+    name = "spliced"
+    settings_type = SplicedSettings
+
+    def port(self):
+        return self.settings.inner
+
+    @property
+    def public_urls(self):
+        return (f"http://127.0.0.1:{self.settings.public}",) if self.server else ()
+
+    def processes(self):
+        ports = (str(self.settings.public), str(self.settings.inner))
+        return [LaunchPlan(argv=(sys.executable, "-c", SPLICE, *ports))]
+
+
+SPLICE = """
+import asyncio, sys
+public, inner = map(int, sys.argv[1:])
+
+async def pump(reader, writer):
+    try:
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+    except OSError:
+        pass
+    writer.close()
+
+async def splice(reader, writer):
+    there, back = await asyncio.open_connection("127.0.0.1", inner)
+    await asyncio.gather(pump(reader, back), pump(there, writer))
+
+async def main():
+    server = await asyncio.start_server(splice, "127.0.0.1", public)
+    await server.serve_forever()
+
+asyncio.run(main())
+"""
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        socks = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [each.getsockname()[1] for each in socks]
+
+
+class TestGoodProgram(GatewayTrafficSuite):
+    extension = SplicedGateway
+    given = dict(zip(("public", "inner"), free_ports(2), strict=True))  # noqa: RUF012
     caught_by = ""
 
 

@@ -85,7 +85,7 @@ class SmallGateway(Gateway[NoSettings]):
     # The plugin -----------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
-        self.server = _Server(("127.0.0.1", 0), self)
+        self.server = _Server(("127.0.0.1", self.port()), self)
         threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
         return self
 
@@ -94,6 +94,9 @@ class SmallGateway(Gateway[NoSettings]):
             self.server.shutdown()
             self.server.server_close()
             self.server = None
+
+    def port(self) -> int:
+        return 0
 
     @property
     def public_urls(self) -> Sequence[str]:
