@@ -87,7 +87,7 @@ def free_ports(count: int) -> list[int]:
 
 class TestGoodProgram(GatewayTrafficSuite):
     extension = SplicedGateway
-    given = dict(zip(("public", "inner"), free_ports(2), strict=True))  # noqa: RUF012
+    given = dict(zip(("public", "inner"), free_ports(2), strict=True))
     caught_by = ""
 
 
