@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,14 @@ cuda: "12.8"
 nvlink: [[0, 1]]
 devices:
   - {name: NVIDIA H100, memory: 80GiB, uuid: GPU-a, used: USED, numa: 0, processes: [PROCESS]}
-  - {name: NVIDIA H100, memory: 80GiB, uuid: GPU-b, numa: 1, power: 91.5}
+  - {name: NVIDIA H100, memory: 80GiB, uuid: GPU-b, used: THEIRS, numa: 1, power: 91.5}
 """
+
+
+def linked_gpus(used: str = "1GiB", process: str = "", theirs: str = "0") -> str:
+    return LINKED.replace("USED", used).replace("PROCESS", process).replace("THEIRS", theirs)
+
+
 DESCRIBED = """
 resources:
   memory: {total: 64GiB, used: 1GiB}
@@ -40,7 +46,7 @@ def driver(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def linked(place: Path, tmp_path: Path, driver: Path) -> Iterator[RunningServer]:
-    driver.write_text(LINKED.replace("USED", "1GiB").replace("PROCESS", ""))
+    driver.write_text(linked_gpus())
     paths = (fakes.path("fake-engine"), nvml.shim(tmp_path / "shim", driver))
     with running_gpustack(place / "detected", env={"PYTHONPATH": os.pathsep.join(map(str, paths))}) as server:
         yield server
@@ -50,6 +56,24 @@ def gpus(server: RunningServer) -> list[dict[str, Any]]:
     with server.client() as client:
         found: list[dict[str, Any]] = client.get("/v2/gpu-devices").json()["items"]
     return found
+
+
+def instance_of(server: RunningServer, model: str) -> dict[str, Any]:
+    with server.client() as client:
+        found: list[dict[str, Any]] = client.get("/v2/model-instances").json()["items"]
+    [instance] = (each for each in found if each["model_name"] == model)
+    return instance
+
+
+def until(
+    look: Callable[[], dict[str, Any]], is_so: Callable[[dict[str, Any]], bool], seconds: float = 60
+) -> dict[str, Any]:
+    """Return what is seen once it is so."""
+    deadline = time.monotonic() + seconds
+    while not is_so(seen := look()):
+        assert time.monotonic() < deadline, seen
+        time.sleep(0.2)
+    return seen
 
 
 @pytest.mark.slow
@@ -70,22 +94,27 @@ def test_detected_gpus_are_placed_on_shown_and_told_apart_by_use(
         backend_parameters=["--claim-vram=120GiB"],
         timeout=120,
     )
-    with linked.client() as client:
-        [instance] = client.get("/v2/model-instances").json()["items"]
+    instance = instance_of(linked, "wide")
     assert instance["gpu_indexes"] == [0, 1]
     environment = Path(f"/proc/{instance['pid']}/environ").read_text().split("\0")
     assert "CUDA_VISIBLE_DEVICES=GPU-a,GPU-b" in environment
 
     # Our engine now takes 45 GiB of the 50 that are used.
     process = f"{{pid: {instance['pid']}, memory: 45GiB}}"
-    driver.write_text(LINKED.replace("USED", "50GiB").replace("PROCESS", process))
-    deadline = time.monotonic() + 60
-    while (found := gpus(linked)[0])["memory"]["used"] != 50 * GIB:
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    driver.write_text(linked_gpus("50GiB", process, theirs="30GiB"))
+    found = until(lambda: gpus(linked)[0], lambda gpu: gpu["memory"]["used"] == 50 * GIB)
     assert found["memory"]["others"] == 5 * GIB
     assert found["processes"] == [{"pid": instance["pid"], "memory": 45 * GIB, "instance_id": instance["id"]}]
     assert "50.0 GiB of 80.0 GiB  5.0 GiB" in linked.cli("gpus").stdout
+
+    # Of the second one 19 GiB are not claimed. While somebody else has them, a model has to do without.
+    wish = {"backend": "fake", "backend_parameters": ["--claim-vram=16GiB"], "timeout": 120}
+    linked.deploy(fakes.a_model(tmp_path / "early"), "early", **wish)
+    assert instance_of(linked, "early")["gpu_indexes"] == []
+    driver.write_text(linked_gpus("50GiB", process, theirs="1GiB"))
+    until(lambda: gpus(linked)[1], lambda gpu: gpu["memory"]["used"] == GIB)
+    linked.deploy(fakes.a_model(tmp_path / "late"), "late", **wish)
+    assert instance_of(linked, "late")["gpu_indexes"] == [1]
 
 
 def test_described_gpus_are_those_of_the_machine(place: Path, tmp_path: Path) -> None:
@@ -103,8 +132,7 @@ def test_described_gpus_are_those_of_the_machine(place: Path, tmp_path: Path) ->
             backend_parameters=["--claim-vram=40GiB"],
             timeout=120,
         )
-        with server.client() as client:
-            [instance] = client.get("/v2/model-instances").json()["items"]
+        instance = instance_of(server, "small")
         environment = Path(f"/proc/{instance['pid']}/environ").read_text().split("\0")
         listed = server.cli("gpus").stdout
 
