@@ -22,7 +22,7 @@ class Outcome(Enum):
     TIMEOUT = "timeout"
 
 
-class Hints(msgspec.Struct, eq=False):
+class Hints(msgspec.Struct, eq=False, gc=False):
     """What is known of a request before it is sent. Counts are tokens; all of it may be left out."""
 
     #: About how long the prompt is.

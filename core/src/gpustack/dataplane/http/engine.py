@@ -286,15 +286,15 @@ class EngineConnection(asyncio.Protocol):
 
     def _at_once(self, exchange: Exchange, known: KnownAnswer, length: bytes, body: bytes) -> None:
         """Take a whole answer whose head is one that was found valid before: the parser has nothing to add."""
-        upstream = self._upstream
+        upstream, transport = self._upstream, self._transport
         upstream.active.discard(self)
         self.exchange = exchange.connection = None
-        if self._transport.get_write_buffer_size():
+        if transport.get_write_buffer_size():
             self.due = math.inf
-            self._transport.abort()  # it has answered before it heard all
+            transport.abort()  # it has answered before it heard all
         else:
             if exchange.paused:
-                self._transport.resume_reading()
+                transport.resume_reading()
             upstream.put_back(self)
         take = exchange.at_once
         exchange.over()

@@ -139,11 +139,11 @@ class _Document(msgspec.Struct):
 _Count = Annotated[int, msgspec.Meta(ge=0, lt=MOST)]
 
 
-class _Details(msgspec.Struct):
+class _Details(msgspec.Struct, gc=False):
     cached_tokens: _Count | None = None
 
 
-class _Plain(msgspec.Struct):
+class _Plain(msgspec.Struct, gc=False):
     """Usage as nearly every engine tells it."""
 
     prompt_tokens: _Count
@@ -151,7 +151,7 @@ class _Plain(msgspec.Struct):
     prompt_tokens_details: _Details | None = None
 
 
-class _PlainDocument(msgspec.Struct):
+class _PlainDocument(msgspec.Struct, gc=False):
     usage: _Plain
 
 

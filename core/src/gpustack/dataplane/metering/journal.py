@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 SEGMENT = 4 << 20
 #: Bytes of all that a process holds for a server that does not take it: some two million records.
 MOST = 1 << 30
+#: Seconds between two rounds of writing: what the process leaves in memory outlives it, and each round disturbs the loop.
+_PACE = 0.03
 #: Records that may wait for a disk that takes none.
 _WAITING = 100_000
 #: The newest records, which are told without being read again.
@@ -90,7 +92,7 @@ class Journal:
         self._memory = memory or (_MEMORY if os.access(_MEMORY, os.W_OK) else directory)
         self._segment_bytes = segment_bytes
         self._most_bytes = most_bytes
-        self._behind = Behind("the usage journal", self._write)
+        self._behind = Behind("the usage journal", self._write, pace=_PACE)
         self._waiting: deque[tuple[int, bytes]] = deque()
         self._recent: deque[tuple[int, UsageRecord | Entry]] = deque(maxlen=_RECENT)
         self._unwritten = b""

@@ -35,14 +35,14 @@ _PROBE_KEY = f'"{_PROBE}"'.encode()
 _NEAR = 512
 
 
-class _Head(msgspec.Struct, rename={"probe": _PROBE}):
+class _Head(msgspec.Struct, gc=False, rename={"probe": _PROBE}):
     probe: Any = None
     model: Any = msgspec.UNSET
     stream: Any = None
     stream_options: msgspec.Raw = msgspec.Raw()
 
 
-class Asked(msgspec.Struct):
+class Asked(msgspec.Struct, gc=False):
     """What a body asks for. ``span`` is where the model's name stands, quotes included (in a form: without any)."""
 
     model: str

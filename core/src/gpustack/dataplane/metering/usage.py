@@ -15,7 +15,7 @@ BYTES_PER_TOKEN = 4
 MOST = 1 << 40
 
 
-class Usage(msgspec.Struct, frozen=True):
+class Usage(msgspec.Struct, frozen=True, gc=False):
     """Counts in tokens. ``cached`` is the part of ``prompt`` that the engine had in its cache.
 
     ``estimated`` says that at least one count is the gateway's own, because the engine told none.
