@@ -35,7 +35,7 @@ from gpustack.kit import local_sockets
 from gpustack.kit.local_sockets import Channel
 from gpustack.kit.net import LOOPBACK
 from gpustack.kit.paths import make_dir
-from gpustack.kit.process import RETIRE
+from gpustack.kit.process import RETIRE, give_large_buffers_back
 from gpustack.kit.tasks import Tasks
 from gpustack.plugin.routing import Route
 from gpustack.server.tls import Certificates
@@ -80,6 +80,7 @@ class Place:
 
 async def run(configuration: dict[str, Any], sockets: dict[str, socket.socket], parent: Parent) -> None:
     """Be a gateway process until cancelled, or retired and without requests."""
+    give_large_buffers_back()
     settings = configuration["settings"]
     place = Place(
         Path(settings["data_dir"]),

@@ -31,6 +31,9 @@ OWN_SESSION: dict[str, Any] = (
 RETIRE: signal.Signals = getattr(signal, "SIGUSR1", signal.SIGTERM)
 
 _PR_SET_PDEATHSIG = 1
+_M_MMAP_THRESHOLD = -3
+#: Bytes from which on a buffer is one that is given back to the system.
+_LARGE = 1 << 20
 #: Seconds between two looks at processes that are about to end.
 _LOOK = 0.02
 
@@ -147,6 +150,17 @@ def end_with_parent(parent: int | None = None) -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
         if parent is not None and os.getppid() != parent:
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+def give_large_buffers_back() -> None:
+    """Have the system get back at once what buffers of :data:`_LARGE` bytes and more took, where glibc allocates them.
+
+    Otherwise it keeps some dozen megabytes for the next ones, once there was a large one, for as long as the process lives.
+    """
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # others than glibc have none
+        if mallopt is not None:
+            mallopt(_M_MMAP_THRESHOLD, _LARGE)
 
 
 def tree(pid: int) -> list[psutil.Process]:
