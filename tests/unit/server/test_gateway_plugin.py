@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import time
+import warnings
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -16,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpustack.extensions import Catalogue, Registered
+from gpustack.extensions.opening import _Begun
 from gpustack.kit.errors import GPUStackError
 from gpustack.plugin import (
     GatewayHost,
@@ -290,3 +293,20 @@ def test_merged_deltas_say_what_the_deltas_one_by_one_say(
     assert follow([whole]) == follow(deltas)
     assert whole.since == 0
     assert whole.closed == frozenset(range(len(steps)))
+
+
+async def test_a_call_that_is_given_up_before_it_begins_leaves_nothing_behind() -> None:
+    begun = []
+
+    async def work() -> None:
+        begun.append(True)
+
+    call = _Begun(work)
+    call.cancel()
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        with pytest.raises(asyncio.CancelledError):
+            await call.run()
+        gc.collect()
+    assert [str(each.message) for each in seen] == []
+    assert begun == []

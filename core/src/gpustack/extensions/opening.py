@@ -182,10 +182,14 @@ class _Begun(Generic[T]):
     async def run(self) -> tuple[T | None, BaseException | None]:
         """Do the work, and return what it gives or raises."""
         self._loop = asyncio.get_running_loop()
-        self._task = asyncio.create_task(outcome_of(self._awaited()))
+        self._task = asyncio.create_task(self._outcome())
         if self._given_up:
             self._task.cancel()
         return await self._task
+
+    async def _outcome(self) -> tuple[T | None, BaseException | None]:
+        # Made here, once it runs: a task that is cancelled before that would leave it behind, never awaited.
+        return await outcome_of(self._awaited())
 
     async def _awaited(self) -> T:
         return await self._work()
