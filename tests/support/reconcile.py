@@ -30,6 +30,7 @@ from gpustack.plugin import (
     ResourceClaim,
     Verdict,
 )
+from gpustack.plugin.memory import Learned, MemoryKey
 from gpustack.schemas import (
     Claim,
     EventType,
@@ -194,6 +195,12 @@ class MemoryStore:
         self.workers = _Workers(self, "workers")
         self.model_files = _Files(self, "model-files")
         self.events = SimpleNamespace(last_number=self._last)
+        self.peaks: dict[MemoryKey, Learned] = {}
+        self.measured = SimpleNamespace(all=self._peaks)
+
+    async def _peaks(self) -> dict[MemoryKey, Learned]:
+        self.check()
+        return dict(self.peaks)
 
     async def _last(self) -> int:
         self.check()

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from gpustack.schemas import InstanceState, ModelFileState
+from gpustack.plugin.memory import Learned, MemoryKey
+from gpustack.schemas import InstanceMemory, InstanceState, ModelFileState
 from support.api import DOOR_TOKEN, Api
 from support.fake_engine import FakeEngine, Seen
 from support.records import a_source
@@ -355,6 +356,40 @@ async def test_a_restart_that_is_reported_twice_counts_once(api: Api) -> None:
     ]
     answer = await api.anyone.post(path, json={**report, "restart_count": 3}, headers=_as(worker))
     assert answer.json()["restart_count"] == 3
+
+
+async def test_a_measured_peak_is_shown_and_remembered_for_its_kind(api: Api) -> None:
+    worker = await api.worker()
+    instance = await api.instance(await api.model(), worker["id"], state=InstanceState.RUNNING)
+    memory = InstanceMemory(estimated_ram=1000, architecture="llama", arguments="digest")
+    await api.services.store.instances.update(instance, backend="fake", backend_version="1", memory=memory)
+    path = f"/v2/model-instances/{instance}/report"
+    kind = MemoryKey(architecture="llama", backend="fake", version="1", arguments="digest")
+
+    async def report(ram: int) -> dict[str, Any]:
+        body = {"state": "running", "peak": {"ram": ram, "vram": 7}}
+        answer = await api.anyone.post(path, json=body, headers=_as(worker))
+        return dict(answer.json()["memory"])
+
+    shown = [(await report(ram))["peak_ram"] for ram in (900, 1200, 1100)]
+
+    assert shown == [900, 1200, 1200]
+    assert await api.services.store.measured.all() == {kind: Learned(ram=1200, vram=7, starts=1)}
+    # It is placed anew, as the same kind, and takes less.
+    await api.services.store.instances.update(instance, memory=memory)
+    assert (await report(1000))["peak_ram"] == 1000
+    assert await api.services.store.measured.all() == {kind: Learned(ram=1180, vram=7, starts=2)}
+
+
+async def test_a_peak_that_makes_no_sense_is_refused(api: Api) -> None:
+    worker = await api.worker()
+    instance = await api.instance(await api.model(), worker["id"], state=InstanceState.RUNNING)
+    body = {"state": "running", "peak": {"ram": -1}}
+
+    answer = await api.anyone.post(f"/v2/model-instances/{instance}/report", json=body, headers=_as(worker))
+
+    assert answer.status_code == 400
+    assert "peak.ram" in answer.json()["message"]
 
 
 async def test_an_error_that_could_not_be_told_in_time_is_told_with_the_restart(api: Api) -> None:

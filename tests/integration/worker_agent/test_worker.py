@@ -122,6 +122,22 @@ class TestJoining:
         assert len(read_records(fleet.config.run_dir)) == 1
 
 
+class TestMemory:
+    async def test_what_an_engine_took_is_told_once_it_serves(
+        self, fleet: Any, server: Any, until: Any
+    ) -> None:
+        await fleet.start(measuring=0.1)
+        server.want(1, fleet.a_model())
+
+        await until(lambda: "peak" in server.last(1))
+
+        told = server.last(1)
+        assert told["state"] == RUNNING
+        # A Python process without a model.
+        assert 2 << 20 < told["peak"]["ram"] < 200 << 20
+        assert server.states(1).count(RUNNING) == 2
+
+
 class TestModelFiles:
     def ask(self, server: Any, path: str, number: int = 1, request: int = 1) -> None:
         row = {

@@ -235,7 +235,8 @@ def test_layers_that_stay_are_in_ram(backend) -> None:
 def test_an_encoder_has_no_cache(backend) -> None:
     small, large = estimate(backend, BERT, "--parallel=1"), estimate(backend, BERT, "--parallel=64")
 
-    assert small == large
+    # One vector each comes out, of 768 elements.
+    assert large.ram - small.ram == 63 * 768 * 4
     assert BERT.weight_bytes < small.ram < BERT.weight_bytes + 200 * MIB
 
 

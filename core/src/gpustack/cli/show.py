@@ -153,7 +153,14 @@ def _memory(instance: ModelInstancePublic) -> str:
     if claim.vram:
         gpus = ",".join(map(str, sorted(claim.vram)))
         parts.append(f"{human_bytes(sum(claim.vram.values()))} on GPU {gpus}")
-    return ", ".join(parts) or "-"
+    return f"{', '.join(parts)}{_peak(instance)}" if parts else "-"
+
+
+def _peak(instance: ModelInstancePublic) -> str:
+    """Return the most that was measured of it, beside what it claims."""
+    took = instance.memory
+    sizes = [human_bytes(each) for each in (took.peak_ram, took.peak_vram) if each]
+    return f"; took {' and '.join(sizes)}" if sizes else ""
 
 
 def request(url: str, model: ModelPublic) -> str:

@@ -18,6 +18,7 @@ from gpustack.db.repositories.base import sql
 from gpustack.db.repositories.clusters import Clusters
 from gpustack.db.repositories.history import Happening, History
 from gpustack.db.repositories.instances import Instances
+from gpustack.db.repositories.measured import Measured
 from gpustack.db.repositories.model_files import ModelFiles
 from gpustack.db.repositories.model_routes import ModelRoutes
 from gpustack.db.repositories.models import Models
@@ -49,6 +50,7 @@ class _Repositories:
         self.route_targets = RouteTargets(session)
         self.instances = Instances(session)
         self.model_files = ModelFiles(session)
+        self.measured = Measured(session)
         self.events = Events(session)
         self.history = History(session)
         self.usage = Usage(session)

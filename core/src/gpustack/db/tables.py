@@ -189,6 +189,7 @@ class ModelInstance(Table, tablename="model_instances", db=DIALECT):
     backend = Varchar(length=64)
     backend_version = Varchar(length=64)
     computed_resource_claim = JSON()
+    memory = JSON()
     gpu_indexes = JSON()
     resolved_revision = Varchar(length=64)
     download_progress = DoublePrecision(default=0.0)

@@ -61,6 +61,57 @@ class ModelFacts:
     categories: tuple[Category, ...] = ("unknown",)
     has_chat_template: bool = False
 
+    # Weights, in bytes of tensors; headers of files are not among them.
+    tensor_bytes: int = 0
+    #: By element type, as in ``(("BF16", 16060522496),)``; the largest first.
+    bytes_by_type: tuple[tuple[str, int], ...] = ()
+    #: Of each weight file, in their order.
+    shard_bytes: tuple[int, ...] = ()
+    #: Of each layer.
+    layer_bytes: tuple[int, ...] = ()
+    #: Of the table of token embeddings, and of the output head; the head is 0 where it is the same table.
+    embedding_bytes: int = 0
+    output_bytes: int = 0
+    #: Of all experts that a router chooses among.
+    expert_bytes: int = 0
+    #: Of the parts that see and hear, when they lie in the same files.
+    vision_bytes: int = 0
+    #: Other model files beside a GGUF file, by name: projectors (mmproj), adapters, drafts.
+    companions: tuple[tuple[str, int], ...] = ()
+
+    # What a token leaves behind.
+    #: Key/value heads of each layer where they differ; 0 for a layer without keys. Else :attr:`kv_heads` is for all.
+    kv_heads_by_layer: tuple[int, ...] = ()
+    #: Tokens that a layer with a sliding window looks back; 0: all layers see the whole context.
+    sliding_window: int = 0
+    #: How many layers have such a window.
+    window_layers: int = 0
+    #: The shape of their cache where it is another than that of the rest; 0: the same.
+    window_kv_heads: int = 0
+    window_key_length: int = 0
+    window_value_length: int = 0
+    #: Layers that keep a state of fixed size instead of keys (Mamba, linear attention).
+    state_layers: int = 0
+    #: Elements of the states of one sequence, over all layers.
+    state_elements: int = 0
+    #: Rank of the compressed vector and size of the rotary part that multi-head latent attention keeps for a token,
+    #: the same for all heads; then :attr:`key_length` is their sum and :attr:`value_length` 0.
+    latent_rank: int = 0
+    rotary_length: int = 0
+    #: Size of one head outside the compressed space, without the rotary part.
+    latent_head_length: int = 0
+    #: Size of the key that an index for sparse attention keeps besides.
+    index_length: int = 0
+
+    # What computing takes.
+    #: Width of the feed-forward part; of one expert, and of those that every token passes, together.
+    inner_size: int = 0
+    expert_inner_size: int = 0
+    shared_inner_size: int = 0
+    experts: int = 0
+    #: Experts that a token passes.
+    experts_used: int = 0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelCard:
@@ -209,6 +260,9 @@ class ResourceClaim:
     vram: int = 0
     #: Number of GPUs that ``vram`` is spread over evenly; 0 on the CPU.
     gpus: int = 0
+    #: The part of ``ram`` that is pages of mapped files which the engine goes on using. More of them may be in memory
+    #: than that, as a cache that the system takes back; what is measured counts no more of them than this.
+    mapped: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,8 +20,10 @@ from gpustack.schemas.config import ConfigPublic
 from gpustack.schemas.instances import (
     Claim,
     InstanceEventPublic,
+    InstanceMemory,
     InstanceReport,
     InstanceState,
+    MeasuredPeak,
     ModelInstancePublic,
 )
 from gpustack.schemas.keys import ApiKeyCreate, ApiKeyCreated, ApiKeyPublic
@@ -94,10 +96,12 @@ __all__ = [
     "Heartbeat",
     "InferenceBackendPublic",
     "InstanceEventPublic",
+    "InstanceMemory",
     "InstanceReport",
     "InstanceState",
     "Login",
     "LoginReply",
+    "MeasuredPeak",
     "MemoryStatus",
     "ModelCreate",
     "ModelFileDownload",

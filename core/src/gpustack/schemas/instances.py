@@ -31,6 +31,32 @@ class Claim(Output):
     vram: dict[int, int] = {}
 
 
+class InstanceMemory(Output):
+    """What an instance was estimated to take, and the most that it took so far, in bytes; 0 is not known.
+
+    ``computed_resource_claim`` is the estimate as earlier starts of the same kind correct it.
+    """
+
+    estimated_ram: int = 0
+    #: Of all its GPUs together.
+    estimated_vram: int = 0
+    #: The part of ``estimated_ram`` that is pages of mapped files; of the pages measured no more are counted.
+    mapped: int = 0
+    peak_ram: int = 0
+    peak_vram: int = 0
+    #: What its peaks are remembered by, besides engine and version: the model's architecture and a digest of all that
+    #: an estimate depends on.
+    architecture: str = ""
+    arguments: str = ""
+
+
+class MeasuredPeak(FromWorker):
+    """The most that an instance took since its engine started, in bytes; ``vram`` on all its GPUs together."""
+
+    ram: int = Field(default=0, ge=0, le=1 << 60)
+    vram: int = Field(default=0, ge=0, le=1 << 60)
+
+
 class ModelInstancePublic(Record):
     """One copy of a model on one worker."""
 
@@ -54,6 +80,7 @@ class ModelInstancePublic(Record):
     backend: str = ""
     backend_version: str = ""
     computed_resource_claim: Claim = Claim()
+    memory: InstanceMemory = InstanceMemory()
     gpu_indexes: list[int] = []
     #: The commit of the model's repository that it loads; empty for files without one.
     resolved_revision: str = ""
@@ -85,6 +112,8 @@ class InstanceReport(FromWorker):
     restart_count: int | None = Field(default=None, ge=1, le=1_000_000_000)
     #: The error that this report follows, when the report of that could not be sent before.
     missed_error: str | None = Field(default=None, max_length=16384)
+    #: What it took so far, when that has grown.
+    peak: MeasuredPeak | None = None
     #: True when a draining instance has ended for good.
     ended: bool = False
 

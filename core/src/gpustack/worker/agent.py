@@ -36,6 +36,7 @@ from gpustack.worker.desk import Desk
 from gpustack.worker.identity import Identity
 from gpustack.worker.instances import Instances, newest
 from gpustack.worker.joining import Joining
+from gpustack.worker.measuring import GpuMemory, gpu_memory
 from gpustack.worker.model_files import Downloads, ModelFiles
 from gpustack.worker.outbox import Outbox
 from gpustack.worker.ports import PortPool
@@ -169,6 +170,9 @@ class Agent:
             async with asyncio.TaskGroup() as group:
                 group.create_task(serve(api, self._socket), name="worker: own port")
                 group.create_task(instances.tend_logs(), name="worker: logs")
+                group.create_task(
+                    instances.measure(self._gpu_memory, every=self._config.measuring), name="worker: memory"
+                )
                 group.create_task(self._measure(machine), name="worker: figures")
                 group.create_task(self._sessions(machine, instances, files), name="worker: sessions")
 
@@ -246,6 +250,9 @@ class Agent:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._config.heartbeat):
                     await self._due.wait()
+
+    def _gpu_memory(self) -> GpuMemory:
+        return gpu_memory(self._figures.status if self._figures is not None else None)
 
     def _tell_installed(self) -> None:
         self._installed_anew = True

@@ -43,6 +43,8 @@ class WorkerConfig:
     limits: EngineLimits = field(default_factory=EngineLimits)
     #: Seconds between two heartbeats; every third carries what was measured.
     heartbeat: float = 10.0
+    #: Seconds between two looks at what engines take.
+    measuring: float = 10.0
     #: The server is another GPUStack's: without it there is nothing to do here. A worker that is refused there for
     #: good ends with a line, instead of asking again and again, and it may turn out to be a copy of another one.
     remote: bool = False

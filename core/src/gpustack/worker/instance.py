@@ -21,6 +21,7 @@ from gpustack.worker.artifacts.hub.cache import HubSource
 from gpustack.worker.desk import Installed
 from gpustack.worker.draining import until_idle
 from gpustack.worker.leftovers import clear, end_all, make_way
+from gpustack.worker.measuring import Peak, taken_by
 from gpustack.worker.memory import Notebook, first_event
 from gpustack.worker.ports import Lease
 from gpustack.worker.probe import answers
@@ -54,6 +55,7 @@ class InstanceDriver:
         self._engine: EngineProcess | None = None
         self._lease: Lease | None = None
         self._last_message = ""
+        self._peak = Peak()
         self._notebook = Notebook(shop.config.run_dir)
         #: By the server's count, which only this driver raises.
         self._restarts = instance.restart_count
@@ -87,6 +89,20 @@ class InstanceDriver:
         # Before, an engine that is about to be adopted would be taken for none.
         if self._begun and not self.life.draining:
             self._post(None, life.Draining(self._time_to_drain()))
+
+    async def measure(self, vram: int) -> None:
+        """Measure what the engine takes, and tell the server when it serves and has taken more than before.
+
+        ``vram`` is what the drivers say of its GPU memory, in bytes.
+        """
+        if (engine := self._engine) is None:
+            return
+        taken = await asyncio.to_thread(taken_by, engine.who.pid)
+        if engine is not self._engine:
+            return  # another one by now
+        self._peak.take(taken, vram, mapped=self.instance.memory.mapped)
+        if self.serves and (peak := self._peak.news()) is not None:
+            self._report(life.Report(self.life.state, self._last_message), peak=peak)
 
     def withdraw(self) -> None:
         """End the engine; :meth:`run` returns once it is gone."""
@@ -328,6 +344,7 @@ class InstanceDriver:
         await self._new_generation()
         config, number = self._shop.config, self.instance.id
         engine, self._engine, self._answering_since = self._engine, None, None
+        self._peak = Peak()
         insist = self._not_ended if self.life.withdrawn else None
         gone = await end_all(config.run_dir, number, engine, grace=config.grace, insist=insist)
         if gone and self._lease is not None:

@@ -14,6 +14,7 @@ from gpustack.kit.backoff import Backoff
 from gpustack.kit.tasks import Tasks
 from gpustack.schemas import Event, EventType, InstanceReport, InstanceState, ModelInstancePublic
 from gpustack.worker.instance import InstanceDriver
+from gpustack.worker.measuring import GpuMemory
 from gpustack.worker.memory import Memory, forget_all_but, remember
 from gpustack.worker.outbox import Outbox
 from gpustack.worker.runners.ending import end_engines
@@ -40,6 +41,8 @@ def newest(old: InstanceReport, new: InstanceReport) -> InstanceReport:
         error = old.state_message if old.state is InstanceState.ERROR and new.restarted else old.missed_error
     if error is not None and (new.restarted or old.restarted):
         joined["missed_error"] = error
+    if new.peak is None and old.peak is not None and not new.restarted:
+        joined["peak"] = old.peak
     return new.model_copy(update=joined)
 
 
@@ -100,6 +103,17 @@ class Instances:
             await asyncio.sleep(every)
             for driver in list(self._drivers.values()):
                 await asyncio.to_thread(cap, driver.log_path)
+
+    async def measure(self, gpu_memory: Callable[[], GpuMemory], *, every: float) -> None:
+        """Measure what engines take, every so many seconds: nothing tells when they take more.
+
+        ``gpu_memory`` returns what the drivers said last, in bytes by instance.
+        """
+        while True:
+            await asyncio.sleep(every)
+            vram = gpu_memory()
+            for number, driver in list(self._drivers.items()):
+                await driver.measure(vram.get(number, 0))
 
     async def stop(self) -> None:
         """Stop driving; engines go on running."""

@@ -75,7 +75,8 @@ class LlamaCpp(InferenceBackend[NoSettings]):
 
     def estimate(self, request: EstimateRequest) -> ResourceClaim:
         """Return weights, KV cache, compute buffers and the process; on GPUs what is offloaded there."""
-        return claim(request.model, Parameters.parse(request.parameters), len(request.devices))
+        parameters = Parameters.parse(request.parameters)
+        return claim(request.model, parameters, len(request.devices), request.version)
 
     def artifact(self, version: str, platform: Platform) -> PipxPackage:
         """Return our launcher, made for this version of xllamacpp."""

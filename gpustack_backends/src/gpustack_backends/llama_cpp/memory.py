@@ -1,10 +1,26 @@
-"""How much memory llama.cpp takes: weights, KV cache, compute buffers, and the process itself."""
+"""How much memory llama.cpp takes: weights, cache, compute buffers, and the process itself.
+
+Weights and cache are counted by ``gpustack.plugin.memory``; what is here is llama.cpp's own: how it lays out its
+context, what it computes in, and what its server keeps of old prompts. The formulas of the buffers were found by
+reading what it logs for models of many shapes; tests hold them against it.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from gpustack.plugin import ModelFacts, Refused, ResourceClaim
+from gpustack.plugin.memory import (
+    Cache,
+    Extra,
+    cache_bytes,
+    costs_of,
+    extra_bytes,
+    forgetting_bytes,
+    weight_bytes,
+)
+from gpustack.plugin.memory.instance import inner_width
 from gpustack_backends.llama_cpp.parameters import Parameters
 
 _MIB = 1 << 20
@@ -18,8 +34,13 @@ DEFAULT_BATCH = 2048
 DEFAULT_UBATCH = 512
 #: What the launcher keeps of old prompts, in MiB; -1 has no limit, counted as llama.cpp's own default.
 _CACHE_RAM, _CACHE_RAM_UNLIMITED = 256, 8192
-#: The process with its libraries; with a GPU's runtime, and what that takes on each GPU.
-_PROCESS, _PROCESS_GPU, _RUNTIME_GPU = 96 * _MIB, 512 * _MIB, 400 * _MIB
+#: The process without a GPU's runtime, and what each word of the vocabulary takes in its tables.
+_PROCESS, _WORD = 34 * _MIB, 420
+#: Cells of the context are taken in multiples of this.
+_PAGE = 256
+#: Tokens between two copies of windows and states that a slot keeps to go back to, how many of them it keeps at most,
+#: and those that it makes near the end of every prompt.
+_CHECKPOINT_STEP, _CHECKPOINTS, _CHECKPOINTS_AT_END = 8192, 32, 2
 
 #: Architectures that read the whole input at once and keep nothing.
 _ENCODERS = (
@@ -33,18 +54,11 @@ _ENCODERS = (
     "jina-bert-v3",
 )
 
-#: Bytes of one element of a cache type; the quantised ones come in blocks with a scale.
-_CACHE_TYPES = {
-    "f32": 4.0,
-    "f16": 2.0,
-    "bf16": 2.0,
-    "q8_0": 34 / 32,
-    "q5_1": 24 / 32,
-    "q5_0": 22 / 32,
-    "q4_1": 20 / 32,
-    "q4_0": 18 / 32,
-    "iq4_nl": 18 / 32,
-}
+#: Types that the cache may have.
+_CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
+#: Types of weights that every processor computes with as they are in the file. Others may be copied into another
+#: order, and the mapped pages are not used again.
+_AS_THEY_ARE = frozenset({"F32", "F16", "BF16", "F64", "I8", "I16", "I32", "I64"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,64 +98,176 @@ def is_whole_input(model: ModelFacts) -> bool:
     return model.categories[:1] in (("embedding",), ("reranker",))
 
 
-def claim(model: ModelFacts, parameters: Parameters, gpus: int) -> ResourceClaim:
+def claim(model: ModelFacts, parameters: Parameters, gpus: int, version: str = "") -> ResourceClaim:
     """Return the memory of one instance on ``gpus`` GPUs (0: on the CPU)."""
     shape = Shape.of(model, parameters)
     kv, compute = kv_cache(model, shape, parameters), compute_buffers(model, shape, parameters)
-    kept = parameters.integer("--cache-ram", _CACHE_RAM, least=-1)
-    prompts = 0 if is_whole_input(model) else (kept if kept >= 0 else _CACHE_RAM_UNLIMITED) * _MIB
-    on_gpu = offloaded(model, parameters) if gpus else 0.0
-    if on_gpu == 0:
-        return ResourceClaim(ram=model.weight_bytes + kv + compute + _PROCESS + prompts)
-    kv_gpu = 0.0 if parameters.has("--no-kv-offload") else on_gpu
-    vram = model.weight_bytes * on_gpu + kv * kv_gpu + (compute + _RUNTIME_GPU) * gpus
-    ram = model.weight_bytes * (1 - on_gpu) + kv * (1 - kv_gpu) + _PROCESS_GPU + prompts
-    return ResourceClaim(ram=int(ram), vram=int(vram), gpus=gpus)
-
-
-def offloaded(model: ModelFacts, parameters: Parameters) -> float:
-    """Return the part of the model that goes to GPUs, from 0 to 1."""
-    if parameters.get("--gpu-layers") in (None, "all", "auto"):
-        return 1.0
-    layers = parameters.integer("--gpu-layers", -1, least=-1)
-    if layers < 0:
-        return 1.0
-    # The output layer counts as one more.
-    return min(1.0, layers / (model.layers + 1)) if model.layers else float(layers > 0)
+    extra = extra_bytes(model, _extras(parameters))
+    host = _PROCESS + _WORD * model.vocabulary + _prompts(model, shape, parameters)
+    layers = _layers_on_gpus(model, parameters) if gpus else 0
+    if layers == 0:
+        weights = weight_bytes(model) + extra
+        return ResourceClaim(ram=weights + kv + compute + host, mapped=_mapped(model, parameters))
+    costs = costs_of("llama-cpp", version)
+    there = _weights_on_gpus(model, layers)
+    # A tied table is the output head there and is looked up here.
+    here = weight_bytes(model) - there + (model.embedding_bytes if there == weight_bytes(model) else 0)
+    part = min(1.0, layers / model.layers) if model.layers else 1.0
+    kv_there = 0 if parameters.has("--no-kv-offload") else int(kv * part)
+    vram = there + extra + kv_there + (compute + costs.runtime) * gpus
+    mapped = here if _maps(parameters) else 0
+    return ResourceClaim(ram=here + kv - kv_there + costs.host + host, vram=vram, gpus=gpus, mapped=mapped)
 
 
 def kv_cache(model: ModelFacts, shape: Shape, parameters: Parameters) -> int:
-    """Return the bytes of all keys and values of the whole context."""
+    """Return the bytes that the cache of the whole context takes."""
+    cache = _cache(shape, parameters)
     if model.architecture in _ENCODERS:
         return 0
-    heads = model.kv_heads or model.attention_heads
-    size = model.hidden_size // model.attention_heads if model.attention_heads else 0
-    keys, values = model.key_length or size, model.value_length or size
-    if not (model.layers and heads and keys and values):
+    if not (model.layers and (model.key_length or model.state_elements)):
         # Seen over many models: 8192 tokens take about an eighth of the weights.
         return int(model.weight_bytes / 8 * shape.total / DEFAULT_CONTEXT)
-    of_key = _cache_type(parameters, "--cache-type-k") * keys
-    of_value = _cache_type(parameters, "--cache-type-v") * values
-    padded = -(-shape.total // 256) * 256
-    return int(padded * model.layers * heads * (of_key + of_value))
+    return cache_bytes(model, cache)
+
+
+def _cache(shape: Shape, parameters: Parameters) -> Cache:
+    unified = _unified(parameters)
+    return Cache(
+        context=shape.total if unified else shape.context,
+        sequences=shape.parallel,
+        key_type=_cache_type(parameters, "--cache-type-k"),
+        value_type=_cache_type(parameters, "--cache-type-v"),
+        page=_PAGE,
+        step=shape.ubatch,
+        shared=unified,
+        full_windows=parameters.has("--swa-full"),
+    )
 
 
 def compute_buffers(model: ModelFacts, shape: Shape, parameters: Parameters) -> int:
-    """Return the bytes of intermediate results: some rows of the hidden size, and the scores of all tokens.
-
-    Without flash attention come the scores of each token for each other one.
-    """
-    row = 10 * model.hidden_size + (0 if is_whole_input(model) else model.vocabulary)
+    """Return the bytes of intermediate results: of the widest part of a layer, and of what masks the context."""
+    cache = _cache(shape, parameters)
+    # Slots of their own are computed side by side, each with its part of the tokens.
+    streams = 1 if cache.shared else cache.sequences
+    keeps = model.key_length and model.architecture not in _ENCODERS
+    cells = [cache.cells // streams] if keeps and model.state_layers < model.layers else []
+    if model.window_layers and keeps:
+        cells.append(cache.window_cells(model.sliding_window) // streams)
+    if model.architecture in _ENCODERS:
+        cells = [shape.ubatch]
+    # What comes out: the scores of the next token, or vectors.
+    scores = 4 * shape.parallel * (model.hidden_size if is_whole_input(model) else model.vocabulary)
     if parameters.get("--flash-attn") == "off":
-        row += model.attention_heads * shape.context
-    return 4 * shape.ubatch * row
+        masks = 4 * sum(cells)
+        attention = 4 * (model.attention_heads * max(cells, default=0) + _attention_row(model))
+        return shape.ubatch * (masks + max(attention, 4 * _widest_row(model))) + scores
+    return shape.ubatch * (2 * sum(cells) + 4 * max(_widest_row(model), _attention_row(model))) + scores
 
 
-def _cache_type(parameters: Parameters, flag: str) -> float:
+def _widest_row(model: ModelFacts) -> int:
+    """Return the elements that a token takes in the widest of the feed-forward or state parts."""
+    rows = 5 * model.hidden_size + 3 * inner_width(model) + model.experts_used * model.hidden_size
+    if model.state_layers and not model.inner_size:
+        # Twice the inner width enters, passes a convolution and is gated; it is twice the hidden size.
+        return 2 * model.hidden_size + 13 * model.hidden_size
+    return rows
+
+
+def _attention_row(model: ModelFacts) -> int:
+    heads, hidden = model.attention_heads, model.hidden_size
+    if model.latent_rank:
+        # Queries as they come, in the compressed space, and joined; then values there and expanded.
+        latent, both = model.latent_rank, model.latent_rank + model.rotary_length
+        return (
+            2 * hidden
+            + heads * (2 * model.latent_head_length + model.rotary_length + latent + both)
+            + 2 * both
+        )
+    queries = heads * max(model.key_length, model.value_length)
+    return 2 * hidden + 4 * queries + model.kv_heads * (model.key_length + model.value_length)
+
+
+def _prompts(model: ModelFacts, shape: Shape, parameters: Parameters) -> int:
+    """Return the bytes of what the server keeps of earlier prompts, beside the context."""
+    if is_whole_input(model):
+        return 0
+    kept = parameters.integer("--cache-ram", _CACHE_RAM, least=-1)
+    prompts = (kept if kept >= 0 else _CACHE_RAM_UNLIMITED) * _MIB
+    if parameters.has("--no-cache-prompt"):
+        prompts = 0
+    return prompts + _checkpoints(model, shape, parameters)
+
+
+def _checkpoints(model: ModelFacts, shape: Shape, parameters: Parameters) -> int:
+    """Return the bytes of copies of windows and states, which cannot be rolled back otherwise."""
+    if parameters.has("--swa-full"):
+        return 0
+    one = replace(_cache(shape, parameters), context=shape.context, sequences=1, shared=False)
+    count = min(_CHECKPOINTS, _CHECKPOINTS_AT_END + shape.context // _CHECKPOINT_STEP)
+    return forgetting_bytes(model, one) * count * shape.parallel
+
+
+# Weights ------------------------------------------------------------------------------------------------
+
+
+def _layers_on_gpus(model: ModelFacts, parameters: Parameters) -> int:
+    """Return how many layers go to GPUs; the output head counts as one more."""
+    whole = model.layers + 1
+    if parameters.get("--gpu-layers") in (None, "all", "auto"):
+        return whole
+    layers = parameters.integer("--gpu-layers", -1, least=-1)
+    if layers < 0:
+        return whole
+    return min(whole, layers) if model.layers else layers
+
+
+def _weights_on_gpus(model: ModelFacts, layers: int) -> int:
+    """Return the bytes of the last ``layers``: the output head leaves RAM first, the table of embeddings never."""
+    total = weight_bytes(model)
+    if not model.layer_bytes:
+        return int(total * min(1.0, layers / (model.layers + 1))) if model.layers else total
+    head = model.output_bytes or model.embedding_bytes
+    if layers > len(model.layer_bytes):
+        return total if not model.output_bytes else total - model.embedding_bytes
+    return sum(model.layer_bytes[len(model.layer_bytes) - layers + 1 :]) + (head if layers else 0)
+
+
+def _mapped(model: ModelFacts, parameters: Parameters) -> int:
+    """Return the bytes of weights that are used where the file is mapped."""
+    if not _maps(parameters):
+        return 0
+    if parameters.has("--no-repack"):
+        return weight_bytes(model)
+    return sum(size for kind, size in model.bytes_by_type if kind in _AS_THEY_ARE)
+
+
+def _maps(parameters: Parameters) -> bool:
+    mode = (parameters.get("--load-mode") or parameters.get("-lm") or "mmap").lower()
+    return mode == "mmap" and not parameters.has("--no-mmap")
+
+
+def _extras(parameters: Parameters) -> Iterator[Extra]:
+    """Yield the files that are loaded besides the model."""
+    for each in parameters.given:
+        match each.flag, each.value:
+            case ("--mmproj" | "-mm", str(path)):
+                yield Extra(kind="projector", path=path)
+            case ("--lora", str(paths)):
+                yield from (Extra(kind="adapter", path=path) for path in paths.split(","))
+            case ("--lora-scaled", str(paths)):
+                yield from (Extra(kind="adapter", path=path.rpartition(":")[0]) for path in paths.split(","))
+            case ("--model-draft" | "-md", str(path)):
+                yield Extra(kind="draft", path=path)
+
+
+# Parameters ---------------------------------------------------------------------------------------------
+
+
+def _cache_type(parameters: Parameters, flag: str) -> str:
     name = (parameters.get(flag) or "f16").lower()
     if name not in _CACHE_TYPES:
         raise Refused(f"{flag} must be one of {', '.join(_CACHE_TYPES)}, not {name!r}")
-    return _CACHE_TYPES[name]
+    return name
 
 
 def _unified(parameters: Parameters) -> bool:

@@ -12,7 +12,7 @@ from gpustack.db.repositories.history import happenings
 from gpustack.db.tables import Model, ModelInstance, Worker
 from gpustack.kit.errors import Conflict, NotFound
 from gpustack.schemas.common import Page
-from gpustack.schemas.instances import Claim, InstanceState, ModelInstancePublic
+from gpustack.schemas.instances import Claim, InstanceMemory, InstanceState, ModelInstancePublic
 from gpustack.schemas.models import ModelPublic, Rollout
 
 #: What ``update`` may set.
@@ -109,6 +109,7 @@ class Instances(Repository[ModelInstancePublic]):
             "backend": "",
             "backend_version": "",
             "computed_resource_claim": Claim(),
+            "memory": InstanceMemory(),
             "gpu_indexes": [],
             "resolved_revision": "",
             "download_progress": 0.0,

@@ -8,13 +8,23 @@ from typing import Annotated
 from litestar import Response, delete, get, post
 from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
+from gpustack.db import Transaction
 from gpustack.kit.errors import Conflict, Forbidden, NotFound
 from gpustack.lifecycle.instance import ON_WORKER, may_follow
-from gpustack.schemas import InstanceReport, InstanceState, ModelInstancePublic, Page
+from gpustack.plugin.memory import Learned
+from gpustack.schemas import (
+    InstanceMemory,
+    InstanceReport,
+    InstanceState,
+    MeasuredPeak,
+    ModelInstancePublic,
+    Page,
+)
 from gpustack.server.api.listing import Select, listed
 from gpustack.server.api.logs import log_stream
 from gpustack.server.auth.caller import Access, Req, Via
 from gpustack.server.body import Body, one
+from gpustack.server.reconcile.learned import first_peak, memory_key
 from gpustack.server.services import services
 
 _WORKER = {"access": Access.WORKER}
@@ -81,7 +91,7 @@ async def report_instance(
     if data.ended:
         return one(await _ended(request, instance_id))
     columns = data.model_dump(
-        exclude_unset=True, exclude={"restarted", "restart_count", "missed_error", "ended"}
+        exclude_unset=True, exclude={"restarted", "restart_count", "missed_error", "ended", "peak"}
     )
     columns.setdefault("state_message", "")
     if data.state is InstanceState.INITIALIZING:
@@ -101,8 +111,25 @@ async def report_instance(
         if restarts > instance.restart_count:
             columns["restart_count"] = restarts
             columns["last_restart_time"] = datetime.now(UTC)
+        if data.peak is not None:
+            columns["memory"] = await _learn(tx, instance, data.peak)
         changed = await tx.instances.update(instance_id, **columns)
     return one(changed)
+
+
+async def _learn(tx: Transaction, instance: ModelInstancePublic, peak: MeasuredPeak) -> InstanceMemory:
+    """Remember what an instance took for the next of its kind, and return what is shown of it."""
+    before = instance.memory
+    now = before.model_copy(
+        update={
+            "peak_ram": max(before.peak_ram, peak.ram),
+            "peak_vram": max(before.peak_vram, peak.vram),
+        }
+    )
+    if now != before and (key := memory_key(instance)) is not None:
+        taken = Learned(ram=now.peak_ram, vram=now.peak_vram)
+        await tx.measured.learn(key, taken, new_start=first_peak(before))
+    return now
 
 
 def _restarts(report: InstanceReport, instance: ModelInstancePublic) -> int:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gpustack.scheduling import Placed
-from gpustack.schemas import InstanceState
+from gpustack.schemas import InstanceMemory, InstanceState
 from gpustack.server.reconcile.questions import Question
 
 
@@ -72,6 +72,8 @@ class Schedule:
     revision: str = ""
     #: What was decided for the user on the way.
     note: str = ""
+    #: The estimate, and what the peak that will be measured is kept by.
+    memory: InstanceMemory = field(default_factory=InstanceMemory)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from gpustack.db import Store
 from gpustack.kit.errors import Conflict, NotFound
 from gpustack.kit.text import random_suffix
-from gpustack.schemas import Claim, InstanceState, ModelInstancePublic, WorkerState
+from gpustack.schemas import Claim, InstanceMemory, InstanceState, ModelInstancePublic, WorkerState
 from gpustack.server.reconcile.actions import (
     Action,
     Analyze,
@@ -45,6 +45,7 @@ _UNPLACED: dict[str, Any] = {
     "backend": "",
     "backend_version": "",
     "computed_resource_claim": Claim(),
+    "memory": InstanceMemory(),
     "gpu_indexes": [],
     "download_progress": 0.0,
 }
@@ -178,6 +179,7 @@ class Execute:
             resolved_path=action.path,
             resolved_revision=action.revision,
             computed_resource_claim=Claim(ram=placed.ram, vram=dict(placed.vram)),
+            memory=action.memory,
             gpu_indexes=sorted(placed.vram),
             spec_digest=action.spec,
         )

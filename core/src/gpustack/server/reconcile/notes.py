@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gpustack.lifecycle.instance import Deadlines
+from gpustack.plugin.memory import Learned, MemoryKey
 from gpustack.schemas import ModelFilePublic, ModelInstancePublic, ModelPublic, WorkerPublic
 
 
@@ -66,3 +67,5 @@ class Rows:
     instances: Sequence[ModelInstancePublic]
     workers: Sequence[WorkerPublic]
     files: Sequence[ModelFilePublic]
+    #: What earlier starts measured.
+    peaks: Mapping[MemoryKey, Learned] = field(default_factory=dict)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from gpustack.scheduling import FilesThere, Offer, Placed, Refused, Request, Snapshot, Way, explain, place
 from gpustack.scheduling.filters import CANDIDATES, sift
 from gpustack.schemas import (
+    InstanceMemory,
     InstanceState,
     ModelFilePublic,
     ModelFileState,
@@ -20,6 +21,7 @@ from gpustack.schemas import (
 from gpustack.server.reconcile import hub
 from gpustack.server.reconcile.actions import Action, Analyze, Ask, Fail, Move, Park, Restart, Schedule
 from gpustack.server.reconcile.harm import least_harmful_first
+from gpustack.server.reconcile.learned import memory_of
 from gpustack.server.reconcile.notes import Notes
 from gpustack.server.reconcile.questions import Answer, Question, facts_of, questions
 from gpustack.server.reconcile.state import State, worker_print
@@ -261,9 +263,22 @@ class _Look:
 
     def _schedule(self, placed: Placed) -> Schedule:
         path, spec = self._path(placed.worker_id), self._model.spec_digest
+        memory = self._memory(placed)
         if self._hub is None or (file := self._hub.answer(self._notes.asked)) is None:
-            return Schedule(placed, path, spec)
-        return Schedule(placed, "", spec, file.resolved_revision, file.state_message)
+            return Schedule(placed, path, spec, memory=memory)
+        return Schedule(placed, "", spec, file.resolved_revision, file.state_message, memory=memory)
+
+    def _memory(self, placed: Placed) -> InstanceMemory:
+        """Return the estimate that the placement rests on, and what its measured peak will be kept by."""
+        worker = self._state.workers[placed.worker_id]
+        if self._hub is not None:
+            facts = self._hub.facts(self._notes.asked)
+        else:
+            file = self._file(worker)
+            facts = facts_of(file.facts) if file is not None and file.facts is not None else None
+        asked = questions(self._model, worker, facts, self._state.versions) if facts is not None else []
+        way = (placed.way.backend, placed.way.version, placed.way.claim.gpus)
+        return memory_of(asked, self._state.answers, way)
 
     def _park(self) -> Action | None:
         refused = place(self._snapshot, self._request(_Known()))
@@ -328,7 +343,11 @@ class _Look:
                 known.passing |= answer.refused_by == "trouble"
         return Offer(
             ways=tuple(
-                Way(backend=question.backend, version=question.version, claim=answer.claim)
+                Way(
+                    backend=question.backend,
+                    version=question.version,
+                    claim=self._state.peaks.corrected(question, answer.claim),
+                )
                 for question, answer in answers
                 if answer.claim is not None
             ),

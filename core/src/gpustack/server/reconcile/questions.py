@@ -59,10 +59,14 @@ class Answer:
 
 def facts_of(document: FactsDocument) -> ModelFacts:
     """Return the facts in ``document``; fields that a newer worker adds are left out."""
-    values = {key: value for key, value in document.model_dump().items() if key in _FACTS}
-    if "categories" in values:
-        values["categories"] = tuple(values["categories"]) or ("unknown",)
+    # A question is looked up by its facts, and JSON knows no tuples.
+    values = {key: _frozen(value) for key, value in document.model_dump().items() if key in _FACTS}
+    values["categories"] = values.get("categories") or ("unknown",)
     return ModelFacts(**values)
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(each) for each in value) if isinstance(value, list | tuple) else value
 
 
 def platform_of(worker: WorkerPublic) -> Platform:

@@ -131,7 +131,13 @@ class Reconciler:
         workers = await self._store.workers.list(page=-1)
         files = await self._store.model_files.list(page=-1)
         instances = await self._store.instances.list(page=-1)
-        rows = Rows(models=models.items, instances=instances.items, workers=workers.items, files=files.items)
+        rows = Rows(
+            models=models.items,
+            instances=instances.items,
+            workers=workers.items,
+            files=files.items,
+            peaks=await self._store.measured.all(),
+        )
         self.state.replace_rows(rows, now=self._now(), wall=datetime.now(UTC))
 
     async def _read(self, since: int) -> None:

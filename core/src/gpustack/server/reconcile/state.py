@@ -25,6 +25,7 @@ from gpustack.schemas import (
     source_key,
 )
 from gpustack.schemas.common import Record
+from gpustack.server.reconcile.learned import Peaks
 from gpustack.server.reconcile.notes import Limits, Notes, Others, Rows
 from gpustack.server.reconcile.questions import Answer, Question, facts_of
 from gpustack.server.reconcile.timers import Timers
@@ -57,6 +58,7 @@ class State:
         self.seen: dict[int, float] = {}
         self.others: dict[int, Others] = {}
         self.answers: dict[Question, Answer] = {}
+        self.peaks = Peaks()
         self.asking: set[Question] = set()
         #: Counts changes after which a refused instance may fit.
         self.capacity = 0
@@ -112,6 +114,8 @@ class State:
         if new.draining_since is not None and notes.draining is None:
             notes.draining = now
             self.draining.setdefault(new.model_id, {})[new.id] = new.name
+        if old is not None:
+            self.peaks.follow(old, new)
         if old is not None and _held(old) and _held(old) != _held(new):
             self.capacity += 1
         self.instances[new.id] = new
@@ -356,6 +360,7 @@ class State:
         ``wall`` is the time of day that belongs to ``now``.
         """
         self._deleted.clear()
+        self.peaks.replace(rows.peaks)
         self._forget("models", self.models, rows.models)
         self._forget("model-instances", self.instances, rows.instances)
         self._forget("workers", self.workers, rows.workers)

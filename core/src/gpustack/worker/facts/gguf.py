@@ -12,6 +12,7 @@ from gpustack.kit.errors import InvalidInput
 from gpustack.kit.text import human_bytes
 from gpustack.worker.facts.gguf_types import ARRAY, SCALARS, STRING, TENSOR_TYPES
 from gpustack.worker.facts.reader import Opener, Reader, open_local
+from gpustack.worker.facts.tensors import Sums
 
 MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -46,8 +47,8 @@ class Header:
     elements: int = 0
     tensors: int = 0
     tensor_names: set[str] = field(default_factory=set)
-    #: Bytes by tensor type.
-    bytes_by_type: dict[str, int] = field(default_factory=dict)
+    #: Bytes of the tensors, by type and place.
+    sums: Sums = field(default_factory=Sums)
 
     @property
     def architecture(self) -> str:
@@ -157,7 +158,8 @@ def _tensors(reader: Reader, header: Header, count: int) -> int:
         length = -(-elements // block) * width
         data_end = max(data_end, offset + length)
         header.elements += elements
-        header.bytes_by_type[label] = header.bytes_by_type.get(label, 0) + length
+        header.sums.add(name, label, length)
+        header.sums.complete &= width > 0
         header.tensor_names.add(name)
     header.tensors = count
     alignment = header.metadata.get("general.alignment", 32)

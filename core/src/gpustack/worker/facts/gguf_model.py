@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,14 @@ from gpustack.kit.errors import InvalidInput
 from gpustack.kit.text import plural
 from gpustack.plugin import Category, ModelFacts
 from gpustack.worker.facts.gguf import Header, Items, read_header
+from gpustack.worker.facts.gguf_memory import memory_facts
 from gpustack.worker.facts.gguf_types import ENCODERS, FILE_TYPES, PAINTERS, SPEAKERS
 from gpustack.worker.facts.reader import Opener, clean, open_local, whole
+from gpustack.worker.facts.tensors import Sums
 
 _PART = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$", re.IGNORECASE)
 _MAX_PARTS = 1000
+_MAX_COMPANIONS = 100
 _POOLING_RANK = 4
 
 
@@ -106,6 +110,17 @@ def _facts(headers: list[Header]) -> ModelFacts:
     kv_heads = _count(first.own("attention.head_count_kv"), per_layer=_mean) or heads
     head_size = hidden // heads if heads else 0
     tokens = first.metadata.get("tokenizer.ggml.tokens")
+    layers = whole(first.own("block_count"))
+    sums = Sums()
+    for header in headers:
+        sums.join(header.sums)
+    # Latent attention has other lengths than those that the header gives for each head.
+    known: dict[str, Any] = {
+        "kv_heads": kv_heads,
+        "key_length": whole(first.own("attention.key_length")) or head_size,
+        "value_length": whole(first.own("attention.value_length")) or head_size,
+        **memory_facts(first, layers),
+    }
     return ModelFacts(
         format="gguf",
         path=str(first.path),
@@ -115,16 +130,28 @@ def _facts(headers: list[Header]) -> ModelFacts:
         quantization=_quantization(headers),
         parameters=whole(sum(header.elements for header in headers)),
         context_length=whole(first.own("context_length")),
-        layers=whole(first.own("block_count")),
+        layers=layers,
         hidden_size=hidden,
         attention_heads=heads,
-        kv_heads=kv_heads,
-        key_length=whole(first.own("attention.key_length")) or head_size,
-        value_length=whole(first.own("attention.value_length")) or head_size,
         vocabulary=tokens.length if isinstance(tokens, Items) else whole(first.own("vocab_size")),
         categories=(_category(headers),),
         has_chat_template=_has_chat_template(first),
+        shard_bytes=tuple(header.size for header in headers),
+        companions=_companions(headers),
+        **sums.facts(),
+        **known,
     )
+
+
+def _companions(headers: list[Header]) -> tuple[tuple[str, int], ...]:
+    """Return the other GGUF files of the folder, which the user may name in parameters."""
+    own = {header.path.name for header in headers}
+    others = (each for each in sorted(headers[0].path.parent.glob("*.gguf")) if each.name not in own)
+    try:
+        return tuple((each.name, each.stat().st_size) for each in islice(others, _MAX_COMPANIONS))
+    except OSError:
+        # One that goes away meanwhile, or may not be looked at, is nobody's companion.
+        return ()
 
 
 def _count(value: Any, *, per_layer: Any) -> int:
@@ -146,7 +173,7 @@ def _quantization(headers: list[Header]) -> str:
         return FILE_TYPES[kind]
     sizes: Counter[str] = Counter()
     for header in headers:
-        sizes.update(header.bytes_by_type)
+        sizes.update(header.sums.by_type)
     return max(sizes, key=sizes.__getitem__, default="")
 
 

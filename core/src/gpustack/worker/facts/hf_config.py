@@ -7,6 +7,7 @@ from typing import Any
 
 from gpustack.kit.errors import InvalidInput
 from gpustack.plugin import Category, ModelFacts
+from gpustack.worker.facts.hf_memory import memory_facts, number
 from gpustack.worker.facts.json_files import read_json, section
 from gpustack.worker.facts.reader import Opener, clean, open_local, whole
 from gpustack.worker.facts.safetensors import Weights, read_weights
@@ -45,9 +46,10 @@ def _no_weights(folder: Path) -> str:
 
 
 def _facts(folder: Path, config: dict[str, Any], text: dict[str, Any], weights: Weights) -> ModelFacts:
-    heads = _number(text, "num_attention_heads", "n_head", "n_heads", "num_heads")
-    hidden = _number(text, "hidden_size", "n_embd", "d_model", "dim")
+    heads = number(text, "num_attention_heads", "n_head", "n_heads", "num_heads")
+    hidden = number(text, "hidden_size", "n_embd", "d_model", "dim")
     key, value, kv_heads = _cache_shape(text, heads, hidden)
+    layers = number(text, "num_hidden_layers", "n_layer", "n_layers", "num_layers")
     return ModelFacts(
         format="safetensors",
         path=str(folder),
@@ -56,7 +58,7 @@ def _facts(folder: Path, config: dict[str, Any], text: dict[str, Any], weights: 
         name=clean(config.get("_name_or_path")) or clean(folder.name),
         quantization=_quantization(config, text) or clean(weights.dtype),
         parameters=weights.parameters,
-        context_length=_number(
+        context_length=number(
             text,
             "max_position_embeddings",
             "n_positions",
@@ -65,21 +67,19 @@ def _facts(folder: Path, config: dict[str, Any], text: dict[str, Any], weights: 
             "max_seq_len",
             "n_ctx",
         ),
-        layers=_number(text, "num_hidden_layers", "n_layer", "n_layers", "num_layers"),
+        layers=layers,
         hidden_size=hidden,
         attention_heads=heads,
         kv_heads=kv_heads,
         key_length=key,
         value_length=value,
-        vocabulary=_number(text, "vocab_size") or _number(config, "vocab_size"),
+        vocabulary=number(text, "vocab_size") or number(config, "vocab_size"),
         categories=(_category(folder, config),),
         has_chat_template=_has_chat_template(folder),
+        shard_bytes=weights.sizes,
+        **weights.sums.facts(),
+        **memory_facts(text, layers),
     )
-
-
-def _number(config: dict[str, Any], *names: str) -> int:
-    """Return the first of ``names`` that holds a positive number, or 0."""
-    return next((number for name in names if (number := whole(config.get(name)))), 0)
 
 
 def _cache_shape(text: dict[str, Any], heads: int, hidden: int) -> tuple[int, int, int]:
@@ -87,11 +87,20 @@ def _cache_shape(text: dict[str, Any], heads: int, hidden: int) -> tuple[int, in
     if rank := whole(text.get("kv_lora_rank")):
         # Multi-head latent attention keeps one compressed vector and the rotary part for all heads.
         return rank + whole(text.get("qk_rope_head_dim")), 0, 1
-    size = _number(text, "head_dim") or (hidden // heads if heads else 0)
-    kv_heads = _number(text, "num_key_value_heads", "num_kv_heads", "multi_query_group_num") or heads
+    size = number(text, "global_head_dim", "head_dim") or (hidden // heads if heads else 0)
+    kv_heads = heads
+    for name in (
+        "num_global_key_value_heads",
+        "num_key_value_heads",
+        "num_kv_heads",
+        "multi_query_group_num",
+    ):
+        if found := number(text, name):
+            kv_heads = found
+            break
     if text.get("multi_query") is True and "num_kv_heads" not in text:
         kv_heads = 1
-    return size, size, kv_heads
+    return size, number(text, "v_head_dim") or size, kv_heads
 
 
 def _quantization(config: dict[str, Any], text: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from gpustack.kit.errors import InvalidInput
 from gpustack.kit.text import human_bytes, plural
 from gpustack.worker.facts.json_files import LIMIT, parse, read_json, section
 from gpustack.worker.facts.reader import Opener, open_local, whole
+from gpustack.worker.facts.tensors import Sums
 
 INDEX = "model.safetensors.index.json"
 _MAX_SHARDS = 10_000
@@ -25,6 +26,10 @@ class Weights:
     parameters: int
     #: The type that most of the bytes have, as in ``BF16``.
     dtype: str
+    #: Bytes of each shard.
+    sizes: tuple[int, ...]
+    #: Bytes of the tensors, by type and place.
+    sums: Sums
 
 
 def read_weights(folder: Path, opener: Opener = open_local) -> Weights | None:
@@ -35,13 +40,12 @@ def read_weights(folder: Path, opener: Opener = open_local) -> Weights | None:
     shards = _shards(folder)
     if not shards:
         return None
-    total, parameters = 0, 0
-    by_type: dict[str, int] = {}
-    for shard in shards:
-        size = shard.stat().st_size
-        parameters += _read_shard(shard, size, by_type, opener)
-        total += size
-    return Weights(shards, total, parameters, max(by_type, key=by_type.__getitem__, default=""))
+    parameters, sums = 0, Sums()
+    sizes = tuple(shard.stat().st_size for shard in shards)
+    for shard, size in zip(shards, sizes, strict=True):
+        parameters += _read_shard(shard, size, sums, opener)
+    dtype = max(sums.by_type, key=sums.by_type.__getitem__, default="")
+    return Weights(shards, sum(sizes), parameters, dtype, sizes, sums)
 
 
 def _shards(folder: Path) -> tuple[Path, ...]:
@@ -72,8 +76,8 @@ def _indexed(folder: Path) -> list[str]:
     return sorted(names)
 
 
-def _read_shard(path: Path, size: int, by_type: dict[str, int], opener: Opener) -> int:
-    """Check one shard, add its bytes to ``by_type``, and return its number of elements."""
+def _read_shard(path: Path, size: int, sums: Sums, opener: Opener) -> int:
+    """Check one shard, add its bytes to ``sums``, and return its number of elements."""
     again = "copy or download it again"
     with opener(path) as file:
         prefix = file.read(8)
@@ -92,7 +96,7 @@ def _read_shard(path: Path, size: int, by_type: dict[str, int], opener: Opener) 
         dtype, count, start, stop = read
         elements += count
         end = max(end, stop)
-        by_type[dtype] = by_type.get(dtype, 0) + stop - start
+        sums.add(name, dtype, stop - start)
     if (whole_size := 8 + length + end) > size:
         missing = f"{human_bytes(whole_size - size)} are missing of {human_bytes(whole_size)}"
         raise InvalidInput(f"{path} is truncated: {missing}; {again}")
