@@ -106,12 +106,12 @@ class RunningEngine:
         with urllib.request.urlopen(self.url + path, timeout=30) as answer:
             return str(answer.read().decode())
 
-    def post(self, path: str, body: dict[str, Any]) -> Any:
+    def post(self, path: str, body: dict[str, Any], *, seconds: float = 60) -> Any:
         """Return the JSON answer of a POST; of a stream, the list of its events' texts."""
         request = urllib.request.Request(
             self.url + path, data=json.dumps(body).encode(), headers={"Content-Type": "application/json"}
         )
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=seconds) as answer:
             text = answer.read().decode()
         if body.get("stream"):
             return [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]

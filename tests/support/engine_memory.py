@@ -16,6 +16,8 @@ from support.engine import InstalledEngine, RunningEngine, llama_cpp_backend, ru
 from support.random_gguf import Shape, random_gguf
 
 MIB = 1 << 20
+#: Reading a thousand tokens on a busy machine may take that long.
+_READING = 400.0
 _BUFFER = re.compile(r"(\S+)\s+(model|KV|compute|output|RS) buffer size =\s+([\d.]+) MiB")
 
 
@@ -82,6 +84,6 @@ def _read(server: RunningEngine, facts: ModelFacts, number: int, tokens: int) ->
     # Numbers of plain words; each prompt begins with another one, so that none is read from a cache.
     prompt = [300 + (number * 4001 + place * 7) % (facts.vocabulary - 600) for place in range(tokens)]
     if facts.categories[0] == "embedding":
-        server.post("/v1/embeddings", {"input": prompt, "model": "one"})
+        server.post("/v1/embeddings", {"input": prompt, "model": "one"}, seconds=_READING)
     else:
-        server.post("/completion", {"prompt": prompt, "n_predict": 2})
+        server.post("/completion", {"prompt": prompt, "n_predict": 2}, seconds=_READING)

@@ -127,7 +127,8 @@ def test_an_estimate_holds(measure: Measure, name: str, parameters: tuple[str, .
 
 # The grid -----------------------------------------------------------------------------------------------
 
-PLAIN = [name for name in SHAPES if name not in ("windows", "wide-windows", "states")]
+#: These have what forgets, and get other prompts.
+FORGETTING = ("windows", "wide-windows", "states")
 SETTINGS = {
     "short": ("--ctx-size 2048", "--parallel 1"),
     "long": ("--ctx-size 32768", "--parallel 1"),
@@ -141,11 +142,17 @@ SETTINGS = {
     "scores": ("--ctx-size 1024", "--parallel 1", "-fa off"),
     "unmapped": ("--ctx-size 2048", "--parallel 1", "--no-mmap"),
 }
+#: Every setting for a few shapes, and a few settings for every shape.
+GRID = [(name, setting) for name in ("llama", "experts", "latent") for setting in SETTINGS] + [
+    (name, setting)
+    for name in SHAPES
+    for setting in ("short", "four", "eight-bits")
+    if name not in ("llama", "experts", "latent", *FORGETTING)
+]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("setting", SETTINGS)
-@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize(("name", "setting"), GRID)
 def test_the_grid(measure: Measure, name: str, setting: str) -> None:
     # As many tokens as are computed at once, so that its buffers are used as far as they are reserved; scores of all
     # tokens for all others are for the whole context.

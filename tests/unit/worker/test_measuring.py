@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
+from gpustack.kit.process import tree
 from gpustack.schemas import MeasuredPeak, WorkerStatus
 from gpustack.worker.measuring import Peak, Taken, gpu_memory, taken_by
 
@@ -46,7 +48,7 @@ def hungry(tmp_path: Path) -> Iterator[int]:
 
 
 def test_a_tree_is_counted_whole_and_what_it_shares_once(hungry: int) -> None:
-    taken = taken_by(hungry)
+    taken = taken_by(tree(hungry))
 
     assert taken.own == pytest.approx(128 * MIB, abs=32 * MIB)
     assert taken.files == pytest.approx(128 * MIB, abs=32 * MIB)
@@ -56,7 +58,31 @@ def test_a_process_that_has_ended_takes_nothing() -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
         process.wait()
 
-    assert taken_by(process.pid) == Taken()
+    peak = Peak()
+    peak.measure(process.pid, 0, mapped=0)
+    assert peak.news() is None
+
+
+def test_shares_are_looked_at_only_when_there_is_more(hungry: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    peak, counted = Peak(), []
+
+    def count(processes: list[psutil.Process], *, shares: bool = True) -> Taken:
+        if shares:
+            counted.append(len(processes))
+        return taken_by(processes, shares=shares)
+
+    monkeypatch.setattr("gpustack.worker.measuring.taken_by", count)
+    for _ in range(3):
+        peak.measure(hungry, 0, mapped=0)
+
+    assert counted == [2]
+    # What is shared, and counted as often, is the upper bound.
+    whole = taken_by(tree(hungry), shares=False)
+    assert whole.files == pytest.approx(256 * MIB, abs=32 * MIB)
+    assert whole.own >= taken_by(tree(hungry)).own
+    told = peak.news()
+    assert told is not None
+    assert told.ram == pytest.approx(128 * MIB, abs=32 * MIB)
 
 
 def test_pages_of_files_count_as_far_as_the_engine_uses_them() -> None:

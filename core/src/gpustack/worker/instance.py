@@ -21,7 +21,7 @@ from gpustack.worker.artifacts.hub.cache import HubSource
 from gpustack.worker.desk import Installed
 from gpustack.worker.draining import until_idle
 from gpustack.worker.leftovers import clear, end_all, make_way
-from gpustack.worker.measuring import Peak, taken_by
+from gpustack.worker.measuring import Peak
 from gpustack.worker.memory import Notebook, first_event
 from gpustack.worker.ports import Lease
 from gpustack.worker.probe import answers
@@ -97,12 +97,11 @@ class InstanceDriver:
         """
         if (engine := self._engine) is None:
             return
-        taken = await asyncio.to_thread(taken_by, engine.who.pid)
-        if engine is not self._engine:
-            return  # another one by now
-        self._peak.take(taken, vram, mapped=self.instance.memory.mapped)
-        if self.serves and (peak := self._peak.news()) is not None:
-            self._report(life.Report(self.life.state, self._last_message), peak=peak)
+        peak, mapped = self._peak, self.instance.memory.mapped
+        await asyncio.to_thread(peak.measure, engine.who.pid, vram, mapped=mapped)
+        # Another engine, which is measured anew, may have come meanwhile.
+        if peak is self._peak and self.serves and (news := peak.news()) is not None:
+            self._report(life.Report(self.life.state, self._last_message), peak=news)
 
     def withdraw(self) -> None:
         """End the engine; :meth:`run` returns once it is gone."""

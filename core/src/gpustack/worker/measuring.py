@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,36 +30,46 @@ class Taken:
         return self.own + min(self.files, mapped)
 
 
-def taken_by(pid: int) -> Taken:
-    """Return what the tree of the process ``pid`` takes now; nothing when it has ended. Blocks for milliseconds.
+def taken_by(processes: Iterable[psutil.Process], *, shares: bool = True) -> Taken:
+    """Return what ``processes`` take now together; one that has ended takes nothing.
 
-    Shared pages are divided among those that share them where the system tells (Linux).
+    Shared pages are divided among those that share them where the system tells (Linux). For that it looks at every
+    page: some milliseconds for each GiB. Without ``shares`` they count as often as they are shared, which costs nothing.
     """
     own = files = 0
-    for process in tree(pid):
+    for process in processes:
         with contextlib.suppress(psutil.Error, OSError):
-            mine, theirs = _memory(process)
+            mine, theirs = _shares(process) if shares else _resident(process)
             own, files = own + mine, files + theirs
     return Taken(own=own, files=files)
 
 
-def _memory(process: psutil.Process) -> tuple[int, int]:
-    """Return the bytes of a process's own and of files."""
+def _shares(process: psutil.Process) -> tuple[int, int]:
+    """Return the bytes of a process's own and of files, its part of them."""
     try:
-        text = _smaps(process.pid)
+        sizes = _sizes(process.pid, "smaps_rollup")
     except OSError:
-        # No Linux, or a process of somebody else: its files cannot be told apart.
-        return int(process.memory_info().rss), 0
-    whole, anonymous, shared = (text.get(name, 0) for name in ("Pss", "Pss_Anon", "Pss_Shmem"))
-    if "Pss_Anon" not in text:
+        return _resident(process)
+    whole, anonymous, shared = (sizes.get(name, 0) for name in ("Pss", "Pss_Anon", "Pss_Shmem"))
+    if "Pss_Anon" not in sizes:
         # Kernels before 5.4 sum up all kinds.
-        return text.get("Anonymous", 0), max(0, whole - text.get("Anonymous", 0))
+        return sizes.get("Anonymous", 0), max(0, whole - sizes.get("Anonymous", 0))
     return anonymous + shared, max(0, whole - anonymous - shared)
 
 
-def _smaps(pid: int) -> dict[str, int]:
+def _resident(process: psutil.Process) -> tuple[int, int]:
+    """Return the same with all of what is shared."""
+    try:
+        sizes = _sizes(process.pid, "status")
+    except OSError:
+        # No Linux: its files cannot be told apart.
+        return int(process.memory_info().rss), 0
+    return sizes.get("RssAnon", 0) + sizes.get("RssShmem", 0), sizes.get("RssFile", 0)
+
+
+def _sizes(pid: int, file: str) -> dict[str, int]:
     found: dict[str, int] = {}
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii", errors="replace").splitlines():
+    for line in Path(f"/proc/{pid}/{file}").read_text(encoding="ascii", errors="replace").splitlines():
         name, _, value = line.partition(":")
         if value.endswith(" kB"):
             found[name] = int(value.split()[0]) << 10
@@ -80,9 +90,23 @@ class Peak:
     """The peak of one engine since it started, and what of it was told."""
 
     def __init__(self) -> None:
+        #: What counted most when shared pages are not divided.
+        self._most = 0
         self._ram = 0
         self._vram = 0
         self._told = MeasuredPeak()
+
+    def measure(self, pid: int, vram: int, *, mapped: int) -> None:
+        """Take in what the tree of the process ``pid`` takes now. Blocks for milliseconds.
+
+        ``vram`` is what drivers say of its GPU memory, and ``mapped`` as :meth:`Taken.counted` has it; both in bytes.
+        Shares are looked at only when there is more to share than ever before.
+        """
+        processes = tree(pid)
+        taken, most = Taken(), taken_by(processes, shares=False).counted(mapped)
+        if most > self._most:
+            self._most, taken = most, taken_by(processes)
+        self.take(taken, vram, mapped=mapped)
 
     def take(self, taken: Taken, vram: int, *, mapped: int) -> None:
         """Take in what was measured now."""

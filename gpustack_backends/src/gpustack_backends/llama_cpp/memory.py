@@ -107,7 +107,8 @@ def claim(model: ModelFacts, parameters: Parameters, gpus: int, version: str = "
     layers = _layers_on_gpus(model, parameters) if gpus else 0
     if layers == 0:
         weights = weight_bytes(model) + extra
-        return ResourceClaim(ram=weights + kv + compute + host, mapped=_mapped(model, parameters))
+        mapped = _mapped(model, parameters) + (extra if _maps(parameters) else 0)
+        return ResourceClaim(ram=weights + kv + compute + host, mapped=mapped)
     costs = costs_of("llama-cpp", version)
     there = _weights_on_gpus(model, layers)
     # A tied table is the output head there and is looked up here.

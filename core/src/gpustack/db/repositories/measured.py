@@ -6,8 +6,8 @@ from gpustack.db.connection import Session, Writing
 from gpustack.db.repositories.base import now, sql
 from gpustack.plugin.memory import Learned, MemoryKey, learn
 
-#: Kinds that are read at start, the last measured first.
-_MOST = 20_000
+#: Kinds that are kept, the last measured first: a digest of arguments is new whenever a number in them is.
+KEEP = 20_000
 
 
 class Measured:
@@ -22,7 +22,7 @@ class Measured:
             sql(
                 "SELECT architecture, backend, version, arguments, ram, vram, starts FROM measured_memory "
                 "ORDER BY updated_at DESC LIMIT {}",
-                _MOST,
+                KEEP,
             )
         )
         return {
@@ -49,6 +49,16 @@ class Measured:
                 )
             )
             return known
+
+    async def prune(self, *, keep: int = KEEP) -> None:
+        """Delete all but the ``keep`` kinds that were measured last."""
+        await self._session.fetch(
+            sql(
+                "DELETE FROM measured_memory WHERE updated_at <= "
+                "(SELECT updated_at FROM measured_memory ORDER BY updated_at DESC LIMIT 1 OFFSET {})",
+                keep,
+            )
+        )
 
     async def _locked(self, tx: Writing, key: MemoryKey) -> Learned | None:
         """Return what is known, locked; None for a kind that is new."""
