@@ -6,13 +6,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import psutil
 import pytest
 
 from gpustack.kit.process import tree
 from gpustack.schemas import MeasuredPeak, WorkerStatus
+from gpustack.schemas.workers import GpuProcessStatus, GpuStatus
 from gpustack.worker.measuring import Peak, Taken, gpu_memory, taken_by
 
 MIB = 1 << 20
@@ -106,14 +106,12 @@ def test_a_peak_only_rises_and_small_steps_are_no_news() -> None:
 
 
 def test_gpu_memory_is_summed_up_over_processes_and_gpus() -> None:
-    def gpu(*processes: tuple[int | None, int | None]) -> SimpleNamespace:
-        found = [SimpleNamespace(instance_id=instance, memory=memory) for instance, memory in processes]
-        return SimpleNamespace(processes=found)
+    def gpu(*processes: tuple[int | None, int | None]) -> GpuStatus:
+        found = [GpuProcessStatus(pid=1, instance_id=number, memory=memory) for number, memory in processes]
+        return GpuStatus(uuid="a", index=0, vendor="nvidia", name="H100", processes=found)
 
-    silent = SimpleNamespace(processes=None)
-    status = WorkerStatus.model_construct(
-        gpu_devices=[gpu((1, 10), (1, 5), (2, 7), (None, 99)), gpu((1, 20), (2, None)), silent]
-    )
+    silent = GpuStatus(uuid="b", index=1, vendor="nvidia", name="H100")
+    gpus = [gpu((1, 10), (1, 5), (2, 7), (None, 99)), gpu((1, 20), (2, None)), silent]
 
-    assert gpu_memory(status) == {1: 35, 2: 7}
+    assert gpu_memory(WorkerStatus(gpu_devices=gpus)) == {1: 35, 2: 7}
     assert gpu_memory(None) == {}

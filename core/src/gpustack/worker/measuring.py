@@ -80,7 +80,7 @@ def gpu_memory(status: WorkerStatus | None) -> dict[int, int]:
     """Return the GPU memory of each instance by id, of all GPUs together, where the drivers tell."""
     found: dict[int, int] = {}
     for gpu in status.gpu_devices if status is not None else ():
-        for each in getattr(gpu, "processes", None) or ():
+        for each in gpu.processes or ():
             if each.instance_id is not None and each.memory is not None:
                 found[each.instance_id] = found.get(each.instance_id, 0) + each.memory
     return found
