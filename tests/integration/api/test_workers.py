@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gpustack.plugin.memory import Learned, MemoryKey
-from gpustack.schemas import InstanceMemory, InstanceState, ModelFileState
+from gpustack.schemas import InstanceMemory, InstanceState, ModelFileState, WorkerState
 from support.api import DOOR_TOKEN, Api
 from support.fake_engine import FakeEngine, Seen
 from support.records import a_source
@@ -40,7 +40,7 @@ async def test_a_worker_renews_with_its_own_token_and_keeps_it(api: Api) -> None
         answer = await api.anyone.post("/v2/workers", json=body, headers=_as(first))
 
     assert answer.status_code == 201
-    assert answer.json() == {"id": first["id"], "name": "renamed", "token": first["token"]}
+    assert answer.json() == {"id": first["id"], "name": "renamed", "token": first["token"], "session": 0}
     assert (await api.anyone.get("/v2/model-instances", headers=_as(first))).status_code == 200
 
 
@@ -557,3 +557,28 @@ async def test_a_report_is_judged_by_the_row_at_the_moment_of_writing(api: Api) 
         await asyncio.sleep(0.2)
 
     assert (await report).status_code == 200
+
+
+async def test_maintenance_outlives_silence_restarts_and_a_change_of_labels(api: Api) -> None:
+    worker = await api.worker(home="here")
+    path, store = f"/v2/workers/{worker['id']}", api.services.store.workers
+
+    async def state() -> tuple[str, bool]:
+        found = (await api.admin.get(path)).json()
+        return found["state"], found["maintenance"]
+
+    assert (await api.admin.put(path, json={"maintenance": True})).json()["state"] == "maintenance"
+    assert (await api.admin.put(path, json={"labels": {"zone": "a"}})).json()["labels"] == {"zone": "a"}
+    assert await state() == ("maintenance", True)
+    await store.set_state(worker["id"], WorkerState.UNREACHABLE, "silent")
+    assert await state() == ("unreachable", True)
+    await store.set_state(worker["id"], WorkerState.READY)
+    assert await state() == ("maintenance", True)
+    await api.worker(home="here")
+    assert await state() == ("maintenance", True)
+    assert (await api.admin.put(path, json={"maintenance": False})).json()["state"] == "ready"
+    found = (await api.admin.get("/v2/fleet")).json()
+    assert found == {
+        "workers": {"not_ready": 0, "ready": 1, "unreachable": 0, "maintenance": 0},
+        "notices": [],
+    }

@@ -158,7 +158,9 @@ async def test_a_worker_keeps_its_row_and_names_do_not_clash(store: Store) -> No
     )
     assert (again.id, again.name, again.version) == (others[0].id, others[0].name, "9")
     assert await store.workers.by_token_digest("o0") is None
-    assert (await store.workers.by_token_digest("renewed")) == again
+    holder = await store.workers.by_token_digest("renewed")
+    assert holder is not None
+    assert (holder.id, holder.name, holder.version) == (again.id, again.name, again.version)
     assert await store.workers.door(again.id) == Door("127.0.0.1", 7, "d" * 32, others[0].worker_uuid)
     with pytest.raises(NotFound, match="there is no cluster 5"):
         await store.workers.register(a_registration("z"), "tz", 5)

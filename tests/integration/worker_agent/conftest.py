@@ -44,6 +44,10 @@ class FakeServer:
         self.reports: list[tuple[str, int, dict[str, Any]]] = []
         self.registrations: list[dict[str, Any]] = []
         self.beats: list[dict[str, Any]] = []
+        self.challenges: list[str] = []
+        self.knows_keys = True
+        #: The session that each request said, registrations aside.
+        self.sessions: list[str] = []
         self.tokens: dict[str, int] = {}
         self.down = False
         #: What shown credentials were, and answers to the next registrations in place of the usual one.
@@ -146,9 +150,15 @@ class FakeServer:
             await self._send(send, 503, {"code": 503, "message": "down"})
         elif scope["method"] == "POST" and parts == ["v2", "workers"]:
             await self._register(send, token, json.loads(body))
+        elif parts == ["v2", "worker-challenges"] and not self.knows_keys:
+            await self._send(send, 404, {"code": 404, "message": f"no {scope['path']}"})
+        elif parts == ["v2", "worker-challenges"]:
+            self.challenges.append(f"challenge-{len(self.challenges)}")
+            await self._send(send, 201, {"challenge": self.challenges[-1], "expires_in": 9})
         elif token not in self.tokens:
             await self._send(send, 401, {"code": 401, "message": "who are you"})
         elif parts == ["v2", "worker-heartbeat"]:
+            self.sessions.append(headers.get(b"x-gpustack-session", b"").decode())
             self.beats.append(json.loads(body))
             await self._send(send, *self.beat_answer)
         elif parts[:2] == ["v2", "models"]:
@@ -173,7 +183,13 @@ class FakeServer:
         self.registrations.append(body)
         given = f"credential-number-{len(self.registrations)}" if token == "join" else token
         self.tokens = {given: 1}
-        answer = {"id": 1, "name": body["name"], "token": given, "newer": "than this worker"}
+        answer = {
+            "id": 1,
+            "name": body["name"],
+            "token": given,
+            "session": len(self.registrations),
+            "newer": "than this worker",
+        }
         await self._send(send, 201, answer)
 
     async def _report(self, send: Any, kind: str, number: int, body: dict[str, Any]) -> None:

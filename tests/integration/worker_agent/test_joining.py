@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import shutil
 import socket
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import pytest
 
 from gpustack.kit.errors import Refused
+from gpustack.kit.signing import verified
+from gpustack.schemas import WorkerRegistration
 
 TOKEN = "join"
 HTML = b"<html><body>404 page not found</body></html>"
@@ -267,3 +270,55 @@ class TestCopies:
         await fleet.start()
 
         assert [each["home"] for each in server.registrations] == [""]
+
+
+class TestItsKey:
+    async def test_each_start_proves_the_same_key_and_says_which_start_it_is(
+        self, fleet: Any, server: Any, until: Any
+    ) -> None:
+        for _ in range(2):
+            await fleet.start(remote=True)
+            await fleet.stop()
+
+        first, second = (WorkerRegistration.model_validate(each) for each in server.registrations)
+        for registration, challenge in zip((first, second), server.challenges, strict=True):
+            proof = registration.proof
+            assert proof is not None
+            assert proof.challenge == challenge
+            assert verified(proof.public_key, registration.signed(challenge), proof.signature)
+        assert first.proof is not None
+        assert second.proof is not None
+        assert first.proof.public_key == second.proof.public_key
+        assert first.start != second.start
+        assert first.boot == second.boot != ""
+        assert set(server.sessions) == {"1", "2"}
+        kept = fleet.config.worker_dir / "key"
+        assert kept.stat().st_mode & 0o777 == 0o600
+        assert kept.read_text().strip() not in json.dumps(server.registrations)
+
+    async def test_one_that_becomes_another_has_another_key(self, fleet: Any, server: Any) -> None:
+        await fleet.start()
+        await fleet.stop()
+        server.answers = [a_refusal(409, "worker w1 is alive on elsewhere")] * 3
+        await fleet.start(remote=True, conflict_patience=0.3)
+
+        assert len({each["proof"]["public_key"] for each in server.registrations}) == 2
+        assert len({each["start"] for each in server.registrations}) == 2
+
+    async def test_forgotten_while_it_runs_it_is_still_the_same_start(
+        self, fleet: Any, server: Any, until: Any
+    ) -> None:
+        await fleet.start(remote=True)
+        server.beat_answer = a_refusal(404, "who are you")
+        await until(lambda: len(server.challenges) >= 2)
+        server.beat_answer = (204, None)
+        await until(lambda: len(server.registrations) >= 2)
+
+        assert len({each["start"] for each in server.registrations}) == 1
+
+    async def test_a_server_older_than_keys_takes_it_without_proof(self, fleet: Any, server: Any) -> None:
+        server.knows_keys = False
+        await fleet.start(remote=True)
+
+        assert fleet.ready.is_set()
+        assert server.registrations[0]["proof"] is None

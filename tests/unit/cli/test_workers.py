@@ -148,3 +148,29 @@ def test_a_worker_with_copies_is_not_removed_by_a_slip(cli: Cli, api: FakeApi) -
 
     assert cli("workers", "remove", "box", "--force").status == 0
     assert cli("workers", "remove", "spare").status == 0
+
+
+def test_what_is_remarkable_of_all_workers_is_said_first(cli: Cli, api: FakeApi) -> None:
+    api.on("GET", "/v2/workers", Reply(body=page(a_worker())))
+    line = "6 of 10 workers fell silent within 60 s"
+    api.on("GET", "/v2/fleet", Reply(body={"workers": {"ready": 10}, "notices": [line]}))
+
+    assert line in cli("workers").err
+    assert json.loads(cli("workers", "--json").out)[0]["name"] == "box"
+
+
+@pytest.mark.parametrize(("flag", "on"), [("--on", True), ("--off", False)])
+def test_a_worker_is_taken_out_of_service_and_back(cli: Cli, api: FakeApi, flag: str, on: bool) -> None:
+    api.on("GET", "/v2/workers", Reply(body=page(a_worker(id=7))))
+    api.on("PUT", "/v2/workers/7", Reply(body=a_worker(id=7, state="maintenance" if on else "ready")))
+    api.on("GET", "/v2/model-instances", Reply(body=page(an_instance(name="tiny-1", worker_id=7))))
+
+    said = cli("workers", "maintenance", "box", flag)
+
+    assert said.status == 0
+    [asked] = api.requests("PUT", "/v2/workers/7")
+    assert asked.json == {"maintenance": on}
+    assert "in maintenance" in said.out if on else "in service again" in said.out
+    assert ("tiny-1 serve" in said.err) == on
+    assert "no worker 'bax'" in cli("workers", "maintenance", "bax", flag).err
+    assert cli("workers", "maintenance", "box").status == 2

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from gpustack.cli.processes import Seen
     from gpustack.client import Client
     from gpustack.client.local import RunState
-    from gpustack.schemas import ModelPublic
+    from gpustack.schemas import FleetPublic, ModelPublic
     from gpustack.schemas.gateway import GatewayPublic
 
 
@@ -84,38 +84,47 @@ def _show(state: RunState, directory: Path, *, as_json: bool) -> int:
 
     children = list(processes.children(state))
     engines = list(processes.engines(directory))
-    answers, models, gateway = (True, None, None) if state.server_url else _asked(state, directory)
+    nothing = (True, None, None, None)
+    answers, models, gateway, fleet = nothing if state.server_url else _asked(state, directory)
     ready = answers and state.ready and all(child.state == "ready" for child in children)
     head = processes.supervisor(state)
     update = _update(state, directory)
     if as_json:
         document = _document(state, head, children, engines, ready=ready, models=models)
         told = None if gateway is None else gateway.model_dump(mode="json")
-        emit_json(document | {"update": update, "gateway": told})
+        workers = None if fleet is None else fleet.model_dump()
+        emit_json(document | {"update": update, "gateway": told, "workers": workers})
     else:
         _print(state, head, children, engines, ready=ready, models=models, gateway=gateway)
+        _print_fleet(fleet)
         _print_update(update)
     return 0 if ready else 1
 
 
-def _asked(state: RunState, directory: Path) -> tuple[bool, list[ModelPublic] | None, GatewayPublic | None]:
-    """Return whether the server says that it is ready, its models and its gateway; None for what it does not say."""
+def _asked(
+    state: RunState, directory: Path
+) -> tuple[bool, list[ModelPublic] | None, GatewayPublic | None, FleetPublic | None]:
+    """Return whether the server says that it is ready, its models, gateway and workers; None for what it does not say."""
     from gpustack.client.local import cli_token
 
-    async def ask(client: Client) -> tuple[bool, list[ModelPublic] | None, GatewayPublic | None]:
+    async def ask(
+        client: Client,
+    ) -> tuple[bool, list[ModelPublic] | None, GatewayPublic | None, FleetPublic | None]:
         if not await client.ready():
-            return False, None, None
-        models, gateway = await client.models.list_all(), None
+            return False, None, None, None
+        models, gateway, fleet = await client.models.list_all(), None, None
         with contextlib.suppress(NotFound):  # a server from before it had one
             gateway = await client.gateway()
-        return True, models, gateway
+        with contextlib.suppress(NotFound):  # a server from before it told of them
+            fleet = await client.fleet()
+        return True, models, gateway, fleet
 
     try:
         connection = Connection(url=state.local_url, credential=cli_token(directory), local=True)
         return run_async(connection, ask)
     except GPUStackError:
         # That the server does not answer is an answer here.
-        return False, None, None
+        return False, None, None, None
 
 
 def _gateway_line(gateway: GatewayPublic) -> str:
@@ -124,6 +133,16 @@ def _gateway_line(gateway: GatewayPublic) -> str:
         return "Gateway: disabled; the server carries the requests"
     says = "serves at " + ", ".join(gateway.public_urls) if gateway.healthy else "does not serve"
     return clean(f"Gateway: {gateway.name} {says}" + (f": {gateway.reason}" if gateway.reason else ""))
+
+
+def _print_fleet(fleet: FleetPublic | None) -> None:
+    if fleet is None:
+        return
+    present = {state: count for state, count in fleet.workers.items() if count}
+    said = ", ".join(f"{count} {state}" for state, count in present.items())
+    click.echo(f"Workers: {sum(present.values())}" + (f" ({said})" if said else ""))
+    for line in fleet.notices:
+        click.echo(f"Warning: {clean(line)}")
 
 
 def _update(state: RunState, directory: Path) -> dict[str, Any] | None:

@@ -38,7 +38,9 @@ def list_workers(target: Target, as_json: bool) -> None:
 
 
 def _list(target: Target, as_json: bool) -> None:
-    workers = target.ask(lambda client: client.workers.list_all(sort_by="name"))
+    workers, notices = target.ask(_workers)
+    for line in notices:
+        note(line)
     if as_json:
         emit_documents(workers)
         return
@@ -74,6 +76,50 @@ def _list(target: Target, as_json: bool) -> None:
     )
 
 
+async def _workers(client: Client) -> tuple[list[WorkerPublic], list[str]]:
+    """Return all workers, and what is remarkable of them as a whole."""
+    from gpustack.kit.errors import NotFound
+
+    workers = await client.workers.list_all(sort_by="name")
+    try:
+        return workers, (await client.fleet()).notices
+    except NotFound:
+        return workers, []  # a server older than that
+
+
+@command.command("maintenance")
+@click.argument("name", shell_complete=complete.workers)
+@click.option("--on/--off", "on", required=True, help="Take it out of service, or back into it.")
+@server_options
+@json_option
+def maintenance(name: str, on: bool, target: Target, as_json: bool) -> None:
+    """Take a worker out of service, or back.
+
+    It gets no new copies of models. Those that it has serve on until others run on other workers, and then end once
+    their requests are answered.
+    """
+    worker, left = target.ask(lambda client: _maintain(client, name, on=on), changes=True)
+    if as_json:
+        emit_json(worker.model_dump(mode="json"))
+        return
+    if not on:
+        click.echo(f"Worker {worker.name} is in service again.")
+        return
+    click.echo(f"Worker {worker.name} is in maintenance.")
+    if left:
+        note(
+            f"{', '.join(left)} serve there until others run elsewhere; `gpustack ps` shows how far that is."
+        )
+
+
+async def _maintain(client: Client, name: str, *, on: bool) -> tuple[WorkerPublic, list[str]]:
+    """Return the worker, and the names of the copies that are there still."""
+    worker = await _named(client, name)
+    changed = await client.set_maintenance(worker.id, on=on)
+    copies = await client.instances.list_all(worker_id=worker.id) if on else []
+    return changed, sorted(each.name for each in copies)
+
+
 @command.command("remove")
 @click.argument("name", shell_complete=complete.workers)
 @click.option("--force", is_flag=True, help="Also one that is ready and runs copies of models.")
@@ -92,6 +138,15 @@ def remove_worker(name: str, force: bool, target: Target, as_json: bool) -> None
 
 
 async def _remove(client: Client, name: str, *, force: bool) -> WorkerPublic:
+    worker = await _named(client, name)
+    if worker.state == "ready" and not force:
+        await _spare(client, worker)
+    await client.workers.delete(worker.id)
+    return worker
+
+
+async def _named(client: Client, name: str) -> WorkerPublic:
+    """Return the worker called ``name``. Raises NotFound with the names that may be meant."""
     from gpustack.cli.names import meant
     from gpustack.kit.errors import NotFound
     from gpustack.kit.text import shorten
@@ -101,11 +156,7 @@ async def _remove(client: Client, name: str, *, force: bool) -> WorkerPublic:
         raise NotFound(
             f"there is no worker {shorten(name, 160)!r}{meant(name, list(workers))}; see `gpustack workers`"
         )
-    worker = workers[name]
-    if worker.state == "ready" and not force:
-        await _spare(client, worker)
-    await client.workers.delete(worker.id)
-    return worker
+    return workers[name]
 
 
 async def _spare(client: Client, worker: WorkerPublic) -> None:

@@ -19,6 +19,7 @@ from gpustack.schemas import (
     ApiKeyPublic,
     ClusterPublic,
     Event,
+    FleetPublic,
     GpuDevicePublic,
     Heartbeat,
     InferenceBackendPublic,
@@ -35,6 +36,7 @@ from gpustack.schemas import (
     ModelSetPublic,
     UserPublic,
     VersionInfo,
+    WorkerChallenge,
     WorkerPublic,
     WorkerRegistered,
     WorkerRegistration,
@@ -109,6 +111,15 @@ class Client:
     def credential(self, value: str) -> None:
         self._transport.credential = value
 
+    @property
+    def session(self) -> int:
+        """The number of a worker's start, which goes into every request; 0 sends none."""
+        return self._transport.session
+
+    @session.setter
+    def session(self, value: int) -> None:
+        self._transport.session = value
+
     # Whoever asks ---------------------------------------------------------------------------------------
 
     async def login(self, username: str, password: str) -> LoginReply:
@@ -182,6 +193,20 @@ class Client:
         return watch(self._transport, path, params, silence=silence, patience=patience, on_state=on_state)
 
     # Workers --------------------------------------------------------------------------------------------
+
+    async def fleet(self) -> FleetPublic:
+        """Return all workers in short; NotFound from a server older than that."""
+        return read_as(FleetPublic, await self._transport.send("GET", "/v2/fleet"))
+
+    async def set_maintenance(self, number: int, *, on: bool) -> WorkerPublic:
+        """Take a worker out of service, or back."""
+        body = {"maintenance": on}
+        return read_as(WorkerPublic, await self._transport.send("PUT", f"/v2/workers/{number}", body=body))
+
+    async def worker_challenge(self) -> str:
+        """Return what a registration is signed with; NotFound from a server older than that."""
+        answer = await self._transport.send("POST", "/v2/worker-challenges")
+        return read_as(WorkerChallenge, answer).challenge
 
     async def register_worker(self, registration: WorkerRegistration) -> WorkerRegistered:
         """Join with the registration token, or renew with a worker's own credential.

@@ -27,6 +27,7 @@ from gpustack.kit.errors import (
     Unauthenticated,
     Unavailable,
 )
+from gpustack.schemas.workers import SESSION_HEADER
 
 #: Seconds to wait for a connection, and between two pieces of an ordinary answer.
 CONNECT_TIMEOUT = 5.0
@@ -106,6 +107,8 @@ class Transport:
         url = checked_url(base_url)
         self.base_url = str(url)
         self.credential = credential
+        #: The number of a worker's start; 0 is none.
+        self.session = 0
         self._renew = renew
         self._read_timeout = timeout
         # Without TLS there is nothing to verify, and loading the authorities costs tens of milliseconds.
@@ -196,7 +199,8 @@ class Transport:
         return changed
 
     def _headers(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self.credential}"} if self.credential else {}
+        headers = {"Authorization": f"Bearer {self.credential}"} if self.credential else {}
+        return {**headers, SESSION_HEADER: str(self.session)} if self.session else headers
 
     async def _refusal(self, response: httpx.Response) -> GPUStackError:
         try:

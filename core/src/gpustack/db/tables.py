@@ -79,7 +79,11 @@ class Cluster(Table, tablename="clusters", db=DIALECT):
 
 
 class Worker(Table, tablename="workers", db=DIALECT):
-    """A machine. ``gpu_count`` repeats the length of the status's list, to be summed up."""
+    """A machine. ``gpu_count`` repeats the length of the status's list, to be summed up.
+
+    ``start_id`` is the start that ``session`` numbers, ``earlier_start`` the one before; ``refused_start`` is one that
+    turned out to be a second worker with the same identity.
+    """
 
     id: BigSerial = BigSerial(primary_key=True)
     name = Varchar(length=160, unique=True)
@@ -89,6 +93,13 @@ class Worker(Table, tablename="workers", db=DIALECT):
     cluster_id = ForeignKey(Cluster, on_delete=OnDelete.restrict, null=False, index=True)
     worker_uuid = Varchar(length=64, unique=True)
     home = Varchar(length=64)
+    public_key = Varchar(length=64, default=None, null=True, unique=True)
+    session = BigInt(default=0)
+    start_id = Varchar(length=64)
+    earlier_start = Varchar(length=64)
+    refused_start = Varchar(length=64)
+    boot = Varchar(length=64)
+    maintenance = Boolean(default=False)
     token_digest = Varchar(length=128, unique=True)
     door_token = Varchar(length=128)
     version = Varchar(length=64)

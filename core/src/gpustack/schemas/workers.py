@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -10,13 +11,17 @@ from pydantic import Field
 
 from gpustack.schemas.common import FromWorker, Input, Output, Record, Title
 
+#: What says which start of a worker makes a request, so that another one with the same identity is told from it.
+SESSION_HEADER = "X-GPUStack-Session"
+
 
 class WorkerState(StrEnum):
-    """Whether a worker can take instances."""
+    """Whether a worker can take instances. In ``maintenance`` it takes none, and those that it has move elsewhere."""
 
     NOT_READY = "not_ready"
     READY = "ready"
     UNREACHABLE = "unreachable"
+    MAINTENANCE = "maintenance"
 
 
 class CpuStatus(Output):
@@ -121,8 +126,26 @@ class WorkerStatus(Output):
     gpu_devices: list[GpuStatus] = []
 
 
+class WorkerProof(FromWorker):
+    """What shows that a registration comes from who has a private key. The texts are bytes in the alphabet of URLs."""
+
+    #: An Ed25519 key: whoever has the private one beside it is the same worker, whatever else it says.
+    public_key: str = Field(min_length=43, max_length=43)
+    #: What the server gave for this; no clock but the server's counts.
+    challenge: str = Field(max_length=128)
+    #: Over :meth:`WorkerRegistration.signed`.
+    signature: str = Field(max_length=128)
+
+
+class WorkerChallenge(Output):
+    """What a worker signs in its registration, within ``expires_in`` seconds."""
+
+    challenge: str
+    expires_in: int
+
+
 class WorkerRegistration(FromWorker):
-    """What a worker says when it joins; again at each start, with the same ``worker_uuid``."""
+    """What a worker says when it joins; again at each start, with the same key and ``worker_uuid``."""
 
     name: Title = Field(min_length=1, max_length=128)
     hostname: str = Field(default="", max_length=255)
@@ -134,6 +157,11 @@ class WorkerRegistration(FromWorker):
     worker_uuid: str = Field(min_length=8, max_length=64)
     #: Digest over the machine and the place of its data directory; another one is a copy, or has moved.
     home: str = Field(default="", max_length=64)
+    #: Made up by the worker's process: the same one is the same start, so that an answer may be lost.
+    start: str = Field(default="", max_length=64)
+    #: Digest over what the system calls its own start; another one at the same home is a copy of the machine.
+    boot: str = Field(default="", max_length=64)
+    proof: WorkerProof | None = None
     version: str = Field(max_length=64)
     labels: dict[str, str] = {}
     #: Bytes of memory kept for the system: ``ram`` for the worker, ``vram`` for each GPU.
@@ -144,13 +172,25 @@ class WorkerRegistration(FromWorker):
     #: Installed engine versions by backend.
     installed_versions: dict[str, list[str]] = {}
 
+    def signed(self, challenge: str) -> bytes:
+        """Return what a proof's signature covers: who is where, and what opens its door."""
+        said = (
+            *("gpustack worker", challenge, self.worker_uuid, self.start, self.home, self.boot),
+            *(self.hostname, self.ip, str(self.port), self.door_token),
+        )
+        return json.dumps(said, ensure_ascii=True, separators=(",", ":")).encode("ascii")
+
 
 class WorkerRegistered(Output):
-    """The answer to a registration: the worker's number and its own credential, which it keeps."""
+    """The answer to a registration: the worker's number and its own credential, which it keeps.
+
+    ``session`` numbers the starts of this worker; it goes with every request of this start.
+    """
 
     id: int
     name: str
     token: str
+    session: int = 0
 
 
 class Heartbeat(FromWorker):
@@ -161,9 +201,13 @@ class Heartbeat(FromWorker):
 
 
 class WorkerUpdate(Input):
-    """What an administrator may change about a worker."""
+    """What an administrator may change about a worker; what is left out stays.
 
-    labels: dict[str, str]
+    In ``maintenance`` a worker gets no new instances. Those that it has serve on until others run elsewhere.
+    """
+
+    labels: dict[str, str] | None = None
+    maintenance: bool | None = None
 
 
 class WorkerPublic(Record):
@@ -178,12 +222,22 @@ class WorkerPublic(Record):
     version: str
     state: WorkerState
     state_message: str = ""
+    maintenance: bool = False
+    #: Counts the starts of the worker.
+    session: int = 0
     labels: dict[str, str] = {}
     system_reserved: dict[str, int] = {}
     heartbeat_time: datetime | None = None
     status: WorkerStatus = WorkerStatus()
     catalogue: dict[str, list[str]] = {}
     installed_versions: dict[str, list[str]] = {}
+
+
+class FleetPublic(Output):
+    """All workers in short: how many are in each state, and what is remarkable now, a line each."""
+
+    workers: dict[str, int]
+    notices: list[str]
 
 
 class GpuDevicePublic(GpuStatus):

@@ -266,6 +266,7 @@ async def started(
         tasks.start("routing", routing.run())
         tasks.start("heartbeats", heartbeats.run())
         tasks.start("updates", updates.run())
+        tasks.start("worker tokens", services.authenticator.follow(feed))
         if reconcile:
             await _start_reconciling(stack, services)
         books = await _books(stack, tasks, store, config)
@@ -338,7 +339,9 @@ async def _start_reconciling(stack: contextlib.AsyncExitStack, services: Service
     from gpustack.server.reconcile import Reconciler
 
     backends = await usable_backends(stack, services.catalogue, services.config)
-    reconciler = await stack.enter_async_context(Reconciler(services.store, services.feed, backends))
+    reconciler = await stack.enter_async_context(
+        Reconciler(services.store, services.feed, backends, on_silence=services.fleet.silent)
+    )
     services.heartbeats.listeners.append(reconciler.heard)
 
 

@@ -15,6 +15,7 @@ from gpustack.server.auth.caller import Req
 from gpustack.server.auth.passwords import Passwords
 from gpustack.server.auth.throttle import Throttle
 from gpustack.server.config import ServerConfig
+from gpustack.server.fleet import FleetNews
 from gpustack.server.gateway_plugin import Front
 from gpustack.server.heartbeats import Heartbeats
 from gpustack.server.routing import Routing
@@ -42,6 +43,7 @@ class Services:
     #: Wrong passwords by user name and address, and by address alone.
     by_user: Throttle = field(default_factory=Throttle)
     by_address: Throttle = field(default_factory=lambda: Throttle(free=30))
+    fleet: FleetNews = field(default_factory=FleetNews)
     #: Set when the server ends, so that endless answers end too.
     closing: asyncio.Event = field(default_factory=asyncio.Event)
 

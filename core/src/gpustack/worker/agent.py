@@ -222,7 +222,7 @@ class Agent:
     async def _register(self, machine: Machine) -> WorkerRegistered:
         """Join the server, however long that takes."""
         worker = await self._joining.join(lambda: self._registration(machine))
-        self._client.credential = worker.token
+        self._client.credential, self._client.session = worker.token, worker.session
         return worker
 
     async def _beat(self) -> None:
@@ -285,6 +285,8 @@ class Agent:
             door_token=self._identity.door_token,
             worker_uuid=self._identity.worker_uuid,
             home=self._identity.home if config.remote else "",
+            start=self._identity.start,
+            boot=self._identity.boot,
             version=__version__,
             labels={
                 "os": platform.system().lower(),

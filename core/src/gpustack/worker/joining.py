@@ -15,6 +15,7 @@ from gpustack.kit.errors import (
     Forbidden,
     GPUStackError,
     InvalidInput,
+    NotFound,
     Refused,
     Throttled,
     Unauthenticated,
@@ -64,7 +65,7 @@ class Joining:
             while True:
                 client.credential = self._credential()
                 try:
-                    worker = await client.register_worker(await describe())
+                    worker = await client.register_worker(await self._proven(client, await describe()))
                 except GPUStackError as error:
                     if await self._judge(error):
                         continue
@@ -73,6 +74,14 @@ class Joining:
                     self._joined = self._served = True
                     return worker
                 await asyncio.sleep(wait.next())
+
+    async def _proven(self, client: Client, registration: WorkerRegistration) -> WorkerRegistration:
+        """Return the registration with the proof of this worker's key; as it is for a server that asks for none."""
+        try:
+            challenge = await client.worker_challenge()
+        except NotFound:
+            return registration
+        return self._identity.prove(registration, challenge)
 
     def _credential(self) -> str:
         """Return what to show this time."""
@@ -128,8 +137,8 @@ class Joining:
         if not self._config.registration_token:
             self._refuse(f"{error} Here it can only join as a new worker, with the token: {_WAYS}", copy=True)
             return False
-        log.warning("%s Joining as a new worker instead", error, extra=TELL)
         await asyncio.to_thread(self._identity.become_another)
+        log.warning("%s Joining as a new worker instead, with a key of its own", error, extra=TELL)
         return True
 
     def _refuse(self, line: str, *, copy: bool = False) -> None:

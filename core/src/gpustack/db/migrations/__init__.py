@@ -20,6 +20,7 @@ from gpustack.db.migrations import (
     m0003_bundled_models,
     m0004_model_routes,
     m0005_usage,
+    m0006_worker_identity,
     m0008_measured_memory,
 )
 from gpustack.kit.errors import NewerData, SettingsError
@@ -32,6 +33,7 @@ STEPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("0003_bundled_models", m0003_bundled_models.STATEMENTS),
     ("0004_model_routes", m0004_model_routes.STATEMENTS),
     ("0005_usage", m0005_usage.STATEMENTS),
+    ("0006_worker_identity", m0006_worker_identity.STATEMENTS),
     ("0008_measured_memory", m0008_measured_memory.STATEMENTS),
 )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hmac
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -17,14 +17,27 @@ from gpustack.db.repositories.base import Repository, json, now, sql
 from gpustack.db.repositories.instances import Instances
 from gpustack.db.repositories.model_files import ModelFiles
 from gpustack.db.tables import Cluster, ModelFile, ModelInstance, Worker
-from gpustack.kit.errors import Conflict, Forbidden, NotFound, Unauthenticated
+from gpustack.kit.errors import Forbidden, NotFound
+from gpustack.lifecycle import joining
 from gpustack.schemas.common import Page
 from gpustack.schemas.workers import Heartbeat, WorkerPublic, WorkerRegistration, WorkerState
+
+log = logging.getLogger(__name__)
 
 #: Workers in one statement; nine values each stay below the protocol's 32767.
 _BATCH = 3000
 #: A worker heard from so recently is alive: two heartbeats, and what writing them takes.
 _ALIVE = timedelta(seconds=25)
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Whose a credential is: of a worker, what every request of its is checked against."""
+
+    id: int
+    name: str
+    version: str
+    session: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +59,16 @@ class Door:
         return not self.home and self.worker_uuid == built_in != ""
 
 
+_KNOWN = (
+    Worker.home,
+    Worker.boot,
+    Worker.door_token,
+    Worker.public_key,
+    Worker.start_id,
+    Worker.earlier_start,
+    Worker.refused_start,
+)
+_HOLDER = (Worker.id, Worker.name, Worker.version, Worker.session)
 _DOOR = (Worker.ip, Worker.port, Worker.door_token, Worker.worker_uuid, Worker.home)
 
 
@@ -109,10 +132,15 @@ class Workers(Repository[WorkerPublic]):
         rows, _ = await self._rows(-1, 1, None, None, filters)
         return fleet.gpus_of(rows)
 
-    async def by_token_digest(self, digest: str) -> WorkerPublic | None:
+    async def by_token_digest(self, digest: str) -> Holder | None:
         """Return the worker whose credential this is; None when there is none."""
-        found = await self._find(self._session, Worker.token_digest == digest)
-        return found[0] if found else None
+        rows = await self._session.fetch(Worker.select(*_HOLDER).where(Worker.token_digest == digest))
+        return Holder(**rows[0]) if rows else None
+
+    async def counts(self) -> dict[str, int]:
+        """Return how many workers are in each state; states without any are 0."""
+        rows = await self._session.fetch(sql("SELECT state, COUNT(*) AS workers FROM workers GROUP BY state"))
+        return {each.value: 0 for each in WorkerState} | {row["state"]: row["workers"] for row in rows}
 
     async def door(self, worker_id: int) -> Door:
         """Return how to call the worker's own port; NotFound when it does not exist."""
@@ -129,61 +157,81 @@ class Workers(Repository[WorkerPublic]):
     async def register(
         self, wanted: WorkerRegistration, token_digest: str, cluster_id: int, *, renews: int | None = None
     ) -> WorkerPublic:
-        """Add the worker as READY, or renew the row that has its ``worker_uuid``.
+        """Add the worker, or renew the row that has its key, or its ``worker_uuid``.
 
-        A name that another worker has gets ``-1``, ``-2``… appended; a worker that comes back keeps its own. When it
-        comes back with another name or address, its instances follow. ``renews`` is the worker whose own credential
-        was shown: that counts for its own row and at its own home. Without one, a worker that is alive is only renewed
-        from its home: everybody who may join has the registration token, and a ``worker_uuid`` is no secret.
+        ``wanted.proof`` was verified. A name that another worker has gets ``-1``, ``-2``… appended; a worker that comes
+        back keeps its own. When it comes back with another name or address, its instances follow. ``renews`` is the
+        worker whose own credential was shown: that counts for its own row. Who is the worker that the row stands for
+        is decided by :mod:`gpustack.lifecycle.joining`.
 
-        Raises Conflict while the worker of that row is alive at another home (the data directory was copied),
+        Raises Conflict while the worker of that row is alive and this is another one (the disk was copied),
         Unauthenticated when a credential came from another home, Forbidden when it is another worker's.
         """
-        values: dict[str, Any] = {name: getattr(wanted, name) for name in WorkerRegistration.model_fields}
+        claim = _claim(wanted, by_credential=renews is not None)
+        values: dict[str, Any] = {
+            name: getattr(wanted, name)
+            for name in WorkerRegistration.model_fields
+            if name not in ("proof", "start")
+        }
         values |= {
             "token_digest": token_digest,
-            "state": WorkerState.READY,
             "state_message": "",
             "heartbeat_time": now(),
             "gpu_count": len(wanted.status.gpu_devices),
         }
+        if claim.public_key:
+            values["public_key"] = claim.public_key
         with conflicts({"workers_token_digest_key": "the worker's credential is in use already"}):
             async with self._session.writing() as tx:
                 # Registrations take turns: two that look for a free name at once would find the same.
                 locked = Cluster.select(Cluster.id).order_by(Cluster.id).lock_rows()
                 if cluster_id not in {row["id"] for row in await tx.fetch(locked)}:
                     raise NotFound(f"there is no cluster {cluster_id}")
-                known = await self._find(tx, Worker.worker_uuid == wanted.worker_uuid, lock=True)
-                if renews is not None and renews not in {each.id for each in known}:
+                old = await self._claimed(tx, wanted.worker_uuid, claim.public_key)
+                if renews is not None and (old is None or renews != old.id):
                     raise Forbidden("a worker's own credential renews its own registration and no other")
-                if known:
-                    await self._check_home(tx, known[0], wanted, by_credential=renews is not None)
-                    values["name"] = await self._kept_name(tx, known[0], wanted.name)
-                    renewed = await self._change(tx, known[0], values)
-                    if (renewed.name, renewed.ip) != (known[0].name, known[0].ip):
-                        await Instances(tx).follow_worker(tx, renewed.id, renewed.name, renewed.ip)
-                    return renewed
-                values["name"] = await self._free_name(tx, wanted.name)
-                return await self._insert(tx, {**values, "cluster_id": cluster_id})
+                if old is None:
+                    values |= _start(joining.first(claim))
+                    values |= {"state": WorkerState.READY, "name": await self._free_name(tx, wanted.name)}
+                    return await self._insert(tx, {**values, "cluster_id": cluster_id})
+                start = joining.admit(await self._known(tx, old), claim)
+                if start.contested:
+                    log.warning(
+                        "worker %s: two live starts say that they are it; the newer one is refused until it has made "
+                        "a key of its own: was a disk copied?",
+                        old.name,
+                    )
+                values |= _start(start)
+                values["state"] = _up(old)
+                values["name"] = await self._kept_name(tx, old, wanted.name)
+                renewed = await self._change(tx, old, values)
+                if (renewed.name, renewed.ip) != (old.name, old.ip):
+                    await Instances(tx).follow_worker(tx, renewed.id, renewed.name, renewed.ip)
+                return renewed
 
-    async def _check_home(
-        self, tx: Writing, known: WorkerPublic, wanted: WorkerRegistration, *, by_credential: bool
-    ) -> None:
-        """Let a worker move from one machine to another, but never be at both."""
-        columns = Worker.select(Worker.home, Worker.door_token).where(Worker.id == known.id)
-        kept = (await tx.fetch(columns))[0]
-        if _at_home(kept, wanted, by_credential=by_credential):
-            return
-        if known.heartbeat_time is not None and now() - known.heartbeat_time < _ALIVE:
-            raise Conflict(
-                f"worker {known.name} is alive on {known.hostname or 'another machine'} ({known.ip}), and a worker on "
-                f"{wanted.hostname or 'another machine'} ({wanted.ip}) says that it is the same one: was its data "
-                "directory copied?"
-            )
-        if by_credential:
-            raise Unauthenticated(
-                f"worker {known.name} was registered from another place, and its credential counts only there"
-            )
+    async def _claimed(self, tx: Writing, worker_uuid: str, public_key: str) -> WorkerPublic | None:
+        """Return, locked, the row that a registration is about; None for a new worker."""
+        found = await self._find(tx, Worker.public_key == public_key, lock=True) if public_key else []
+        found = found or await self._find(tx, Worker.worker_uuid == worker_uuid, lock=True)
+        return found[0] if found else None
+
+    async def _known(self, tx: Writing, old: WorkerPublic) -> joining.Known:
+        [row] = await tx.fetch(Worker.select(*_KNOWN).where(Worker.id == old.id))
+        heard = old.heartbeat_time
+        return joining.Known(
+            name=old.name,
+            hostname=old.hostname,
+            ip=old.ip,
+            home=row["home"],
+            boot=row["boot"],
+            door_token=row["door_token"],
+            public_key=row["public_key"] or "",
+            session=old.session,
+            start=row["start_id"],
+            earlier_start=row["earlier_start"],
+            refused_start=row["refused_start"],
+            alive=heard is not None and now() - heard < _ALIVE,
+        )
 
     async def _kept_name(self, tx: Writing, known: WorkerPublic, wanted: str) -> str:
         """Keep ``box-1`` when ``box`` is asked for, else take the new name: the user changed it."""
@@ -226,12 +274,25 @@ class Workers(Repository[WorkerPublic]):
         return gone
 
     async def set_state(self, worker_id: int, state: WorkerState, message: str = "") -> WorkerPublic:
-        """Change the state; an event follows if that changes anything."""
-        return await self._set(worker_id, {"state": state, "state_message": message})
+        """Change the state; an event follows if that changes anything. One in maintenance does not become ready."""
+        async with self._session.writing() as tx:
+            old = await self._get(tx, worker_id, lock=True)
+            new = _up(old) if state is WorkerState.READY else state
+            return await self._change(tx, old, {"state": new, "state_message": message})
 
-    async def update(self, worker_id: int, *, labels: Mapping[str, str]) -> WorkerPublic:
-        """Replace the labels."""
-        return await self._set(worker_id, {"labels": dict(labels)})
+    async def update(
+        self, worker_id: int, *, labels: Mapping[str, str] | None = None, maintenance: bool | None = None
+    ) -> WorkerPublic:
+        """Replace the labels, and take the worker out of service or back; None changes nothing."""
+        async with self._session.writing() as tx:
+            old = await self._get(tx, worker_id, lock=True)
+            values: dict[str, Any] = {} if labels is None else {"labels": dict(labels)}
+            if maintenance is not None:
+                values["maintenance"] = maintenance
+                if old.state in (WorkerState.READY, WorkerState.MAINTENANCE):
+                    new = old.model_copy(update={"maintenance": maintenance})
+                    values |= {"state": _up(new), "state_message": ""}
+            return await self._change(tx, old, values)
 
     async def delete(self, worker_id: int) -> WorkerPublic:
         """Remove a worker, the instances on it and what it knew of files, each with its own event."""
@@ -245,20 +306,32 @@ class Workers(Repository[WorkerPublic]):
             await self._remove(tx, [worker])
             return worker
 
-    async def _set(self, worker_id: int, values: Mapping[str, Any]) -> WorkerPublic:
-        async with self._session.writing() as tx:
-            return await self._change(tx, await self._get(tx, worker_id, lock=True), values)
+
+def _claim(wanted: WorkerRegistration, *, by_credential: bool) -> joining.Claim:
+    return joining.Claim(
+        hostname=wanted.hostname,
+        ip=wanted.ip,
+        home=wanted.home,
+        boot=wanted.boot,
+        start=wanted.start,
+        door_token=wanted.door_token,
+        public_key=wanted.proof.public_key if wanted.proof is not None else "",
+        by_credential=by_credential,
+    )
 
 
-def _at_home(kept: Mapping[str, Any], wanted: WorkerRegistration, *, by_credential: bool) -> bool:
-    """Tell whether a registration comes from where the worker is that has its row."""
-    if kept["home"] and wanted.home:
-        return bool(kept["home"] == wanted.home)
-    if by_credential:
-        return True
-    # The server's own worker has no home, nor had those of versions before; what proves them is their other secret.
-    same = hmac.compare_digest(kept["door_token"].encode(), wanted.door_token.encode())
-    return not kept["home"] and same
+def _start(start: joining.Start) -> dict[str, Any]:
+    return {
+        "session": start.session,
+        "start_id": start.start,
+        "earlier_start": start.earlier_start,
+        "refused_start": start.refused_start,
+    }
+
+
+def _up(worker: WorkerPublic) -> WorkerState:
+    """Return the state of a worker that gives signs of life."""
+    return WorkerState.MAINTENANCE if worker.maintenance else WorkerState.READY
 
 
 def _heartbeat(beats: Mapping[int, Heartbeat], arrivals: Mapping[int, datetime]) -> QueryString:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hmac
 import time
 from collections.abc import Mapping
 from http.cookies import CookieError, SimpleCookie
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from litestar.connection import ASGIConnection
@@ -14,19 +16,21 @@ from litestar.handlers.base import BaseRouteHandler
 
 from gpustack.dataplane import Principal
 from gpustack.dataplane.asgi import bearer, header
-from gpustack.db import Store
+from gpustack.db import Feed, Store
 from gpustack.kit.errors import Forbidden, NotFound, Unauthenticated, Unavailable
 from gpustack.plugin.routing import digest
 from gpustack.schemas import UserPublic
+from gpustack.schemas.workers import SESSION_HEADER
 from gpustack.server.auth.caller import Access, Caller, Via
+from gpustack.server.auth.challenges import Challenges
+from gpustack.server.auth.workers import KnownWorkers
 from gpustack.server.routing import Routing
 
 COOKIE = "gpustack_session"
 #: Workers' own tokens begin so, which tells them from keys before the database is asked.
 WORKER_TOKEN = "gpustack_worker_"  # noqa: S105 - a prefix, no secret
 
-#: More workers than any server has; tokens that were renewed are forgotten by this, too.
-_MOST_REMEMBERED = 10_000
+_SESSION = SESSION_HEADER.lower().encode()
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -44,31 +48,49 @@ class Authenticator:
         self._routing = routing
         self._registration = digest(registration_token)
         self._cli = digest(cli_token)
-        #: Who has shown a worker's token, by its digest: a sign of life counts while the database is away.
-        self._workers: dict[str, Caller] = {}
+        self.challenges = Challenges(registration_token)
+        #: A sign of life counts while the database is away, too.
+        self.workers = KnownWorkers()
         self._local = Caller(via=Via.LOCAL, user_id=admin.id, username=admin.username, is_admin=True)
         routing.add_fixed(self._cli, Principal(user_id=admin.id, username=admin.username, is_admin=True))
 
-    async def caller(self, scope: Mapping[str, Any]) -> Caller | None:
+    async def follow(self, feed: Feed) -> NoReturn:
+        """Ask the database again about each worker that changes, for ever."""
+        while True:
+            with contextlib.suppress(NotFound, Unavailable):
+                async with feed.subscribe({"workers"}) as events:
+                    async for event in events:
+                        self.workers.changed(event.id)
+            self.workers.all_changed()
+            await asyncio.sleep(1.0)
+
+    async def caller(self, scope: Mapping[str, Any], *, remembered: bool = False) -> Caller | None:
         """Return who makes the request; None when nothing says so.
 
+        With ``remembered`` a worker counts without a look into the database while no event says otherwise.
         Raises Unauthenticated for a credential that is wrong or over, and Forbidden for a session used from
         another site's page.
         """
         if credential := bearer(scope):
-            return await self._by_credential(credential)
+            return await self._by_credential(credential, scope, remembered=remembered)
         if token := session_token(scope):
             return await self._by_session(scope, token)
         return None
 
-    async def _by_credential(self, credential: str) -> Caller:
+    async def _by_credential(self, credential: str, scope: Mapping[str, Any], *, remembered: bool) -> Caller:
         known = digest(credential)
         if hmac.compare_digest(known, self._cli):
             return self._local
         if hmac.compare_digest(known, self._registration):
             return Caller(via=Via.REGISTRATION)
         if credential.startswith(WORKER_TOKEN):
-            return await self._by_worker_token(known)
+            caller = await self._by_worker_token(known, remembered=remembered)
+            if (session := _session_number(scope)) is not None and session != caller.worker_session:
+                raise UnknownWorker(
+                    f"worker {caller.username} was started again, as number {caller.worker_session}: this is start "
+                    f"{session}, which has to register"
+                )
+            return caller
         principal = self._routing.table.principals.get(known)
         if principal is None or principal.user_id is None:
             raise Unauthenticated("this API key is not known here; it was deleted, or has expired")
@@ -83,19 +105,23 @@ class Authenticator:
             expires_at=principal.expires_at,
         )
 
-    async def _by_worker_token(self, known: str) -> Caller:
-        if self._store.away and (remembered := self._workers.get(known)) is not None:
-            return remembered
+    async def _by_worker_token(self, known: str, *, remembered: bool) -> Caller:
+        if remembered and (caller := self.workers.fresh(known)) is not None:
+            return caller
+        if self._store.away and (caller := self.workers.last(known)) is not None:
+            return caller
         worker = await self._store.workers.by_token_digest(known)
         if worker is None:
-            self._workers.pop(known, None)
+            self.workers.drop(known)
             raise UnknownWorker("this worker's token is not known here; it has to register again")
         caller = Caller(
-            via=Via.WORKER, worker_id=worker.id, worker_version=worker.version, username=worker.name
+            via=Via.WORKER,
+            worker_id=worker.id,
+            worker_version=worker.version,
+            worker_session=worker.session,
+            username=worker.name,
         )
-        if len(self._workers) >= _MOST_REMEMBERED:
-            self._workers.clear()
-        self._workers[known] = caller
+        self.workers.note(known, caller)
         return caller
 
     async def _by_session(self, scope: Mapping[str, Any], token: str) -> Caller:
@@ -137,6 +163,12 @@ def session_token(scope: Mapping[str, Any]) -> str:
     return cookies[COOKIE].value if COOKIE in cookies else ""
 
 
+def _session_number(scope: Mapping[str, Any]) -> int | None:
+    """Return which start of a worker makes the request; None when it does not say."""
+    said = header(scope, _SESSION)
+    return int(said) if said.isascii() and said.isdigit() and len(said) < 19 else None
+
+
 def check_origin(scope: Mapping[str, Any]) -> None:
     """Raise Forbidden when a browser sends this for a page of another site, which a cookie must not serve."""
     origin = header(scope, b"origin")
@@ -151,7 +183,9 @@ async def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRou
     if access is Access.PUBLIC or "OPTIONS" in getattr(handler, "http_methods", ()):
         return
     try:
-        caller = await _authenticator(connection).caller(connection.scope)
+        caller = await _authenticator(connection).caller(
+            connection.scope, remembered=bool(handler.opt.get("many"))
+        )
     except UnknownWorker as error:
         if handler.opt.get("worker_may_be_gone"):
             raise NotFound(error.message) from None

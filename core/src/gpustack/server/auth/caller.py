@@ -45,6 +45,8 @@ class Caller:
     worker_id: int = 0
     #: What the worker said it is when it registered.
     worker_version: str = ""
+    #: The number of the worker's start that counts.
+    worker_session: int = 0
     #: Digest of the session's token, for a caller who came with a cookie.
     session: str = ""
     #: A key that is limited to certain models serves inference and nothing else.

@@ -24,12 +24,13 @@ def workers(state: State, now: float) -> Iterator[Action]:
     for worker in sorted(state.workers.values(), key=lambda each: each.id):
         quiet = silence(state, worker, now)
         lost = worker.state is WorkerState.UNREACHABLE
-        if quiet <= state.limits.heartbeat_loss:
+        patience = state.patience(worker.id)
+        if quiet <= patience:
             if lost:
                 yield ReturnWorker(worker.id)
         elif worker.id not in spared and (not lost or worker.id in placed):
             mine = tuple(sorted(each.id for each in placed.get(worker.id, ())))
-            yield LoseWorker(worker.id, f"no sign of life for {state.limits.heartbeat_loss:.0f} s", mine)
+            yield LoseWorker(worker.id, f"no sign of life for {patience:.0f} s", mine)
 
 
 def suspects(state: State, now: float) -> frozenset[int]:
@@ -38,7 +39,7 @@ def suspects(state: State, now: float) -> frozenset[int]:
         worker.id
         for worker in state.workers.values()
         if worker.state is not WorkerState.UNREACHABLE
-        and silence(state, worker, now) > state.limits.heartbeat_loss
+        and silence(state, worker, now) > state.patience(worker.id)
     )
 
 
@@ -51,23 +52,46 @@ def cut_off(state: State, now: float) -> frozenset[int]:
     """Return the workers that are silent only because the server is cut off from most of its fleet.
 
     They are those whose last signs of life lie within ``storm`` seconds of each other, when they are more than
-    half of all workers that were alive at that time, and those were at least ``fleet``.
+    half of all workers that were alive at that time, and those were at least ``fleet``. Who is late counts among them
+    before it would be lost: or the first to be due would be given up before most are.
     """
     limits = state.limits
     if len(state.workers) < limits.fleet:
         return frozenset()
-    last = sorted((now - silence(state, each, now), each.id) for each in state.workers.values())
-    times = [when for when, _ in last]
-    silent = bisect_left(times, now - limits.heartbeat_loss)
+    last: list[float] = []
+    quiet: list[tuple[float, int]] = []
+    for each in state.workers.values():
+        seconds = silence(state, each, now)
+        last.append(now - seconds)
+        if seconds > state.late(each.id):
+            quiet.append((now - seconds, each.id))
+        elif (outage := state.outages.get(each.id)) is not None and now - outage[1] <= limits.recovery:
+            # The others are not lost as soon as the first half of them is back.
+            quiet.append((outage[0], each.id))
+    if len(quiet) * 2 <= limits.fleet:
+        return frozenset()
+    last.sort()
+    quiet.sort()
     spared: set[int] = set()
     end = 0
-    for first in range(silent):
-        alive = len(last) - first
-        while end < silent and times[end] <= times[first] + limits.storm:
+    for first, (when, _) in enumerate(quiet):
+        alive = len(last) - bisect_left(last, when)
+        while end < len(quiet) and quiet[end][0] <= when + limits.storm:
             end += 1
         if alive >= limits.fleet and 2 * (end - first) > alive:
-            spared.update(worker_id for _, worker_id in last[first:end])
+            spared.update(worker_id for _, worker_id in quiet[first:end])
     return frozenset(spared)
+
+
+def silence_of_most(state: State, now: float) -> str:
+    """Return the line that says that nobody is lost although many are silent; empty when nobody is spared."""
+    spared = cut_off(state, now)
+    if not spared:
+        return ""
+    return (
+        f"{len(spared)} of {len(state.workers)} workers fell silent within {state.limits.storm:.0f} s: the server seems "
+        "to be cut off from them, so they keep their instances and nothing is placed anew; check the server's network"
+    )
 
 
 def instances(state: State, now: float) -> Iterator[Action]:

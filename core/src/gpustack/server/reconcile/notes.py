@@ -26,6 +26,8 @@ class Limits:
     slack: float = 30.0
     storm: float = 60.0
     fleet: int = 10
+    #: When the network is whole again its workers come back one by one, within this time.
+    recovery: float = 30.0
 
 
 @dataclass(slots=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from typing import NoReturn, Self
@@ -53,6 +53,7 @@ class Reconciler:
         deadlines: Deadlines | None = None,
         limits: Limits | None = None,
         backoff: Backoff | None = None,
+        on_silence: Callable[[str], None] = lambda _line: None,
     ) -> None:
         self._store = store
         self._feed = feed
@@ -63,6 +64,8 @@ class Reconciler:
         self.state = State(limits, versions, now=self._now())
         self._execute = Execute(store, self.state, self._now)
         self._backoff = backoff or Backoff(first=0.5, limit=10.0)
+        #: Told of most of a fleet that is silent, in a line; empty: it is not.
+        self._on_silence = on_silence
         self._wake = asyncio.Event()
         self._trouble: BaseException | None = None
         self._looked_for_life = float("-inf")
@@ -159,6 +162,7 @@ class Reconciler:
             actions = decide(self.state, self._now())
             if not actions:
                 self._backoff.reset()
+                self._on_silence(clock.silence_of_most(self.state, self._now()))
                 return
             for action in actions:
                 if isinstance(action, Ask):

@@ -50,8 +50,10 @@ def _adjust(state: State, model: ModelPublic, mine: Instances) -> Iterator[Actio
         yield Create(model.id, missing)
     for each in going:
         changed = state.outdated(each) and model.replicas > 0
-        why = "was changed" if changed else f"asks for {model.replicas} now"
-        yield Drain(each.id, f"model {model.name} {why}", model.rollout.drain_seconds)
+        why = f"model {model.name} " + ("was changed" if changed else f"asks for {model.replicas} now")
+        if changed and state.leaving(each):
+            why = f"worker {each.worker_name} is in maintenance"
+        yield Drain(each.id, why, model.rollout.drain_seconds)
 
 
 def make_room(state: State, *, skip: Collection[int]) -> Iterator[Drain]:

@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from gpustack.lifecycle.instance import HOLDS_CLAIM, time_allowed
+from gpustack.lifecycle.suspicion import Rhythm
 from gpustack.scheduling import Gpu, Holding, Snapshot, Worker, others_use
 from gpustack.schemas import (
     EventType,
@@ -32,6 +33,9 @@ from gpustack.server.reconcile.timers import Timers
 
 #: Deleted instances that are remembered: far more than are deleted while a write or an event is on its way.
 _MOST_DELETED = 1000
+
+#: A worker in one of these states is heard.
+_UP = (WorkerState.READY, WorkerState.MAINTENANCE)
 
 #: The facts of a file in one of these states hold.
 _KNOWN = (ModelFileState.READY, ModelFileState.ANALYZED, ModelFileState.DOWNLOADING)
@@ -56,6 +60,9 @@ class State:
         self.files: dict[int, ModelFilePublic] = {}
         self.notes: dict[int, Notes] = {}
         self.seen: dict[int, float] = {}
+        self.rhythms: dict[int, Rhythm] = {}
+        #: The last time that a worker was missed: when it fell silent, and when it was heard again.
+        self.outages: dict[int, tuple[float, float]] = {}
         self.others: dict[int, Others] = {}
         self.answers: dict[Question, Answer] = {}
         self.peaks = Peaks()
@@ -125,7 +132,7 @@ class State:
         """Take in a worker. Joining and becoming ready are signs of life; other changes are the server's own."""
         old = self.workers.get(new.id)
         self.workers[new.id] = new
-        if old is None or (old.state is not WorkerState.READY and new.state is WorkerState.READY):
+        if old is None or (old.state not in _UP and new.state in _UP):
             self.seen[new.id] = now
         if old is None or _offers(old) != _offers(new):
             self.capacity += 1
@@ -171,6 +178,8 @@ class State:
         """Forget a worker."""
         self.workers.pop(worker_id, None)
         self.seen.pop(worker_id, None)
+        self.rhythms.pop(worker_id, None)
+        self.outages.pop(worker_id, None)
         self.others.pop(worker_id, None)
         self.timers.drop(("worker", worker_id))
 
@@ -198,11 +207,19 @@ class State:
         worker = self.workers.get(worker_id)
         if worker is None:
             return False
+        self._gap(worker_id, self.seen.get(worker_id, now), now)
         self.alive(worker_id, now)
         before = self.capacity
         if beat.status is not None:
             self.take_status(worker_id, beat.status)
         return self.capacity != before or worker.state is WorkerState.UNREACHABLE
+
+    def _gap(self, worker_id: int, before: float, now: float) -> None:
+        """Take note of the silence between two signs of life."""
+        if now - before > self.late(worker_id):
+            self.outages[worker_id] = (before, now)
+        rhythm = self.rhythms.setdefault(worker_id, Rhythm())
+        rhythm.note(now - before, longest=self.limits.heartbeat_loss)
 
     def alive(self, worker_id: int, when: float) -> None:
         """Note that the worker gave a sign of life at ``when``; an older one than is known changes nothing."""
@@ -264,15 +281,31 @@ class State:
         return [self.files[id_] for _, id_ in sorted(ids.items()) if id_ in self.files]
 
     def outdated(self, instance: ModelInstancePublic) -> bool:
-        """Tell whether the instance runs, or is about to run, what its model was before a change."""
+        """Tell whether another one is to take the instance's place: its model was changed, or its worker leaves."""
         model = self.models.get(instance.model_id)
-        placed = instance.worker_id is not None
-        return placed and model is not None and instance.spec_digest != model.spec_digest
+        if instance.worker_id is None or model is None:
+            return False
+        return instance.spec_digest != model.spec_digest or self.leaving(instance)
+
+    def leaving(self, instance: ModelInstancePublic) -> bool:
+        """Tell whether the instance is on a worker that is taken out of service."""
+        worker = self.workers.get(instance.worker_id or 0)
+        return worker is not None and worker.maintenance
 
     def silent_at(self, worker_id: int) -> float:
         """Return when the worker counts as silent if it says nothing more."""
         # A little later than that, so that rounding never wakes anybody in the moment before.
-        return self.seen[worker_id] + self.limits.heartbeat_loss + 0.001
+        return self.seen[worker_id] + self.patience(worker_id) + 0.001
+
+    def patience(self, worker_id: int) -> float:
+        """Return the seconds of silence after which the worker is lost."""
+        rhythm = self.rhythms.get(worker_id)
+        return self.limits.heartbeat_loss if rhythm is None else rhythm.patience(self.limits.heartbeat_loss)
+
+    def late(self, worker_id: int) -> float:
+        """Return the seconds of silence after which a sign of life of the worker is missing."""
+        rhythm = self.rhythms.get(worker_id)
+        return self.limits.heartbeat_loss if rhythm is None else rhythm.late(self.limits.heartbeat_loss)
 
     def due(self, instance: ModelInstancePublic) -> float | None:
         """Return when the instance's time in its state is over; None when it may stay."""
