@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import asyncpg
@@ -19,7 +20,7 @@ from common import gpustack, new_data_dir, report
 WORKERS, GPUS, RUNS = 500, 8, 15
 
 
-def _gpu(number: int) -> dict[str, object]:
+def _gpu(number: int, seed: int) -> dict[str, object]:
     total = 85899345920
     return {
         "uuid": f"GPU-{number:08x}-5b1c-4e0f-9a53-0f6f8f6f0a01",
@@ -30,26 +31,32 @@ def _gpu(number: int) -> dict[str, object]:
         "driver_version": "550.54.15",
         "runtime_version": "12.4",
         "compute_capability": "8.0",
-        "memory": {"total": total, "used": total // 3, "utilization_rate": 33.3, "allocated": total // 2},
-        "core_utilization_rate": 71.5,
+        "memory": {
+            "total": total,
+            "used": total // 3 + seed,
+            "utilization_rate": 33.3,
+            "allocated": total // 2,
+        },
+        "core_utilization_rate": 71.5 + seed % 20,
         "temperature": 61.0,
     }
 
 
-def _worker(number: int) -> dict[str, object]:
+def registration(number: int, seed: int = 0) -> dict[str, Any]:
+    """Return what the worker ``number`` registers with; another ``seed`` has other figures measured."""
     disks = [
         {"name": f"/dev/nvme{n}n1", "mount_point": f"/data{n}", "total": 1 << 40, "used": 1 << 38}
         for n in range(3)
     ]
     status = {
-        "cpu": {"total": 128, "utilization_rate": 12.5},
+        "cpu": {"total": 128, "utilization_rate": 12.5 + seed % 20},
         "memory": {"total": 1 << 40, "used": 1 << 37, "utilization_rate": 12.5},
         "swap": {"total": 0, "used": 0, "utilization_rate": 0.0},
         "filesystem": disks,
         "os": {"name": "Ubuntu", "version": "22.04"},
         "kernel": {"name": "Linux", "release": "5.15.0-113-generic", "architecture": "x86_64"},
         "uptime": {"uptime": 864000.0},
-        "gpu_devices": [_gpu(number * GPUS + index) for index in range(GPUS)],
+        "gpu_devices": [_gpu(number * GPUS + index, seed) for index in range(GPUS)],
     }
     return {
         "name": f"node-{number:03}",
@@ -66,7 +73,7 @@ def _worker(number: int) -> dict[str, object]:
 
 def _registered(client: httpx.Client) -> None:
     for number in range(WORKERS):
-        client.post("/v2/workers", json=_worker(number)).raise_for_status()
+        client.post("/v2/workers", json=registration(number)).raise_for_status()
 
 
 def _median(client: httpx.Client, path: str, items: int) -> float:

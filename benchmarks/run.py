@@ -13,6 +13,7 @@ PROGRAMS = (
     "idle",
     "api_speed",
     "fleet_list",
+    "fleet_heartbeats",
     "recovery",
     "demo",
     "install_size",
