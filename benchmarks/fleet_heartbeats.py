@@ -129,9 +129,8 @@ class Simulated:
         said = json.loads(answer)
         self.id, self.credential, self.session = said["id"], said["token"], said["session"]
 
-    async def begin(self, token: str) -> None:
-        """Join, and do from then on what a worker does."""
-        await self.join(token)
+    async def begin(self) -> None:
+        """Do from now on what a worker does that has joined."""
         work = [self.live(), *(self.watch(what) for what in ("model-instances", "model-files"))]
         self.tasks = [asyncio.create_task(each) for each in work]
 
@@ -230,10 +229,14 @@ async def measure(running: Running, seconds: int, count: int) -> None:
     database = Database(running.data_dir)
 
     began, before = time.perf_counter(), busy(running, "server")
-    await in_turns([lambda each=each: each.begin(token) for each in fleet], _AT_ONCE)
+    await in_turns([lambda each=each: each.join(token) for each in fleet], _AT_ONCE)
     taken, registering = time.perf_counter() - began, busy(running, "server") - before
     _say_registered(count, taken, registering)
+    before = busy(running, "server")
+    await in_turns([each.begin for each in fleet], _AT_ONCE)
     await asyncio.sleep(_SETTLE)
+    beginning = (busy(running, "server") - before) / count * 1000
+    print(f"{'':44} {beginning:.1f} ms more for the watches and first status of each", flush=True)
     asker, worst = Link(where.hostname, where.port), count
     first, began = await database.stock(), time.perf_counter()
     cpu = {name: busy(running, name) for name in ("server", "gateway", "postgres")}

@@ -108,6 +108,10 @@ class FakeServer:
     def drop(self, kind: str, number: int) -> None:
         self._tell(kind, 3, self.things[kind].pop(number))
 
+    def take_away(self, number: int, **fields: Any) -> None:
+        """Place an instance elsewhere: it leaves what this worker watches, which is told as its end."""
+        self._tell("model-instances", 3, self.things["model-instances"].pop(number) | fields)
+
     def forget_workers(self) -> None:
         self.tokens.clear()
 

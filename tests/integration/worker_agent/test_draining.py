@@ -189,3 +189,41 @@ def test_only_connections_to_that_port_are_counted() -> None:
         with socket.create_connection(six.getsockname()[:2]):
             assert loopback_clients(six.getsockname()[1]) == 1
         assert loopback_clients(port) == 0
+
+
+class TestPlacedElsewhereWhileTheWorkerWasAway:
+    async def test_it_serves_on_until_its_clients_have_left(
+        self, fleet: Any, server: Any, until: Any
+    ) -> None:
+        report = await a_running_one(fleet, server, until)
+        with a_client(report):
+            del server.things["model-instances"][1]
+            server.reports.clear()
+            server.forget_workers()
+            await until(lambda: len(server.registrations) == 2)
+            await asyncio.sleep(1.5)
+            assert alive(report["pid"])
+        await until(lambda: not alive(report["pid"]))
+
+        assert server.reports == [], "it is the other worker's to tell of"
+
+    async def test_news_of_it_while_connected_are_the_same(self, fleet: Any, server: Any, until: Any) -> None:
+        report = await a_running_one(fleet, server, until)
+        with a_client(report):
+            server.take_away(1, worker_id=2, worker_name="other", state="scheduled")
+            await asyncio.sleep(1.5)
+            assert alive(report["pid"])
+        await until(lambda: not alive(report["pid"]))
+
+    async def test_it_ends_at_once_when_the_instance_comes_back_here(
+        self, fleet: Any, server: Any, until: Any
+    ) -> None:
+        report = await a_running_one(fleet, server, until)
+        row = dict(server.things["model-instances"][1])
+        with a_client(report):
+            server.take_away(1, worker_id=None, state="pending")
+            await asyncio.sleep(0.7)
+            assert alive(report["pid"])
+            server.put("model-instances", row | {"worker_id": 1, "state": "scheduled"})
+            await until(lambda: not alive(report["pid"]))
+            await until(lambda: server.last(1)["state"] == RUNNING and server.last(1)["pid"] != report["pid"])

@@ -49,7 +49,7 @@ class TestJoining:
         assert first["installed_versions"] == {"fake": ["1"]}
         assert first["labels"]["worker-name"] == "w1"
         kept = {path.name: path.stat().st_mode & 0o777 for path in fleet.config.worker_dir.iterdir()}
-        assert kept == {"credential": 0o600, "door_token": 0o600, "worker_uuid": 0o600}
+        assert kept == dict.fromkeys(("credential", "door_token", "key", "worker_uuid"), 0o600)
 
     async def test_ready_means_that_the_server_heard_it(self, fleet: Any, server: Any) -> None:
         await fleet.start()

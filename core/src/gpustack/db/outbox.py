@@ -105,6 +105,10 @@ class Events:
             raise NotFound(f"the events after number {number} are no longer kept; read the list again")
         return events
 
+    async def some(self, topic: str, *, after: int, until: int) -> bool:
+        """Tell whether there were events of the topic after the number ``after``, up to ``until``."""
+        return bool(await read_after(self._session, after, until=until, topics={topic}, limit=1))
+
     async def prune(self, *, older_than: timedelta, keep: int, batch: int = 1000) -> int:
         """Delete events beyond the age and the count, a bounded batch at a time; return how many."""
         first, last = await bounds(self._session)

@@ -61,6 +61,8 @@ class InstanceDriver:
         self._restarts = instance.restart_count
         #: How things stand was found out.
         self._begun = False
+        #: Another worker has the instance now: what is left of it here is no news of it.
+        self._left = False
         self._answering_since: float | None = None
 
     @property
@@ -106,6 +108,14 @@ class InstanceDriver:
     def withdraw(self) -> None:
         """End the engine; :meth:`run` returns once it is gone."""
         self._post(None, life.Withdrawn())
+
+    def leave(self) -> None:
+        """End the engine as :meth:`drain` does, without a word to the server: the instance was placed elsewhere."""
+        self._left = True
+        if not self._begun or self._model is None:
+            self.withdraw()
+        elif not self.life.draining:
+            self._post(None, life.Draining(self._model.rollout.drain_seconds))
 
     def report_again(self) -> None:
         """Tell the server how things are: it had lost sight of this worker."""
@@ -356,6 +366,8 @@ class InstanceDriver:
             self._report(life.Report(self.life.state, line))
 
     def _report(self, report: life.Report, **more: Any) -> None:
+        if self._left:
+            return
         self._last_message = report.message
         fields: dict[str, Any] = {"state": report.state, "state_message": report.message[:_MESSAGE], **more}
         if self._installed is not None:

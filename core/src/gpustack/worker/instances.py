@@ -57,6 +57,8 @@ class Instances:
         self._outbox = outbox
         self._drivers: dict[int, InstanceDriver] = {}
         self._ending: dict[int, asyncio.Task[None]] = {}
+        #: Those that were placed elsewhere while this worker was away, and have clients still.
+        self._leaving: dict[int, InstanceDriver] = {}
         #: What the server said last of each.
         self._latest: dict[int, ModelInstancePublic] = {}
         #: How long to wait with a report after one that the server refused.
@@ -75,17 +77,34 @@ class Instances:
                 on_open()
             elif event.type is EventType.DELETED:
                 named.discard(event.id)
-                self.withdraw(event.id)
+                # What was placed elsewhere, or is only missing in a replay, is deleted for this watch alone.
+                mine = event.data.get("worker_id") == worker_id
+                (self.withdraw if mine else self._leave)(event.id)
             else:
                 (named.add if self._placed(event, worker_id) else named.discard)(event.id)
 
     def withdraw(self, instance_id: int) -> None:
-        """End the engine of an instance that is no longer this worker's."""
-        if (driver := self._drivers.pop(instance_id, None)) is not None:
+        """End the engine of an instance that is gone."""
+        if (driver := self._taken(instance_id)) is not None:
+            driver.withdraw()
+
+    def _leave(self, instance_id: int) -> None:
+        """Let the engine end, once its clients have left, of an instance that is no longer this worker's.
+
+        It was replaced while this worker was away: whom it still serves comes by ways that were not cut.
+        """
+        if (driver := self._taken(instance_id)) is not None:
+            self._leaving[instance_id] = driver
+            driver.leave()
+
+    def _taken(self, instance_id: int) -> InstanceDriver | None:
+        """Return the driver of an instance, which is forgotten with all that was to be told of it."""
+        driver = self._drivers.pop(instance_id, None)
+        if driver is not None:
             self._outbox.forget(instance_id)
             self._latest.pop(instance_id, None)
             self._refused.pop(instance_id, None)
-            driver.withdraw()
+        return driver
 
     def log_of(self, instance_id: int) -> Path | None:
         """Return the log of an instance, also before it exists; None for one that is not here."""
@@ -129,7 +148,7 @@ class Instances:
             )
             return True  # a newer server's, perhaps: its engine serves on as it is
         if instance.worker_id != worker_id or instance.state in _NOT_PLACED:
-            self.withdraw(instance.id)
+            self._leave(instance.id)
             return False
         driver = self._drivers.get(instance.id)
         if driver is not None and driver.instance.name != instance.name:
@@ -177,6 +196,8 @@ class Instances:
             driver.assign(instance)
 
     def _drive(self, instance: ModelInstancePublic) -> None:
+        if (earlier := self._leaving.get(instance.id)) is not None:
+            earlier.withdraw()  # it came back here, and waits for the memory of the engine before
         driver = self._drivers[instance.id] = InstanceDriver(self._shop, instance)
         before = self._ending.get(instance.id)
         task = self._tasks.start(instance.name, self._run(driver, before))
@@ -200,11 +221,12 @@ class Instances:
             del self._ending[instance_id]
             # It was not withdrawn from outside when its own model was gone, or when it failed.
             self._drivers.pop(instance_id, None)
+            self._leaving.pop(instance_id, None)
 
     async def _compare(self, named: set[int]) -> None:
         """End what is driven or recorded and not wanted."""
         for instance_id in set(self._drivers) - named:
-            self.withdraw(instance_id)
+            self._leave(instance_id)
         run_dir = self._shop.config.run_dir
         await asyncio.to_thread(forget_all_but, run_dir, named | self._ending.keys())
         records = await asyncio.to_thread(read_records, run_dir)
