@@ -33,6 +33,7 @@ SECONDS, WORKERS = 60, 1000
 EVERY, FULL = 10.0, 3
 #: Seconds in which the fleet comes to rest before anything is measured.
 _SETTLE = 12.0
+_BEGAN = time.perf_counter()
 _AT_ONCE = 32
 
 
@@ -138,8 +139,12 @@ class Simulated:
         """Follow what the server wants of this worker."""
         while True:
             await self.link.follow(f"/v2/{what}?watch=true&worker_id={self.id}", **self.headers)
-            self.failures.append(f"the watch of {what} ended")
+            self.failed(f"the watch of {what} ended")
             await asyncio.sleep(1)
+
+    def failed(self, line: str) -> None:
+        """Note what went wrong, and when: in seconds since the program began."""
+        self.failures.append(f"{time.perf_counter() - _BEGAN:.0f} s: {line}")
 
     async def live(self) -> None:
         """Send signs of life for ever, the first at once."""
@@ -151,9 +156,9 @@ class Simulated:
             try:
                 status, answer = await self.link.send("POST", "/v2/worker-heartbeat", body, **self.headers)
                 if status != 204:
-                    self.failures.append(f"{status} {answer[:200]!r}")
-            except OSError as error:
-                self.failures.append(str(error))
+                    self.failed(f"sign of life: {status} {answer[:200]!r}")
+            except (OSError, asyncio.IncompleteReadError) as error:
+                self.failed(f"sign of life: {error!r}")
             count += 1
             await asyncio.sleep(EVERY)
 
@@ -243,7 +248,10 @@ async def measure(running: Running, seconds: int, count: int) -> None:
     half = first
     while (passed := time.perf_counter() - began) < seconds:
         await asyncio.sleep(min(5.0, seconds - passed) + 0.01)
-        worst = min(worst, (await states(asker, admin))["ready"])
+        ready = (await states(asker, admin))["ready"]
+        if ready < min(worst, count):
+            print(f"{'':44} {time.perf_counter() - _BEGAN:.0f} s: {count - ready} are missed", flush=True)
+        worst = min(worst, ready)
         if passed < seconds / 2:
             half = await database.stock()
     passed = time.perf_counter() - began
@@ -256,7 +264,7 @@ async def measure(running: Running, seconds: int, count: int) -> None:
     _say(share, count, worst, (first, half, last), passed)
     failures = [line for each in fleet for line in each.failures]
     if failures:
-        raise SystemExit(f"{len(failures)} requests failed, such as: {failures[0]}")
+        raise SystemExit(f"{len(failures)} requests failed:\n" + "\n".join(failures[:20]))
 
 
 def _say_registered(count: int, taken: float, cpu: float) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -19,8 +18,8 @@ import pytest
 from gpustack.dataplane.door import instance_credential
 from support import hosts
 from support.engine import InstalledEngine
-from support.hosts import Host
-from support.running import Running, a_port_range, eventually, gpustack, processes_of, spawn, wait_ready
+from support.machines import Machine, joined
+from support.running import Running, eventually, gpustack, processes_of, spawn
 
 pytestmark = pytest.mark.xdist_group("e2e-two-machines")
 
@@ -34,46 +33,6 @@ for url, credential in json.loads(sys.argv[1]):
     except httpx.HTTPError as error:
         print(type(error).__name__)
 """
-
-
-@dataclass
-class Machine:
-    """A worker on its own host. ``env`` is what it is started with; the token is needed once."""
-
-    host: Host
-    place: Path
-    flags: list[str]
-    running: Running | None = None
-
-    @property
-    def data_dir(self) -> Path:
-        return self.place / f"data {self.host.name}"
-
-    def switch_on(self, env: dict[str, str] | None = None) -> Running:
-        """Start the worker without waiting for anything."""
-        home = self.place / f"home {self.host.name}"
-        self.running = spawn(self.data_dir, home, self.flags, env=env, prefix=self.host.prefix)
-        return self.running
-
-    def start(self) -> None:
-        """Start the worker and wait until it has joined."""
-        wait_ready(self.switch_on())
-
-    def lose_power(self) -> None:
-        """End everything there at once."""
-        self.host.kill()
-        assert self.running is not None
-        self.running.process.communicate(timeout=10)
-
-    def stop(self) -> None:
-        """End whatever is left."""
-        self.host.heal()
-        if self.running is not None and self.running.process.poll() is None:
-            with contextlib.suppress(Exception):
-                self.running.end()
-        for process in processes_of(self.data_dir):
-            with contextlib.suppress(psutil.Error):
-                process.kill()
 
 
 @dataclass
@@ -113,19 +72,7 @@ def cluster(place: Path, engine: InstalledEngine, tiny_gguf: Path) -> Iterator[C
         flags = ["--disable-worker", "--advertise-address", net.address]
         server = stack.enter_context(gpustack(place / "cluster server", place / "cluster home", flags))
         # As a person would: what the server prints is run on the other machine.
-        words = shlex.split(server.cli("workers", "join-command").stdout)
-        variable, token = words[0].split("=", 1)
-        assert words[1:4] == ["gpustack", "start", "--server-url"]
-        machines = {}
-        for host in net.hosts:
-            flags = [*words[3:], "--worker-port", "10150", "--bin-dir", str(engine.bin_dir)]
-            machine = Machine(host, place, [*flags, "--service-port-range", a_port_range(4)])
-            stack.callback(machine.stop)
-            machine.switch_on(env={variable: token})
-            machines[host.address] = machine
-        for machine in machines.values():
-            assert machine.running is not None
-            wait_ready(machine.running)
+        machines = stack.enter_context(joined(server, net, place, engine))
         api = stack.enter_context(server.admin())
         server.cli("deploy", str(tiny_gguf), "--name", "tiny", "--replicas", "2")
         cluster = Cluster(server, machines, api)
