@@ -54,6 +54,8 @@ class FakeServer:
         self.shown: list[str] = []
         self.answers: list[tuple[int, Any]] = []
         self.beat_answer: tuple[int, Any] = (204, None)
+        #: Called at the beginning of each request.
+        self.on_request: Callable[[], None] = lambda: None
         #: Reports that are refused from now on, as by a server that is just changing the instance itself.
         self.refuse = 0
         self.number = 100
@@ -146,6 +148,7 @@ class FakeServer:
             body += message.get("body", b"")
             if not message.get("more_body"):
                 break
+        self.on_request()
         headers = dict(scope["headers"])
         token = headers.get(b"authorization", b"").decode().removeprefix("Bearer ")
         parts = scope["path"].strip("/").split("/")

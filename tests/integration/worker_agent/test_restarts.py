@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -256,6 +257,75 @@ class TestOneEngine:
             assert time.monotonic() - began < 10
             assert len(_engines(fleet)) == 1
             assert not any(report.get("restarted") for *_, report in server.reports)
+        finally:
+            worker.kill()
+            worker.wait()
+
+    @pytest.mark.slow
+    @pytest.mark.timeout(400)
+    async def test_kill_9_at_each_of_its_requests_leaves_one_engine(
+        self, fleet: Any, server: Any, until: Any
+    ) -> None:
+        """While it joins, watches, installs, starts, and says that it runs: before the server has answered."""
+        number, died = 0, True
+        while died:
+            number += 1
+            left = number
+            worker = _worker_process(fleet)
+            server.reports.clear()
+            server.want(number, fleet.a_model("slow"))
+
+            def at_request() -> None:
+                nonlocal left
+                left -= 1
+                if left == 0:
+                    worker.kill()  # noqa: B023  # called in this round alone
+
+            server.on_request = at_request
+            try:
+                await until(lambda: worker.poll() is not None or server.last(number)["state"] == RUNNING)  # noqa: B023
+                died = worker.poll() is not None
+            finally:
+                server.on_request = lambda: None
+                worker.kill()
+                worker.wait()
+            worker = _worker_process(fleet)
+            try:
+                server.reports.clear()
+                await until(lambda: server.last(number)["state"] == RUNNING)  # noqa: B023
+                assert len(_engines(fleet)) == 1
+                assert not any(report.get("restarted") for *_, report in server.reports)
+                assert len({each["worker_uuid"] for each in server.registrations}) == 1
+                server.drop("model-instances", number)
+                await until(lambda: not _engines(fleet))
+            finally:
+                worker.kill()
+                worker.wait()
+        assert number > 6, "it was killed at all steps"
+
+    async def test_kill_9_while_it_drains_cuts_no_client_off(
+        self, fleet: Any, server: Any, until: Any
+    ) -> None:
+        server.want(1, fleet.a_model())
+        worker = _worker_process(fleet)
+        try:
+            await until(lambda: server.last(1)["state"] == RUNNING)
+            report = server.last(1)
+            with socket.create_connection(("127.0.0.1", report["port"])):
+                row = server.things["model-instances"][1]
+                server.put(
+                    "model-instances", row | {"draining_since": row["created_at"], "drain_seconds": 60}
+                )
+                await until(lambda: list(memories_dir(fleet.config.run_dir).glob("*")))
+                worker.kill()
+                worker.wait()
+                server.registrations.clear()
+                worker = _worker_process(fleet)
+                await until(lambda: server.registrations)
+                await asyncio.sleep(1.5)
+                assert alive(report["pid"])
+            await until(lambda: server.last(1).get("ended") is True)
+            assert not _engines(fleet)
         finally:
             worker.kill()
             worker.wait()

@@ -44,6 +44,9 @@ class Services:
     by_user: Throttle = field(default_factory=Throttle)
     by_address: Throttle = field(default_factory=lambda: Throttle(free=30))
     fleet: FleetNews = field(default_factory=FleetNews)
+    #: Registrations take turns in the database. A fleet that comes back at once waits here for that, and not with all
+    #: connections in hand that its watches and signs of life need.
+    registering: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
     #: Set when the server ends, so that endless answers end too.
     closing: asyncio.Event = field(default_factory=asyncio.Event)
 

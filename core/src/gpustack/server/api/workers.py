@@ -55,12 +55,13 @@ async def register_worker(request: Req, data: JSONBody[WorkerRegistration]) -> R
     parts.authenticator.challenges.check(data)
     renews = request.user.worker_id if request.user.via is Via.WORKER else None
     token = WORKER_TOKEN + secrets.token_hex(24) if renews is None else bearer(request.scope)
-    cluster = await parts.default_cluster()
-    try:
-        worker = await parts.store.workers.register(data, digest(token), cluster.id, renews=renews)
-    except Conflict as error:
-        parts.fleet.refused(f"{data.worker_uuid} {data.start}", error.message)
-        raise
+    async with parts.registering:
+        cluster = await parts.default_cluster()
+        try:
+            worker = await parts.store.workers.register(data, digest(token), cluster.id, renews=renews)
+        except Conflict as error:
+            parts.fleet.refused(f"{data.worker_uuid} {data.start}", error.message)
+            raise
     parts.authenticator.workers.changed(worker.id)
     answer = WorkerRegistered(id=worker.id, name=worker.name, token=token, session=worker.session)
     return one(answer, status=201)
