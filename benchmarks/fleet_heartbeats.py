@@ -17,6 +17,7 @@ import random
 import resource
 import sys
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,8 @@ EVERY, FULL = 10.0, 3
 _SETTLE = 12.0
 _BEGAN = time.perf_counter()
 _AT_ONCE = 32
+#: So many register while nothing else happens.
+_MEASURED = 200
 
 
 @dataclass
@@ -130,13 +133,15 @@ class Simulated:
         said = json.loads(answer)
         self.id, self.credential, self.session = said["id"], said["token"], said["session"]
 
-    async def begin(self) -> None:
-        """Do from now on what a worker does that has joined."""
-        work = [self.live(), *(self.watch(what) for what in ("model-instances", "model-files"))]
+    def begin(self) -> None:
+        """Do from now on what a worker does that has joined, beginning at a time of its own as in any fleet."""
+        wait = random.uniform(0, EVERY)
+        work = [self.live(wait), *(self.watch(what, wait) for what in ("model-instances", "model-files"))]
         self.tasks = [asyncio.create_task(each) for each in work]
 
-    async def watch(self, what: str) -> None:
-        """Follow what the server wants of this worker."""
+    async def watch(self, what: str, wait: float) -> None:
+        """Follow, after ``wait`` seconds, what the server wants of this worker."""
+        await asyncio.sleep(wait)
         while True:
             await self.link.follow(f"/v2/{what}?watch=true&worker_id={self.id}", **self.headers)
             self.failed(f"the watch of {what} ended")
@@ -146,10 +151,13 @@ class Simulated:
         """Note what went wrong, and when: in seconds since the program began."""
         self.failures.append(f"{time.perf_counter() - _BEGAN:.0f} s: {line}")
 
-    async def live(self) -> None:
-        """Send signs of life for ever, the first at once."""
+    async def live(self, wait: float) -> None:
+        """Send signs of life for ever, the first after ``wait`` seconds."""
         count = random.randrange(FULL)
+        due = time.monotonic() + wait
         while True:
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+            due += EVERY
             body = b"{}"
             if count % FULL == 0:
                 body = json.dumps({"status": registration(self.number, seed=count)["status"]}).encode()
@@ -160,7 +168,6 @@ class Simulated:
             except (OSError, asyncio.IncompleteReadError) as error:
                 self.failed(f"sign of life: {error!r}")
             count += 1
-            await asyncio.sleep(EVERY)
 
 
 @dataclass
@@ -233,15 +240,21 @@ async def measure(running: Running, seconds: int, count: int) -> None:
     fleet = [Simulated(number, Link(where.hostname, where.port)) for number in range(count)]
     database = Database(running.data_dir)
 
+    # Those that are measured have to begin to live before they would be missed.
+    first_ones, others = fleet[:_MEASURED], fleet[_MEASURED:]
     began, before = time.perf_counter(), busy(running, "server")
-    await in_turns([lambda each=each: each.join(token) for each in fleet], _AT_ONCE)
+    await in_turns([lambda each=each: each.join(token) for each in first_ones], _AT_ONCE)
     taken, registering = time.perf_counter() - began, busy(running, "server") - before
-    _say_registered(count, taken, registering)
-    before = busy(running, "server")
-    await in_turns([each.begin for each in fleet], _AT_ONCE)
+    _say_registered(len(first_ones), taken, registering)
+    for each in first_ones:
+        each.begin()
+
+    async def come(each: Simulated) -> None:
+        await each.join(token)
+        each.begin()
+
+    await in_turns([lambda each=each: come(each) for each in others], _AT_ONCE)
     await asyncio.sleep(_SETTLE)
-    beginning = (busy(running, "server") - before) / count * 1000
-    print(f"{'':44} {beginning:.1f} ms more for the watches and first status of each", flush=True)
     asker, worst = Link(where.hostname, where.port), count
     first, began = await database.stock(), time.perf_counter()
     cpu = {name: busy(running, name) for name in ("server", "gateway", "postgres")}
@@ -264,7 +277,8 @@ async def measure(running: Running, seconds: int, count: int) -> None:
     _say(share, count, worst, (first, half, last), passed)
     failures = [line for each in fleet for line in each.failures]
     if failures:
-        raise SystemExit(f"{len(failures)} requests failed:\n" + "\n".join(failures[:20]))
+        said = [f"{times} x {line}" for line, times in Counter(failures).most_common(20)]
+        raise SystemExit(f"{len(failures)} requests failed:\n" + "\n".join(said))
 
 
 def _say_registered(count: int, taken: float, cpu: float) -> None:
