@@ -202,7 +202,8 @@ async def still_allowed(connection: ASGIConnection[Any, Any, Any, Any]) -> bool:
     While the database is away nobody can tell, and who was let in stays.
     """
     try:
-        caller = await _authenticator(connection).caller(connection.scope)
+        # Of a fleet's watches many ask each second; a worker that was removed is forgotten by its event.
+        caller = await _authenticator(connection).caller(connection.scope, remembered=True)
         if caller is not None:
             caller.check(_access(connection.route_handler))
     except (Unauthenticated, Forbidden):
