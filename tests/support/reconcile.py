@@ -297,6 +297,11 @@ class _Models(_Repository):
     async def set_facts(self, number: int, *, categories: list[str]) -> ModelPublic:
         return await self.change(number, categories=categories)
 
+    async def scale(self, number: int, replicas: int, *, expect: int) -> ModelPublic:
+        if (await self.get(number)).replicas != expect:
+            raise Conflict(f"model {number} was changed meanwhile")
+        return await self.change(number, replicas=replicas)
+
 
 class _Instances(_Repository):
     async def create(self, model: ModelPublic, name: str) -> ModelInstancePublic:

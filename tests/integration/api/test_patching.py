@@ -72,3 +72,22 @@ async def test_what_would_be_no_model_is_one_line_and_changes_nothing(
     assert "\n" not in answer.json()["message"]
     assert (await api.admin.get(f"/v2/models/{model['id']}")).json() == model
     assert (await api.admin.patch("/v2/models/999", json={"replicas": 1})).status_code == 404
+
+
+async def test_how_a_model_is_served_can_be_changed_piece_by_piece(api: Api) -> None:
+    model = await api.model()
+    path = f"/v2/models/{model['id']}"
+    changes = {"min_replicas": 0, "max_replicas": 4, "timeouts": {"between": 9}, "priority": 3}
+    changed = (await api.admin.patch(path, json=changes)).json()
+    assert (changed["min_replicas"], changed["max_replicas"], changed["replicas"]) == (0, 4, 1)
+    assert changed["timeouts"] == {"connect": 2.0, "first_byte": 600.0, "between": 9.0}
+    assert changed["spec_digest"] == model["spec_digest"]
+
+    refused = await api.admin.patch(path, json={"replicas": 9})
+    assert refused.status_code == 400
+    assert "replicas 9 is not between min_replicas 0 and max_replicas 4" in refused.json()["message"]
+    refused = await api.admin.patch(path, json={"autoscaling": {"outstanding": 0, "kv_cache": 0}})
+    assert refused.status_code == 400
+    assert "nothing to scale by" in refused.json()["message"]
+    fixed = (await api.admin.patch(path, json={"min_replicas": None, "max_replicas": None})).json()
+    assert (fixed["min_replicas"], fixed["max_replicas"]) == (None, None)

@@ -342,3 +342,22 @@ async def test_an_instance_placed_while_its_worker_moves_has_the_new_address(sto
     assert (await placing).worker_ip == "10.0.0.2"
     assert (await store.instances.get(other.id)).worker_ip == "10.0.0.2"
     assert (await store.instances.update(other.id, worker_id=None)).worker_name == ""
+
+
+async def test_how_a_model_is_served_comes_back_and_is_scaled_within_its_bounds(store: Store) -> None:
+    wanted = a_model_wanted(
+        min_replicas=0, max_replicas=3, priority=7, timeouts={"connect": 1.5}, queue={"slots": 2}
+    )
+    model = await store.models.create(wanted, 1)
+    assert (model.min_replicas, model.max_replicas, model.priority, model.replicas) == (0, 3, 7, 1)
+    assert (model.timeouts.connect, model.timeouts.first_byte, model.queue.slots) == (1.5, 600.0, 2)
+    assert await store.models.get(model.id) == model
+
+    scaled = await store.models.scale(model.id, 3, expect=1)
+    assert (scaled.replicas, scaled.spec_digest) == (3, model.spec_digest)
+    for replicas, expected in ((2, 1), (4, 3)):
+        with pytest.raises(Conflict, match="was changed meanwhile"):
+            await store.models.scale(model.id, replicas, expect=expected)
+    fixed = await store.models.create(a_model_wanted("fixed"), 1)
+    with pytest.raises(Conflict):
+        await store.models.scale(fixed.id, 2, expect=1)

@@ -28,6 +28,7 @@ from gpustack.kit.errors import Unavailable
 from gpustack.plugin.routing import Principal, Route, RoutingDelta, RoutingTable, UsageRecord
 from gpustack.server import gateways
 from gpustack.server.gateways import Gateways
+from gpustack.server.loads import Loads
 
 SOON = 20.0
 Listener = Callable[[RoutingTable, RoutingDelta | None], None]
@@ -133,13 +134,13 @@ async def soon(check: Callable[[], object]) -> None:
 
 
 def a_server(
-    tmp_path: Path, routing: Routing, keep: Keep | None = None, woken: list[str] | None = None
+    tmp_path: Path, routing: Routing, keep: Keep | None = None, loads: Loads | None = None
 ) -> Gateways:
     return Gateways(
         tmp_path / "gateway.sock",
         routing,  # type: ignore[arg-type]  # as much of it as is used
         keep or Keep(),
-        (woken if woken is not None else []).append,
+        loads or Loads(lambda _route: {}),
     )
 
 
@@ -149,8 +150,10 @@ def same(side: Side, routing: Routing) -> bool:
 
 async def test_a_gateway_gets_the_table_and_then_every_change(tmp_path: Path) -> None:
     routing = Routing(keys=1300, routes=700)
-    woken: list[str] = []
-    async with a_server(tmp_path, routing, woken=woken) as server:
+    woken: list[int] = []
+    loads = Loads({"m1": {41: 1.0, 42: 0.0}}.__getitem__)
+    loads.woken = woken.extend
+    async with a_server(tmp_path, routing, loads=loads) as server:
         async with a_side(tmp_path / "gateway.sock", tmp_path / "usage") as side:
             await soon(side.told.is_set)
             assert same(side, routing)
@@ -162,7 +165,7 @@ async def test_a_gateway_gets_the_table_and_then_every_change(tmp_path: Path) ->
             routing.reload()
             await soon(lambda: same(side, routing))
             side.link.wake("m1")
-            await soon(lambda: woken == ["m1"])
+            await soon(lambda: woken == [41])
         await soon(lambda: server.pids == [])
         assert stat.S_IMODE((tmp_path / "gateway.sock").stat().st_mode) == 0o600
     assert stat.S_IMODE((tmp_path / "usage").stat().st_mode) == 0o700

@@ -553,3 +553,62 @@ class Told:
     def _take(self, table: RoutingTable, delta: RoutingDelta | None) -> None:
         self.versions.append(table.version)
         self.deltas.append(delta)
+
+
+# How models are served ------------------------------------------------------------------------------------
+
+
+def test_a_route_has_the_times_and_bounds_of_its_model() -> None:
+    route = route_of(
+        a_route(),
+        a_fleet(
+            an_instance(),
+            timeouts={"connect": 1, "first_byte": 20, "between": 30},
+            queue={"slots": 4, "tokens": 1000, "requests": 7, "wait_seconds": 9},
+        ),
+    )
+    assert (route.timeouts.connect, route.timeouts.first_byte, route.timeouts.between) == (1, 20, 30)
+    assert (route.queue_tokens, route.queue_requests, route.queue_seconds) == (1000, 7, 9)
+    assert [each.slots for each in route.targets] == [4]
+
+
+def test_of_several_models_the_most_generous_one_counts() -> None:
+    fleet = a_fleet(timeouts={"first_byte": 20}, queue={"tokens": 1000, "requests": 7})
+    fleet.models[2] = a_model(id=2, name="big", timeouts={"first_byte": 90}, queue={"tokens": 5000})
+    route = route_of(a_route("both", (1, "tiny", 50), (2, "big", 50)), fleet)
+    assert (route.timeouts.first_byte, route.queue_tokens, route.queue_requests) == (90, 5000, None)
+
+
+@pytest.mark.parametrize(
+    ("instances", "asleep"),
+    [
+        ([], True),
+        ([an_instance(state=InstanceState.STARTING)], True),
+        ([an_instance(state=InstanceState.PENDING)], True),
+        ([an_instance(draining_since=NOW)], True),
+        ([an_instance(state=InstanceState.ERROR, state_message="no such file")], False),
+        ([an_instance()], False),
+    ],
+)
+def test_requests_wait_for_a_model_that_sleeps_or_starts_and_not_for_one_that_failed(
+    instances: list[ModelInstancePublic], asleep: bool
+) -> None:
+    fleet = a_fleet(*instances, min_replicas=0, max_replicas=2, autoscaling={"start_seconds": 33})
+    route = route_of(a_route(), fleet)
+    assert (route.asleep, route.start_seconds) == (asleep, 33)
+
+
+def test_a_model_with_fixed_replicas_never_sleeps() -> None:
+    assert not route_of(a_route(), a_fleet(replicas=0)).asleep
+    assert not route_of(a_route(), a_fleet(replicas=1, min_replicas=1, max_replicas=2)).asleep
+
+
+async def test_the_models_that_a_route_leads_to_are_known_by_their_shares() -> None:
+    routing = a_routing(None)
+    both = a_route("both", (1, "tiny", 30), (2, "big", 10), (3, "x", 9, True))
+    await know(routing, a_model(), a_model(id=2, name="big"), both)
+    assert routing.leads("both") == {1: 0.75, 2: 0.25}
+    await know(routing, a_route("new", (1, "tiny", 0)))
+    assert (routing.leads("both"), routing.leads("new")) == ({}, {1: 1.0})
+    await routing.apply(StoredEvent(1, "model-routes", EventType.DELETED, 1, {}, {}))
+    assert routing.leads("new") == {}

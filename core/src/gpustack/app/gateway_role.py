@@ -31,6 +31,7 @@ from gpustack.dataplane.metering.metrics import Metrics
 from gpustack.dataplane.metering.numbers import Slot
 from gpustack.dataplane.table.copy import TableCopy, TableFile
 from gpustack.dataplane.table.link import Link
+from gpustack.dataplane.table.load import LoadTeller
 from gpustack.kit import local_sockets
 from gpustack.kit.local_sockets import Channel
 from gpustack.kit.net import LOOPBACK
@@ -145,7 +146,14 @@ async def run(configuration: dict[str, Any], sockets: dict[str, socket.socket], 
             serving.set()
             told.set()
 
-        link = Link(place.data_dir / "run" / "gateway.sock", copy, journal, release=__version__, first=first)
+        link = Link(
+            place.data_dir / "run" / "gateway.sock",
+            copy,
+            journal,
+            release=__version__,
+            first=first,
+            load=LoadTeller(admission, chooser),
+        )
         tasks = await stack.enter_async_context(Tasks("gateway"))
         tasks.start("link", link.run())
         if local_sockets.AVAILABLE:

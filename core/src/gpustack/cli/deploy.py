@@ -10,6 +10,7 @@ from gpustack.cli import complete
 from gpustack.cli.catalog import catalog_names
 from gpustack.cli.names import variables
 from gpustack.cli.output import clean, note
+from gpustack.cli.serving import serving_options, split
 from gpustack.cli.sources import HubOptions, default_name, read_source
 from gpustack.cli.target import Target, json_option, run_async, server_options
 from gpustack.cli.usage import Finite, WrongUsage, not_empty
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 @click.option(
     "--huggingface-revision", default="", metavar="REVISION", help="Branch, tag or commit of the repository."
 )
-@click.option("--replicas", type=click.IntRange(0, 1000), default=1, show_default=True, help="Copies to run.")
+@click.option("--replicas", type=click.IntRange(0, 1000), help="Copies to run.  [default: 1]")
 @click.option("--backend", default="", metavar="NAME", help="Backend; chosen by the model otherwise.")
 @click.option("--backend-version", default="", metavar="VERSION", help="Version of the engine.")
 @click.option(
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 @click.option(
     "--env", "env", multiple=True, metavar="KEY=VALUE", help="Variable of the engine; may be repeated."
 )
+@serving_options
 @click.option("--wait/--no-wait", default=True, help="Wait until it runs, or return at once.")
 @click.option(
     "--timeout",
@@ -102,9 +104,12 @@ def _model(
     from gpustack.schemas import ModelCreate
 
     pairs = variables(env)
+    serving = split(spec)
+    # What is not named is left to the model, whose bounds may want another number.
+    named = {field: value for field, value in spec.items() if value is not None}
     try:
         return ModelCreate.model_validate(
-            {"name": name, "backend_parameters": list(parameters), "env": pairs, **source, **spec}
+            {"name": name, "backend_parameters": list(parameters), "env": pairs, **source, **serving, **named}
         )
     except ValidationError as error:
         problem = error.errors()[0]
@@ -113,7 +118,7 @@ def _model(
                 f"--name {shorten(name, 160)!r}: a name is made of letters, digits and . _ : / - with a letter or digit at both "
                 "ends, 128 characters at most"
             ) from error
-        field = f"{str(problem['loc'][0]).replace('_', '-')}: " if problem["loc"] else ""
+        field = f"{'.'.join(map(str, problem['loc'])).replace('_', '-')}: " if problem["loc"] else ""
         raise WrongUsage(f"{field}{problem['msg'].removeprefix('Value error, ')}") from error
 
 

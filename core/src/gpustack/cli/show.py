@@ -94,6 +94,10 @@ def _facts(model: ModelPublic) -> Iterator[tuple[str, str]]:
     if model.description:
         yield "About", model.description
     yield "Ready", f"{model.ready_replicas} of {model.replicas}"
+    if (limits := model.scaled_between) is not None:
+        yield "Scaled", f"from {limits[0]} to {limits[1]} copies, by what is asked of it"
+    if model.priority:
+        yield "Priority", str(model.priority)
     yield "Source", source_name(model)
     yield "Kind", ", ".join(model.categories) or "not known before its files are read"
     version = model.backend_version or "default version"

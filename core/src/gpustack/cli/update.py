@@ -9,6 +9,7 @@ import click
 from gpustack.cli import complete
 from gpustack.cli.changing import Change, wait_options
 from gpustack.cli.names import variables
+from gpustack.cli.serving import serving_options, split
 from gpustack.cli.target import Target, json_option, server_options
 
 _ROLLOUT = ("max_surge", "max_unavailable", "drain_seconds")
@@ -43,19 +44,28 @@ _ROLLOUT = ("max_surge", "max_unavailable", "drain_seconds")
 @click.option(
     "--drain-seconds", type=click.IntRange(0, 86400), help="Time for requests in flight on a copy that ends."
 )
+@serving_options
+@click.option(
+    "--fixed-replicas", is_flag=True, help="Let the number of copies follow what is asked no longer."
+)
 @wait_options
 @server_options
 @json_option
 def command(
     model: str, parameters: tuple[str, ...], env: tuple[str, ...], unset_env: tuple[str, ...], wait: bool,
-    timeout: float, target: Target, as_json: bool, **given: Any,
+    timeout: float, target: Target, as_json: bool, fixed_replicas: bool, **given: Any,
 ) -> int:  # fmt: skip
     """Change how a model is served.
 
     What is not named stays. Copies whose engines have to start anew are exchanged one after the other, so that
     requests are answered all the time. Ctrl-C ends the waiting, not the change.
     """
-    named = {name: value for name, value in given.items() if value is not None}
+    serving = split(given)
+    if fixed_replicas:
+        if {"min_replicas", "max_replicas"} & serving.keys():
+            raise click.UsageError("--fixed-replicas does not go with --min-replicas or --max-replicas")
+        serving |= {"min_replicas": None, "max_replicas": None}
+    named = {name: value for name, value in given.items() if value is not None} | serving
     rollout = {name: named.pop(name) for name in _ROLLOUT if name in named}
     if parameters:
         named["backend_parameters"] = [] if parameters == ("",) else list(parameters)

@@ -72,6 +72,12 @@ class Route:
     timeouts: Timeouts = Timeouts()
     #: Tokens that may wait for one instance; what comes beyond is refused. None: the gateway's own bound.
     queue_tokens: int | None = None
+    #: Requests that may wait for one instance; None: as many as the tokens have room for.
+    queue_requests: int | None = None
+    #: Seconds that a request waits for its turn at most; None: the gateway's own bound.
+    queue_seconds: float | None = None
+    #: Seconds that requests wait at most for a route that is asleep to start; None: the gateway's own bound.
+    start_seconds: float | None = None
     #: Scaled to zero, and started when somebody asks: requests wait meanwhile.
     asleep: bool = False
 

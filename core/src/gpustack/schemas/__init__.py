@@ -56,6 +56,7 @@ from gpustack.schemas.models import (
     source_key,
     source_name,
 )
+from gpustack.schemas.serving import Autoscaling, ModelQueue, ModelTimeouts
 from gpustack.schemas.updates import UpdatePublic
 from gpustack.schemas.users import UserPublic, UserSelfUpdate
 from gpustack.schemas.workers import (
@@ -82,6 +83,7 @@ __all__ = [
     "ApiKeyCreate",
     "ApiKeyCreated",
     "ApiKeyPublic",
+    "Autoscaling",
     "Claim",
     "ClusterPublic",
     "ConfigPublic",
@@ -115,6 +117,7 @@ __all__ = [
     "ModelInstancePublic",
     "ModelPatch",
     "ModelPublic",
+    "ModelQueue",
     "ModelRouteAddTargets",
     "ModelRouteCreate",
     "ModelRoutePatch",
@@ -125,6 +128,7 @@ __all__ = [
     "ModelRouteUpdate",
     "ModelSetPublic",
     "ModelSpecPublic",
+    "ModelTimeouts",
     "ModelUpdate",
     "Page",
     "Pagination",

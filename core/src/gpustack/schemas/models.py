@@ -12,6 +12,16 @@ from pydantic import Field, field_validator, model_validator
 
 from gpustack.kit.paths import stays_below
 from gpustack.schemas.common import Input, Name, Record, Title
+from gpustack.schemas.serving import (
+    MOST_REPLICAS,
+    Autoscaling,
+    AutoscalingPatch,
+    ModelQueue,
+    ModelQueuePatch,
+    ModelTimeouts,
+    ModelTimeoutsPatch,
+    bounds,
+)
 
 _REPO_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?$")
 _ENV_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
@@ -102,7 +112,15 @@ class _Spec(Input):
     huggingface_revision: str = Field(default="", max_length=255)
     #: Name of a model that a plugin carries.
     bundled_name: str = Field(default="", max_length=64)
-    replicas: int = Field(default=1, ge=0, le=1000)
+    replicas: int = Field(default=1, ge=0, le=MOST_REPLICAS)
+    #: With these, ``replicas`` follows what is asked of the model, between both; 0 lets the last one end when it is idle.
+    min_replicas: int | None = Field(default=None, ge=0, le=MOST_REPLICAS)
+    max_replicas: int | None = Field(default=None, ge=1, le=MOST_REPLICAS)
+    autoscaling: Autoscaling = Field(default_factory=Autoscaling)
+    #: Whose instances are placed first, and may take the place of others: the higher one's.
+    priority: int = Field(default=0, ge=-1_000_000, le=1_000_000)
+    timeouts: ModelTimeouts = Field(default_factory=ModelTimeouts)
+    queue: ModelQueue = Field(default_factory=ModelQueue)
     placement_strategy: PlacementStrategy = PlacementStrategy.SPREAD
     #: Labels that a worker must carry.
     worker_selector: dict[str, str] = Field(default_factory=dict)
@@ -127,6 +145,25 @@ class _Spec(Input):
             if not _ENV_NAME.match(name) or "\0" in value:
                 raise ValueError(f"{name!r} is not an environment variable")
         return env
+
+    @model_validator(mode="after")
+    def _replicas_are_within(self) -> _Spec:
+        limits = bounds(self.replicas, self.min_replicas, self.max_replicas)
+        if limits is None:
+            return self
+        self.min_replicas, self.max_replicas = least, most = limits
+        if least == 0 and self.queue.requests == 0:
+            raise ValueError(
+                "min_replicas 0 needs requests that wait for a start, and queue.requests 0 lets none"
+            )
+        if "replicas" not in self.model_fields_set:
+            # The first requests are not to wait, whatever happens later.
+            self.replicas = min(max(1, least), most)
+        elif not least <= self.replicas <= most:
+            raise ValueError(
+                f"replicas {self.replicas} is not between min_replicas {least} and max_replicas {most}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _source_is_complete(self) -> _Spec:
@@ -224,6 +261,12 @@ class ModelPatch(Input):
     huggingface_revision: str | None = None
     bundled_name: str | None = None
     replicas: int | None = None
+    min_replicas: int | None = None
+    max_replicas: int | None = None
+    autoscaling: AutoscalingPatch | None = None
+    priority: int | None = None
+    timeouts: ModelTimeoutsPatch | None = None
+    queue: ModelQueuePatch | None = None
     placement_strategy: PlacementStrategy | None = None
     worker_selector: dict[str, str | None] | None = None
     backend: str | None = None
@@ -237,7 +280,18 @@ class ModelPatch(Input):
     def applied_to(self, model: ModelPublic) -> ModelUpdate:
         """Return the whole new description. Raises ValidationError when a model cannot be so."""
         before = model.model_dump(mode="json", include=set(ModelUpdate.model_fields))
-        return ModelUpdate.model_validate(_merged(before, self.model_dump(mode="json", exclude_unset=True)))
+        merged = _merged(before, self.model_dump(mode="json", exclude_unset=True))
+        if "replicas" not in self.model_fields_set:
+            merged["replicas"] = _within(merged)
+        return ModelUpdate.model_validate(merged)
+
+
+def _within(described: dict[str, Any]) -> Any:
+    """Return the replicas that nobody named, moved to between bounds that may be new."""
+    replicas, least, most = (described.get(name) for name in ("replicas", "min_replicas", "max_replicas"))
+    if least is not None and least > replicas:
+        replicas = least
+    return min(replicas, most) if most is not None else replicas
 
 
 def _merged(old: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
@@ -264,7 +318,15 @@ class ModelPublic(Record):
     huggingface_filename: str = ""
     huggingface_revision: str = ""
     bundled_name: str = ""
+    #: Instances that are wanted now.
     replicas: int = 1
+    #: Between which numbers that follows what is asked of the model; null leaves it to people.
+    min_replicas: int | None = None
+    max_replicas: int | None = None
+    autoscaling: Autoscaling = Autoscaling()
+    priority: int = 0
+    timeouts: ModelTimeouts = ModelTimeouts()
+    queue: ModelQueue = ModelQueue()
     #: Instances that answer now.
     ready_replicas: int = 0
     #: What the model can do, read from its files; empty until they were read.
@@ -280,3 +342,14 @@ class ModelPublic(Record):
     cluster_id: int
     #: Digest over what an engine is started with; an instance with another one is out of date.
     spec_digest: str = ""
+
+    @property
+    def scaled_between(self) -> tuple[int, int] | None:
+        """The bounds of ``replicas``, when it follows what is asked of the model."""
+        return bounds(self.replicas, self.min_replicas, self.max_replicas)
+
+    @property
+    def sleeps(self) -> bool:
+        """Whether the model runs nowhere while nobody asks for it, and starts when somebody does."""
+        limits = self.scaled_between
+        return limits is not None and limits[0] == 0

@@ -50,6 +50,7 @@ from gpustack.server.gateway_plugin import GatewayLife
 from gpustack.server.gateways import Gateways
 from gpustack.server.heartbeats import Heartbeats
 from gpustack.server.listen import serve
+from gpustack.server.loads import Loads, tell
 from gpustack.server.routing import Routing
 from gpustack.server.services import Services
 from gpustack.server.tls import Certificates
@@ -267,10 +268,15 @@ async def started(
         tasks.start("heartbeats", heartbeats.run())
         tasks.start("updates", updates.run())
         tasks.start("worker tokens", services.authenticator.follow(feed))
+        # This process carries requests, too: where there are gateways, one of them has to have said something besides.
+        loads = Loads(routing.leads, least=2 if config.gateway_mark else 1)
         if reconcile:
-            await _start_reconciling(stack, services)
+            await _start_reconciling(stack, services, loads)
         books = await _books(stack, tasks, store, config)
-        inference = await stack.enter_async_context(in_process(books, services.authenticator.principal))
+        inference = await stack.enter_async_context(
+            in_process(books, services.authenticator.principal, wake=lambda route: loads.wake(route.name))
+        )
+        tasks.start("load", tell(inference.load, loads))
         inference.apply(routing.table)
         stack.callback(routing.listen(inference.apply))
         web = await WebApps.opened(stack, catalogue, lambda name: _host(config, name))
@@ -278,9 +284,7 @@ async def started(
         if config.gateway_mark:
             path = make_dir(config.data_dir / "run", what="run directory", mode=0o700) / "gateway.sock"
             keep = services.store.usage.keep
-            services.front.data_path = await stack.enter_async_context(
-                Gateways(path, routing, keep, lambda _route: None)
-            )
+            services.front.data_path = await stack.enter_async_context(Gateways(path, routing, keep, loads))
         if config.gateway.name:
             await _begin_gateway(stack, services)
         whole = sharing(until_ended(app) if last_word else app, config.tunables)
@@ -335,7 +339,7 @@ async def _deliver(journal: Journal, store: Store) -> NoReturn:
         await journal.acknowledge(batch)
 
 
-async def _start_reconciling(stack: contextlib.AsyncExitStack, services: Services) -> None:
+async def _start_reconciling(stack: contextlib.AsyncExitStack, services: Services, loads: Loads) -> None:
     from gpustack.server.reconcile import Reconciler
 
     backends = await usable_backends(stack, services.catalogue, services.config)
@@ -343,6 +347,7 @@ async def _start_reconciling(stack: contextlib.AsyncExitStack, services: Service
         Reconciler(services.store, services.feed, backends, on_silence=services.fleet.silent)
     )
     services.heartbeats.listeners.append(reconciler.heard)
+    loads.told, loads.woken = reconciler.loaded, reconciler.wake
 
 
 async def usable_backends(

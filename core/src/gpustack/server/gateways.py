@@ -13,12 +13,13 @@ from typing import Protocol, Self
 import msgspec
 
 from gpustack.dataplane.table import wire
-from gpustack.dataplane.table.wire import Begin, Change, Hello, Kept, Metered, Wake, Whole
+from gpustack.dataplane.table.wire import Begin, Change, Hello, Kept, Load, Metered, Wake, Whole
 from gpustack.kit import local_sockets
 from gpustack.kit.errors import GPUStackError
 from gpustack.kit.tasks import Tasks
 from gpustack.plugin import Verdict
 from gpustack.plugin.routing import RoutingDelta, RoutingTable, UsageRecord
+from gpustack.server.loads import Loads
 from gpustack.server.routing import Listener
 
 log = logging.getLogger(__name__)
@@ -42,13 +43,13 @@ class Tables(Protocol):
 
 
 class Gateways:
-    """All gateways of this machine. ``woken`` is told which route somebody waits for."""
+    """All gateways of this machine. ``loads`` is told what they have to do, and which route somebody waits for."""
 
-    def __init__(self, path: Path, routing: Tables, keep: Keep, woken: Callable[[str], None]) -> None:
+    def __init__(self, path: Path, routing: Tables, keep: Keep, loads: Loads) -> None:
         self._path = path
         self._routing = routing
         self._keep = keep
-        self._woken = woken
+        self._loads = loads
         self._writers: dict[asyncio.StreamWriter, Hello] = {}
         #: Who is told the whole table just now: one that begins anew may not mix with one before it.
         self._telling: dict[asyncio.StreamWriter, asyncio.Task[None]] = {}
@@ -113,6 +114,7 @@ class Gateways:
             # From here on every change goes to it as well; what it gets twice is the same twice.
             self._writers[writer] = hello
             self.changed()
+            self._loads.expect(writer)
             self._begin_anew(writer)
             await self._listen(reader, writer)
         except EOFError:
@@ -122,6 +124,7 @@ class Gateways:
         finally:
             if self._writers.pop(writer, None) is not None:
                 self.changed()
+            self._loads.forget(writer)
             if (telling := self._telling.pop(writer, None)) is not None:
                 telling.cancel()
             writer.close()
@@ -175,7 +178,9 @@ class Gateways:
                 await self._kept(message)
                 writer.write(wire.framed(Kept(message.number)))
             elif isinstance(message, Wake):
-                self._woken(message.route)
+                self._loads.wake(message.route)
+            elif isinstance(message, Load):
+                self._loads.take(writer, message)
 
     async def _kept(self, message: Metered) -> None:
         """Have the records kept, however long the database is away: the gateway has them until then."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import NoReturn, TypeVar
 
 from gpustack.db import Feed, Store, StoredEvent
@@ -74,6 +74,10 @@ class Routing:
     def add_fixed(self, digest: str, principal: Principal) -> None:
         """Know a credential that is in no database, such as the local one of the command line."""
         self._publish(principals=self._principals.add_fixed(digest, principal))
+
+    def leads(self, route: str) -> Mapping[int, float]:
+        """Return the models that a route leads to, by id, each with its share of the requests; none for no route."""
+        return self._routes.models_of(route)
 
     async def load(self) -> None:
         """Read everything. Events since then are applied on top by :meth:`run`; applying some twice is harmless."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 from gpustack.db import Door
 from gpustack.plugin.routing import Route
@@ -22,6 +22,8 @@ class Routes:
         self.fleet = Fleet()
         self._rows: dict[int, ModelRoutePublic] = {}
         self._built: dict[int, Route] = {}
+        #: Routes by their own names.
+        self._numbers: dict[str, int] = {}
         #: Routes by the models they lead to, and models by their instances.
         self._leading: dict[int, set[int]] = {}
         self._owners: dict[int, int] = {}
@@ -30,7 +32,7 @@ class Routes:
         """Take everything anew. The mapping is another one afterwards; routes that are equal stay."""
         before = self._built
         self.fleet = fleet
-        self.by_name, self._built = {}, {}
+        self.by_name, self._built, self._numbers = {}, {}, {}
         self._rows = {row.id: row for row in rows}
         self._owners = {number: model for model, held in fleet.instances.items() for number in held}
         self._leading = {}
@@ -93,6 +95,19 @@ class Routes:
         }
         return self._build({route for model in there for route in self._leading.get(model, ())})
 
+    def models_of(self, name: str) -> Mapping[int, float]:
+        """Return the models that a route of this name leads to, each with its share of the requests."""
+        row = self._rows.get(self._numbers.get(name, 0))
+        if row is None:
+            return {}
+        counted = [each for each in row.targets if each.model_id is not None and not each.is_fallback]
+        total = sum(each.weight for each in counted)
+        return {
+            each.model_id: each.weight / total if total else 1 / len(counted)
+            for each in counted
+            if each.model_id is not None
+        }
+
     # What leads where -------------------------------------------------------------------------------
 
     def _lead(self, row: ModelRoutePublic) -> None:
@@ -149,10 +164,13 @@ class Routes:
             # Another route may have taken the name already.
             if self.by_name.get(name) is old:
                 del self.by_name[name]
+        if old is not None and self._numbers.get(old.name) == number:
+            del self._numbers[old.name]
         if new is None:
             self._built.pop(number, None)
         else:
             self._built[number] = new
+            self._numbers[new.name] = number
             self.by_name.update(dict.fromkeys(_names(new), new))
         return names
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 from gpustack.dataplane.door import instance_credential
 from gpustack.db import Door
 from gpustack.kit.net import LOOPBACK
-from gpustack.plugin.routing import Route, Target
+from gpustack.plugin.routing import Route, Target, Timeouts
 from gpustack.schemas import InstanceState, ModelInstancePublic, ModelPublic, ModelRoutePublic
 
 _S = InstanceState
+_Number = TypeVar("_Number", int, float)
 #: What is said of a model whose furthest instance is in that state; furthest first.
 _OBSTACLES = {
     _S.STARTING: "is starting",
@@ -88,6 +90,7 @@ def route_of(route: ModelRoutePublic, fleet: Fleet, *, fallback: str = "") -> Ro
         for spare in (each for each in route.targets if each.is_fallback):
             model = fleet.models.get(spare.model_id or 0)
             targets += [replace(each, weight=0) for each in (_running(model, fleet) if model else [])]
+    known = [each for each in models if each is not None]
     if route.aliases or any(each.model != route.name for each in targets):
         targets = [replace(each, served_name=each.model) for each in targets]
     made = Route(
@@ -97,8 +100,47 @@ def route_of(route: ModelRoutePublic, fleet: Fleet, *, fallback: str = "") -> Ro
         categories=_categories(models),
         aliases=tuple(route.aliases),
         fallback=fallback,
+        **_serving(known),
     )
-    return made if targets else replace(made, obstacle=_obstacle(route, fleet))
+    if targets:
+        return made
+    asleep = any(_may_wake(each, fleet) for each in known)
+    return replace(made, obstacle=_obstacle(route, fleet), asleep=asleep)
+
+
+def _serving(models: list[ModelPublic]) -> dict[str, Any]:
+    """Return times and bounds of a route: its model's, and the most generous of several."""
+    if not models:
+        return {}
+    times = [each.timeouts for each in models]
+    queues = [each.queue for each in models]
+    return {
+        "timeouts": Timeouts(
+            connect=max(each.connect for each in times),
+            first_byte=max(each.first_byte for each in times),
+            between=max(each.between for each in times),
+        ),
+        "queue_tokens": _most([each.tokens for each in queues]),
+        "queue_requests": _most([each.requests for each in queues]),
+        "queue_seconds": _most([each.wait_seconds for each in queues]),
+        "start_seconds": max(
+            (each.autoscaling.start_seconds for each in models if each.sleeps), default=None
+        ),
+    }
+
+
+def _most(bounds: list[_Number | None]) -> _Number | None:
+    """Return the largest; None, the gateway's own, when one of them leaves it to that."""
+    given = [each for each in bounds if each is not None]
+    return max(given) if given and len(given) == len(bounds) else None
+
+
+def _may_wake(model: ModelPublic, fleet: Fleet) -> bool:
+    """Tell whether the model is about to answer if somebody asks, so that requests wait for it."""
+    return model.sleeps and not any(
+        each.state is _S.ERROR and each.draining_since is None
+        for each in fleet.instances.get(model.id, {}).values()
+    )
 
 
 def _running(model: ModelPublic, fleet: Fleet) -> list[Target]:
@@ -108,7 +150,7 @@ def _running(model: ModelPublic, fleet: Fleet) -> list[Target]:
         if instance.draining_since is None and instance.state is _S.RUNNING:
             target = target_of(instance, fleet.built_in, fleet.doors)
             if target is not None:
-                found.append(target)
+                found.append(replace(target, slots=model.queue.slots) if model.queue.slots else target)
     return found
 
 
@@ -141,7 +183,7 @@ def _state_of(model: ModelPublic, fleet: Fleet) -> tuple[int, str]:
         furthest = min(waiting, key=lambda each: (_RANKS[each.state], each.id))
         return _RANKS[furthest.state], _OBSTACLES[furthest.state] + _reason(furthest)
     if model.replicas == 0:
-        return _STOPPED, "is stopped: it has 0 replicas"
+        return _STOPPED, "is asleep" if model.sleeps else "is stopped: it has 0 replicas"
     return _COMING, "is starting"
 
 

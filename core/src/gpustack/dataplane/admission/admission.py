@@ -105,6 +105,7 @@ class Admission:
         elif room.route is not route:
             room.change(route, self._rules)
             self._settle(room)
+        room.asked += 1
         row = -1
         limits = None
         if limited(principal.limits):
@@ -164,6 +165,14 @@ class Admission:
     def survey(self) -> list[tuple[str, int, int, int]]:
         """Return, for each route that was asked for, its name, and how many requests run, wait, and their tokens."""
         return [(name, room.running, room.waiting, room.tokens) for name, room in self._rooms.items()]
+
+    def load(self) -> dict[str, tuple[int, int, int]]:
+        """Return, for each route that was asked for, how many requests run, wait, and have come in all."""
+        return {name: (room.running, room.waiting, room.asked) for name, room in self._rooms.items()}
+
+    def held(self) -> list[str]:
+        """Return the routes that are asleep and that somebody waits for."""
+        return [name for name, room in self._rooms.items() if room.asleep and room.waiting]
 
     def close(self) -> None:
         """Call the timers off; who waits is told nothing."""
@@ -225,7 +234,8 @@ class Admission:
             self._turn_away(ticket, row, _no("none_running", message, 5.0))
             return
         if not room.takes(ticket.tokens):
-            message = f"model {room.name} has {room.tokens} tokens waiting, which is all its queue takes"
+            waiting = f"{room.waiting} requests of {room.tokens} tokens"
+            message = f"model {room.name} has {waiting} waiting, which is all its queue takes"
             self._turn_away(ticket, row, _no("queue_full", message, room.again_after()))
             return
         ticket.state = WAITING
@@ -235,8 +245,7 @@ class Admission:
         room.waiting += 1
         room.tokens += ticket.tokens
         room.queue.add(ticket.flow, ticket, weight=principal.limits.weight, priority=ticket.priority)
-        limit = self._rules.longest_start if room.asleep else self._rules.longest_wait
-        self._deadlines.add(now + limit, ticket)
+        self._deadlines.add(now + room.waits, ticket)
         self._settle(room)
 
     def _turn_away(self, ticket: Ticket, row: int, refusal: Refusal) -> None:

@@ -69,12 +69,14 @@ class Ticket(msgspec.Struct, eq=False):
 class Room:
     """What one route has room for, and who waits for it."""
 
-    __slots__ = ("_bound", "_rate_at", "asleep", "capacity", "name", "obstacle", "override", "queue", "rate", "route", "row", "running", "settling", "targets", "tokens", "waiting", "woken_at")  # fmt: skip
+    __slots__ = ("_bound", "_most", "_rate_at", "asked", "asleep", "capacity", "name", "obstacle", "override", "queue", "rate", "route", "row", "running", "settling", "targets", "tokens", "waiting", "waits", "woken_at")  # fmt: skip
 
     def __init__(self, route: Route, rules: Rules, row: int) -> None:
         self.name = route.name
         self.row = row
         self.running = 0
+        #: Requests that have come in all.
+        self.asked = 0
         #: Requests that wait, and their tokens.
         self.waiting = 0
         self.tokens = 0
@@ -94,6 +96,12 @@ class Room:
         self.asleep = route.asleep and not route.targets
         self.obstacle = route.obstacle
         self._bound = rules.queue_tokens if route.queue_tokens is None else route.queue_tokens
+        self._most = math.inf if route.queue_requests is None else route.queue_requests
+        #: Seconds that a request waits at most from here on.
+        if self.asleep:
+            self.waits = rules.longest_start if route.start_seconds is None else route.start_seconds
+        else:
+            self.waits = rules.longest_wait if route.queue_seconds is None else route.queue_seconds
         slots = [target.slots for target in route.targets]
         known = [count for count in slots if count is not None]
         #: None: nobody knows, so that nothing waits here.
@@ -102,8 +110,11 @@ class Room:
             self.capacity = self.override
 
     def takes(self, tokens: int) -> bool:
-        """Tell whether ``tokens`` more may wait. One request alone always may."""
-        return not self.waiting or self.tokens + tokens <= self._bound * max(1, self.targets)
+        """Tell whether ``tokens`` more may wait. One request alone always may, unless none is to wait at all."""
+        count = max(1, self.targets)
+        if self.waiting >= self._most * count:
+            return False
+        return not self.waiting or self.tokens + tokens <= self._bound * count
 
     def granted(self, tokens: int, now: float) -> None:
         """Note how fast the queue moves: an average over about ten seconds."""

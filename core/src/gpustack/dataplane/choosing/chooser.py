@@ -127,6 +127,10 @@ class Chooser:
             instance.until = self._clock()
         self._sort(instance)
 
+    def load(self) -> dict[int, int]:
+        """Return for each instance how many requests this process itself has there."""
+        return {each.id: each.tally.own & REQUESTS for each in self._instances.values()}
+
     def describe(self) -> list[tuple[int, int, int, str]]:
         """Return for each instance its id, its requests and tokens in flight, and ``well``, ``ejected`` or ``ill``."""
         return [

@@ -35,7 +35,7 @@ def error_event(error: ApiError, operation: Operation) -> bytes:
 
 
 def model_list(table: RoutingTable, principal: Principal) -> bytes:
-    """Return the models that run and that ``principal`` may ask, by every name they have."""
+    """Return the models that run, or start when they are asked, and that ``principal`` may ask, by every name they have."""
     found = [
         (name, route)
         for name, route in table.routes.items()
@@ -48,8 +48,8 @@ def model_list(table: RoutingTable, principal: Principal) -> bytes:
 
 def _answers(table: RoutingTable, route: Route) -> bool:
     """Tell whether somebody answers, be it another in its place."""
-    if route.targets or not route.fallback:
-        return bool(route.targets)
+    if route.targets or route.asleep or not route.fallback:
+        return bool(route.targets) or route.asleep
     other = table.routes.get(route.fallback)
     return other is not None and bool(other.targets)
 

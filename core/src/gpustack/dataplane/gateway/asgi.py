@@ -32,9 +32,10 @@ from gpustack.dataplane.http import (
     Request,
     Upstream,
 )
+from gpustack.dataplane.table.load import LoadTeller
 from gpustack.kit.errors import GPUStackError
 from gpustack.kit.text import human_bytes
-from gpustack.plugin.routing import Principal, RoutingDelta, RoutingTable
+from gpustack.plugin.routing import Principal, Route, RoutingDelta, RoutingTable
 
 log = logging.getLogger(__name__)
 
@@ -63,8 +64,17 @@ class InProcess(Gateway):
 class GatewayApp:
     """Answers what :func:`~gpustack.dataplane.gateway.operations.is_inference` tells of, as an ASGI application."""
 
-    def __init__(self, gateway: InProcess, *, fallback: Fallback = nobody, max_body: int = MAX_BODY) -> None:
+    def __init__(
+        self,
+        gateway: InProcess,
+        *,
+        load: LoadTeller,
+        fallback: Fallback = nobody,
+        max_body: int = MAX_BODY,
+    ) -> None:
         self._gateway = gateway
+        #: What it has to do.
+        self.load = load
         self._fallback = fallback
         self._max_body = max_body
 
@@ -111,18 +121,20 @@ class GatewayApp:
 
 
 @asynccontextmanager
-async def in_process(books: Books | None = None, fallback: Fallback = nobody) -> AsyncIterator[GatewayApp]:
-    """A data path of its own on the running event loop, with an empty table."""
+async def in_process(
+    books: Books | None = None, fallback: Fallback = nobody, *, wake: Callable[[Route], None] | None = None
+) -> AsyncIterator[GatewayApp]:
+    """A data path of its own on the running event loop, with an empty table; ``wake`` starts what is asleep."""
     loop = asyncio.get_running_loop()
     upstream = Upstream()
     upstream.start()
-    admission = Admission(loop.time, loop)
+    admission = Admission(loop.time, loop, wake=wake)
+    chooser = Chooser()
     try:
         yield GatewayApp(
-            InProcess(
-                Parts(upstream=upstream, chooser=Chooser(), admission=admission, books=books or Books())
-            ),
+            InProcess(Parts(upstream=upstream, chooser=chooser, admission=admission, books=books or Books())),
             fallback=fallback,
+            load=LoadTeller(admission, chooser),
         )
     finally:
         admission.close()

@@ -17,7 +17,8 @@ import msgspec
 from gpustack.dataplane.metering.journal import Batch, Journal
 from gpustack.dataplane.table import wire
 from gpustack.dataplane.table.copy import TableCopy
-from gpustack.dataplane.table.wire import Hello, Kept, Metered, Wake, Whole
+from gpustack.dataplane.table.load import LoadTeller
+from gpustack.dataplane.table.wire import Hello, Kept, Load, Metered, Wake, Whole
 from gpustack.kit import local_sockets
 from gpustack.kit.backoff import Backoff
 from gpustack.plugin.routing import UsageRecord
@@ -32,20 +33,30 @@ _PAUSE = 0.1
 _BEHIND = 5.0
 #: Seconds that the server has to keep a batch.
 _KEPT_WITHIN = 60.0
+#: Seconds between two looks at how much there is to do.
+_LOAD = 0.5
 
 
 class Link:
     """Keeps the connection, for ever. ``path`` is the server's local socket."""
 
     def __init__(
-        self, path: Path, copy: TableCopy, journal: Journal, *, release: str, first: Callable[[], None]
+        self,
+        path: Path,
+        copy: TableCopy,
+        journal: Journal,
+        *,
+        release: str,
+        first: Callable[[], None],
+        load: LoadTeller | None = None,
     ) -> None:
-        """``first`` is called when the whole table has come for the first time."""
+        """``first`` is called when the whole table has come for the first time; ``load`` is told on."""
         self._path = path
         self._copy = copy
         self._journal = journal
         self._release = release
         self._first: Callable[[], None] | None = first
+        self._load = load
         #: Of the present connection, and the same once the whole table has come over it.
         self._connected: asyncio.StreamWriter | None = None
         self._writer: asyncio.StreamWriter | None = None
@@ -59,7 +70,7 @@ class Link:
         return self._writer is None and time.monotonic() - self._since < _BEHIND
 
     def wake(self, route: str) -> None:
-        """Ask the server to start what is asleep; without a server nobody can."""
+        """Ask the server to start what is asleep. One that is not there is asked when it is, for who waits then."""
         if self._writer is not None:
             self._writer.write(wire.framed(Wake(route)))
 
@@ -89,6 +100,8 @@ class Link:
             asyncio.create_task(self._follow(reader, backoff)),
             asyncio.create_task(self._deliver(writer)),
         }
+        if self._load is not None:
+            both.add(asyncio.create_task(self._tell_load(writer, self._load)))
         try:
             done, _ = await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
             for each in done:
@@ -112,9 +125,23 @@ class Link:
             if isinstance(message, Whole):
                 self._writer = self._connected
                 backoff.reset()
+                # The server before may have ended with what it was asked.
+                for route in self._load.held() if self._load is not None else ():
+                    self.wake(route)
                 if self._first is not None:
                     first, self._first = self._first, None
                     first()
+
+    async def _tell_load(self, writer: asyncio.StreamWriter, load: LoadTeller) -> None:
+        """Say how much there is to do, whenever that is otherwise."""
+        load.begin()
+        news: Load | None = load.news() or Load()
+        while True:
+            if news is not None:
+                writer.write(wire.framed(news))
+                await writer.drain()
+            await asyncio.sleep(_LOAD)
+            news = load.news()
 
     async def _deliver(self, writer: asyncio.StreamWriter) -> None:
         """Send what was metered, batch by batch; one that nobody confirms is sent again over the next connection."""

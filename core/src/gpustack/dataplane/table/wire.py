@@ -1,7 +1,7 @@
 """What server and gateways say to each other over a local socket: MessagePack, each message after its length.
 
 A gateway says :class:`Hello` and gets the whole table in parts, so that neither side stands still for long, then every
-change. It sends what it metered, and gets a word for each batch that is safe.
+change. It sends what it metered, and gets a word for each batch that is safe; and how much there is to do.
 """
 
 from __future__ import annotations
@@ -81,8 +81,17 @@ class Wake(msgspec.Struct, tag=True, frozen=True):
     route: str
 
 
+class Load(msgspec.Struct, tag=True, frozen=True):
+    """What a gateway has to do: what has changed since the last one, and all there is in the first of a connection."""
+
+    #: By route: requests that run, that wait for a turn or a start, and that have come in all.
+    routes: dict[str, tuple[int, int, int]] = {}
+    #: By instance: this gateway's own requests there. None has any more where 0 is told.
+    instances: dict[int, int] = {}
+
+
 FromServer = Begin | Part | Whole | Change | Kept
-FromGateway = Hello | Metered | Wake
+FromGateway = Hello | Metered | Wake | Load
 
 encode = msgspec.msgpack.Encoder().encode
 _from_server: Callable[[bytes], FromServer] = msgspec.msgpack.Decoder(FromServer).decode

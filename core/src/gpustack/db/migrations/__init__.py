@@ -21,6 +21,7 @@ from gpustack.db.migrations import (
     m0004_model_routes,
     m0005_usage,
     m0006_worker_identity,
+    m0007_model_serving,
     m0008_measured_memory,
 )
 from gpustack.kit.errors import NewerData, SettingsError
@@ -34,6 +35,7 @@ STEPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("0004_model_routes", m0004_model_routes.STATEMENTS),
     ("0005_usage", m0005_usage.STATEMENTS),
     ("0006_worker_identity", m0006_worker_identity.STATEMENTS),
+    ("0007_model_serving", m0007_model_serving.STATEMENTS),
     ("0008_measured_memory", m0008_measured_memory.STATEMENTS),
 )
 

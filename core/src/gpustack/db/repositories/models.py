@@ -12,7 +12,7 @@ from gpustack.db.repositories.base import Repository, json
 from gpustack.db.repositories.instances import Instances
 from gpustack.db.repositories.model_routes import ModelRoutes
 from gpustack.db.tables import Model
-from gpustack.kit.errors import InvalidInput, NotFound
+from gpustack.kit.errors import Conflict, InvalidInput, NotFound
 from gpustack.schemas.common import Page
 from gpustack.schemas.models import ModelCreate, ModelPatch, ModelPublic, ModelUpdate, Source
 
@@ -50,6 +50,7 @@ class Models(Repository[ModelPublic]):
             "backend",
             "source",
             "cluster_id",
+            "priority",
         }
     )
 
@@ -121,6 +122,18 @@ class Models(Repository[ModelPublic]):
     async def set_ready(self, model_id: int, ready: int) -> ModelPublic:
         """Store how many instances answer now."""
         return await self._set(model_id, {"ready_replicas": ready})
+
+    async def scale(self, model_id: int, replicas: int, *, expect: int) -> ModelPublic:
+        """Have another number of instances wanted.
+
+        Conflict when it is not ``expect`` any more, or is not for us to change, or not so far; NotFound when it is gone.
+        """
+        async with self._session.writing() as tx:
+            old = await self._get(tx, model_id, lock=True)
+            limits = old.scaled_between
+            if old.replicas != expect or limits is None or not limits[0] <= replicas <= limits[1]:
+                raise Conflict(f"model {old.name!r} was changed meanwhile")
+            return await self._change(tx, old, {"replicas": replicas})
 
     async def delete(self, model_id: int, *, force: bool = False) -> ModelPublic:
         """Remove a model, and return what it was. Its name is free at once, and its own route goes with it.

@@ -18,6 +18,16 @@ class Create:
 
 
 @dataclass(frozen=True, slots=True)
+class Scale:
+    """Want another number of instances of a model, for what is asked of it."""
+
+    model_id: int
+    before: int
+    replicas: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class Drain:
     """Let an instance end: no new requests, those in flight are answered. One without a worker goes at once."""
 
@@ -150,6 +160,7 @@ class SetCategories:
 
 Action = (
     Create
+    | Scale
     | Drain
     | Finish
     | Analyze

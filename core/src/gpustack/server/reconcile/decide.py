@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gpustack.schemas import InstanceState, source_key
-from gpustack.server.reconcile import clock, placing, replicas
+from gpustack.server.reconcile import clock, placing, replicas, scaling
 from gpustack.server.reconcile.actions import Action, SetCategories, SetReady
 from gpustack.server.reconcile.state import State
 
 
 def decide(state: State, now: float) -> list[Action]:
     """Return everything that is to be done now, empty when observed and wanted agree."""
+    actions: list[Action] = [*scaling.wanted(state, now)]
+    if actions:
+        return actions  # how many instances there are to be comes before which
     actions = [*clock.workers(state, now), *replicas.wanted(state)]
     taken = {each for action in actions for each in _instances(action)}
     for action in clock.instances(state, now):

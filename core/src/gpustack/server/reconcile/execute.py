@@ -23,6 +23,7 @@ from gpustack.server.reconcile.actions import (
     Park,
     Restart,
     ReturnWorker,
+    Scale,
     Schedule,
     SetCategories,
     SetReady,
@@ -82,6 +83,8 @@ class Execute:
         match action:
             case Create():
                 await self._create(action)
+            case Scale():
+                await self._scale(action)
             case Drain():
                 await self._drain(action)
             case Finish():
@@ -122,6 +125,13 @@ class Execute:
         for each in made:
             log.info("instance %s: created", each.name)
             self._state.put_instance(each, self._clock())
+
+    async def _scale(self, action: Scale) -> None:
+        changed = await self._store.models.scale(action.model_id, action.replicas, expect=action.before)
+        log.info(
+            "model %s: scaled from %d to %d, %s", changed.name, action.before, action.replicas, action.why
+        )
+        self._state.put_model(changed)
 
     async def _drain(self, action: Drain) -> None:
         name = _row(self._state.instances, action.instance_id).name
@@ -249,7 +259,7 @@ class Execute:
     async def _reread(self, action: Action) -> None:
         """Bring what the action was about up to date, or forget it when it is gone."""
         match action:
-            case Create(model_id) | SetReady(model_id) | SetCategories(model_id):
+            case Create(model_id) | Scale(model_id) | SetReady(model_id) | SetCategories(model_id):
                 await self._reread_model(model_id)
             case LoseWorker():
                 await self._reread_worker(action.worker_id)

@@ -16,7 +16,8 @@ _HARM = {_S.ERROR: 0, _S.UNREACHABLE: 1, _S.PENDING: 2, _S.ANALYZING: 2, _S.SCHE
 def least_harmful_first(state: State, mine: Sequence[ModelInstancePublic]) -> list[ModelInstancePublic]:
     """Return those of one model in the order in which they may go.
 
-    First what does not run, then what is out of date, what shares its worker with most others, and what is newer.
+    First what does not run, then what is out of date, what has the fewest requests, what shares its worker with most
+    others, and what is newer.
     """
 
     def harm(each: ModelInstancePublic) -> tuple[bool, bool, int]:
@@ -28,4 +29,5 @@ def least_harmful_first(state: State, mine: Sequence[ModelInstancePublic]) -> li
     for each in sorted(mine, key=lambda each: (*(-int(part) for part in harm(each)), each.id)):
         worker = each.worker_id or 0
         crowd[each.id] = others[worker] = others.get(worker, 0) + 1
-    return sorted(mine, key=lambda each: (*harm(each), -crowd[each.id], -each.id))
+    busy = state.scaling.requests_at
+    return sorted(mine, key=lambda each: (*harm(each), busy(each.id), -crowd[each.id], -each.id))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from typing import NoReturn, Self
@@ -21,6 +21,7 @@ from gpustack.server.reconcile.decide import decide
 from gpustack.server.reconcile.execute import Execute
 from gpustack.server.reconcile.notes import Limits, Rows
 from gpustack.server.reconcile.questions import Backends, Question, ask
+from gpustack.server.reconcile.scaling import FleetLoad
 from gpustack.server.reconcile.state import TOPICS, State
 
 log = logging.getLogger(__name__)
@@ -87,6 +88,16 @@ class Reconciler:
         for worker_id, beat in beats.items():
             if self.state.heard(worker_id, beat, now):
                 self._wake.set()
+
+    def loaded(self, load: FleetLoad) -> None:
+        """Take in what there is to do, whenever it changes."""
+        if self.state.scaling.take(self.state, load, self._now()):
+            self._wake.set()
+
+    def wake(self, models: Collection[int]) -> None:
+        """Start those of these models that are asleep, as somebody waits for them; while the database is away, later."""
+        self.state.scaling.wake(models)
+        self._wake.set()
 
     def _now(self) -> float:
         return self._loop.time()
@@ -163,6 +174,8 @@ class Reconciler:
             if not actions:
                 self._backoff.reset()
                 self._on_silence(clock.silence_of_most(self.state, self._now()))
+                for model_id, due in self.state.scaling.again.items():
+                    self.state.timers.put(("scaling", model_id), due)
                 return
             for action in actions:
                 if isinstance(action, Ask):

@@ -29,6 +29,7 @@ from gpustack.schemas.common import Record
 from gpustack.server.reconcile.learned import Peaks
 from gpustack.server.reconcile.notes import Limits, Notes, Others, Rows
 from gpustack.server.reconcile.questions import Answer, Question, facts_of
+from gpustack.server.reconcile.scaling import Scaling
 from gpustack.server.reconcile.timers import Timers
 
 #: Deleted instances that are remembered: far more than are deleted while a write or an event is on its way.
@@ -76,6 +77,8 @@ class State:
         self.draining: dict[int, dict[int, str]] = {}
         #: Instances that the end of another one would help.
         self.helped: set[int] = set()
+        #: What is asked of the models.
+        self.scaling = Scaling()
         self._deleted: dict[int, None] = {}
         #: Ids of files by worker.
         self._file_ids: dict[SourceKey, dict[int, int]] = {}
@@ -191,6 +194,7 @@ class State:
         old = self.instances.pop(instance_id, None)
         self.notes.pop(instance_id, None)
         self.helped.discard(instance_id)
+        self.scaling.forget(instance_id)
         self.timers.drop(("instance", instance_id))
         self.timers.drop(("patience", instance_id))
         if old is not None and _held(old):

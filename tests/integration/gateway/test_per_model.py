@@ -1,0 +1,134 @@
+"""What a model says of times and queues, by way of its route, held by a real gateway."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpustack.db import Door
+from gpustack.plugin.routing import Route
+from gpustack.schemas import (
+    InstanceState,
+    ModelInstancePublic,
+    ModelPublic,
+    ModelRoutePublic,
+    ModelRouteTargetPublic,
+)
+from gpustack.server.routing_targets import Fleet, route_of
+from gpustack.testing.fakes.engine import Behaviour, FakeEngine
+from support.gateway import CHAT, Running, a_gateway, an_engine, request_of
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+STAMPS: dict[str, Any] = {"created_at": NOW, "updated_at": NOW}
+
+
+def published(*ports: int, **model: Any) -> Route:
+    """Return the route of a model with instances at these ports, as the server publishes it."""
+    instances = {
+        number: ModelInstancePublic(
+            id=number, name=f"tiny-{number}", model_id=1, model_name="tiny", cluster_id=1, worker_id=1,
+            state=InstanceState.RUNNING, state_since=NOW, port=port, **STAMPS,
+        )
+        for number, port in enumerate(ports, 1)
+    }  # fmt: skip
+    fleet = Fleet(
+        models={1: ModelPublic(id=1, name="tiny", cluster_id=1, **STAMPS, **model)},
+        instances={1: instances},
+        doors={1: Door("10.0.0.1", 10150, "secret", "own")},
+        built_in="own",
+    )
+    target = ModelRouteTargetPublic(
+        id=1, route_id=1, model_id=1, model_name="tiny", weight=100, is_fallback=False, **STAMPS
+    )
+    return route_of(ModelRoutePublic(id=1, name="tiny", targets=[target], **STAMPS), fleet)
+
+
+def port_of(engine: FakeEngine) -> int:
+    return int(engine.url.rpartition(":")[2])
+
+
+@pytest.fixture
+async def running(tmp_path: Path) -> AsyncIterator[Running]:
+    async with a_gateway(tmp_path) as gateway:
+        yield gateway
+
+
+async def ask(running: Running, **more: Any) -> Any:
+    return await running.client.post("/v1/chat/completions", json={**CHAT, **more})
+
+
+async def test_an_answer_that_does_not_begin_is_given_up_after_the_models_time(running: Running) -> None:
+    with FakeEngine(Behaviour(time_to_first_token=5.0)) as engine:
+        running.apply(published(port_of(engine), timeouts={"first_byte": 0.3}))
+        answer = await ask(running)
+        assert answer.status_code == 504
+        assert answer.json()["error"]["code"] == "engine_timeout"
+
+
+async def test_a_stream_that_stands_still_is_ended_after_the_models_time(running: Running) -> None:
+    async def one_piece(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await request_of(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\ndata: {}\n\n")
+        await asyncio.sleep(20)
+
+    async with an_engine(one_piece) as port:
+        running.apply(published(port, timeouts={"between": 0.3}))
+        async with asyncio.timeout(10):
+            answer = await ask(running, stream=True)
+    assert answer.status_code == 200
+    assert '"error"' in answer.text.splitlines()[-2]
+
+
+async def test_beyond_its_slots_requests_wait_and_beyond_its_bound_they_are_refused(running: Running) -> None:
+    with FakeEngine(Behaviour(time_to_first_token=0.5)) as engine:
+        running.apply(published(port_of(engine), queue={"slots": 1, "requests": 2}))
+        answers = await asyncio.gather(*(ask(running) for _ in range(5)))
+    served = [each for each in answers if each.status_code == 200]
+    refused = [each for each in answers if each.status_code == 503]
+    assert (len(served), len(refused)) == (3, 2)
+    assert all(int(each.headers["retry-after"]) >= 1 for each in refused)
+    assert {each.json()["error"]["code"] for each in refused} == {"queue_full"}
+    assert sorted("x-queue-time" in each.headers for each in served) == [False, True, True]
+
+
+async def test_a_bound_of_tokens_holds_too(running: Running) -> None:
+    long = {"messages": [{"role": "user", "content": "word " * 400}]}
+    with FakeEngine(Behaviour(time_to_first_token=0.5)) as engine:
+        running.apply(published(port_of(engine), queue={"slots": 1, "tokens": 700}))
+        answers = await asyncio.gather(*(ask(running, **long) for _ in range(4)))
+    # One at work, and one whose five hundred tokens wait.
+    assert sorted(each.status_code for each in answers) == [200, 200, 503, 503]
+
+
+async def test_nobody_waits_for_a_turn_longer_than_the_model_says(running: Running) -> None:
+    with FakeEngine(Behaviour(time_to_first_token=1.5)) as engine:
+        running.apply(published(port_of(engine), queue={"slots": 1, "wait_seconds": 0.3}))
+        answers = await asyncio.gather(ask(running), ask(running))
+    assert sorted(each.status_code for each in answers) == [200, 503]
+    (late,) = [each for each in answers if each.status_code == 503]
+    assert late.json()["error"]["code"] == "queue_timeout"
+
+
+async def test_nobody_waits_for_a_start_longer_than_the_model_says(running: Running) -> None:
+    running.apply(published(min_replicas=0, replicas=0, autoscaling={"start_seconds": 0.3}))
+    answer = await ask(running)
+    assert answer.status_code == 503
+    assert int(answer.headers["retry-after"]) >= 1
+    assert answer.json()["error"]["message"].endswith("did not start within 0 s: it is asleep")
+
+
+async def test_a_stream_that_waits_for_a_start_is_kept_alive_and_then_answered(tmp_path: Path) -> None:
+    async with a_gateway(tmp_path, hold_seconds=0.1) as running:
+        with FakeEngine() as engine:
+            running.apply(published(min_replicas=0, replicas=0))
+            waiting = asyncio.create_task(ask(running, stream=True))
+            await asyncio.sleep(0.5)
+            running.apply(published(port_of(engine), min_replicas=0))
+            answer = await waiting
+    assert answer.text.startswith(": waiting\n\n: waiting\n\n")
+    assert answer.text.endswith("data: [DONE]\n\n")
