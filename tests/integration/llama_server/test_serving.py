@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from gpustack.plugin import LaunchRequest, ModelFacts
+from gpustack.worker.probe import fetch
 from support.engine import InstalledEngine, RunningEngine, llama_cpp_backend, running
 from support.running import eventually, free_ports
 
@@ -244,3 +247,24 @@ def test_many_flags_at_once(start: Start, tiny_gguf: Path) -> None:
     first, second = (server.post("/v1/chat/completions", ask)["choices"][0]["message"] for _ in range(2))
 
     assert first == second
+
+
+def test_how_full_its_cache_is_can_be_read_while_it_answers(
+    start: Start, engine: InstalledEngine, tiny_gguf: Path
+) -> None:
+    server = start(tiny_gguf, "--parallel", "2", "--ctx-size", "512")
+    backend = llama_cpp_backend(engine.data_dir)
+
+    def used() -> float | None:
+        answer = asyncio.run(fetch(server.port, backend.load_path, timeout=5))
+        assert answer is not None
+        found: float | None = backend.kv_cache_use(answer)
+        return found
+
+    assert used() == 0
+    asked = {"prompt": "one two three", "max_tokens": 400, "ignore_eos": True}
+    with ThreadPoolExecutor(1) as pool:
+        answering = pool.submit(server.post, "/v1/completions", asked)
+        eventually(lambda: (used() or 0) > 0.1, "a tenth of the cache is in use")
+        answering.result()
+    assert used() == 0

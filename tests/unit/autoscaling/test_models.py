@@ -8,10 +8,11 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from gpustack.dataplane.table.wire import Load
 from gpustack.kit.backoff import Backoff
-from gpustack.schemas import Autoscaling, InstanceState
+from gpustack.schemas import Autoscaling, Heartbeat, InstanceState
 from gpustack.server.loads import Loads
 from gpustack.server.reconcile import Reconciler
 from gpustack.server.reconcile.actions import Drain, Scale
@@ -121,13 +122,58 @@ def test_requests_count_where_they_are_and_not_at_what_drains() -> None:
 
 
 def test_the_caches_that_workers_tell_of_count_too() -> None:
-    state = a_state(models=[a_scaled(1, 9, replicas=2)], instances=[running(1), running(2)])
+    state = a_state(
+        workers=[a_worker()], models=[a_scaled(1, 9, replicas=2)], instances=[running(1), running(2)]
+    )
     state.scaling.take(state, FleetLoad(running={1: 1}, known=True), 0.0)
     assert not any(isinstance(each, Scale) for each in decide(state, 0.2))
-    state.scaling.take_caches(state, {1: 0.9, 2: 0.95}, 0.25)
+    state.heard(1, Heartbeat(kv_caches={1: 0.9, 2: 0.95}), 0.25)
+    state.scaling.look_at_caches(state, 0.25)
     assert decide(state, 0.36)[0] == Scale(
         1, 2, 3, "1 outstanding requests, 2 wanted for each instance; 1.9 KV caches full, 80% wanted of each"
     )
+
+
+async def test_full_caches_alone_make_more_instances() -> None:
+    store = MemoryStore()
+    store.workers.put(a_worker())
+    store.models.put(a_scaled(1, 4))
+    store.instances.put(running(1))
+    async with reconciling(store) as reconciler:
+        reconciler.loaded(FleetLoad(running={1: 1}, known=True))
+        await asyncio.sleep(0.3)
+        assert replicas(store) == 1
+        reconciler.heard({1: Heartbeat(kv_caches={1: 0.95})})
+        await until(lambda: replicas(store) == 2)
+
+
+def test_a_worker_tells_of_its_own_instances_and_what_it_tells_no_longer_is_forgotten() -> None:
+    state = a_state(
+        workers=[a_worker(1), a_worker(2)],
+        models=[a_scaled(1, 9, replicas=2)],
+        instances=[running(1), running(2)],
+    )
+    # As many as two are enough for, and not one.
+    state.scaling.take(state, FleetLoad(running={1: 3}, known=True), 0.0)
+
+    def scaled_after(worker_id: int, caches: dict[int, float]) -> bool:
+        state.heard(worker_id, Heartbeat(kv_caches=caches), 0.25)
+        state.scaling.look_at_caches(state, 0.25)
+        found = any(isinstance(each, Scale) for each in decide(state, 0.4))
+        state.heard(worker_id, Heartbeat(kv_caches={}), 0.41)
+        state.scaling.look_at_caches(state, 0.41)
+        return found
+
+    assert not scaled_after(2, {1: 1.0, 2: 1.0})
+    assert not scaled_after(1, {1: 1.0, 99: 1.0})
+    assert scaled_after(1, {1: 1.0, 2: 1.0})
+    assert not any(isinstance(each, Scale) and each.replicas > 2 for each in decide(state, 0.6))
+
+
+@pytest.mark.parametrize("used", [-0.1, 1.1, float("nan"), float("inf"), "full"])
+def test_a_cache_is_full_at_most(used: Any) -> None:
+    with pytest.raises(ValidationError):
+        Heartbeat(kv_caches={1: used})
 
 
 def test_of_several_that_run_the_one_with_the_fewest_requests_ends() -> None:

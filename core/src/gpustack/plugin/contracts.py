@@ -10,6 +10,7 @@ with its name, and reaches the user as one line.
 from __future__ import annotations
 
 import logging
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -119,6 +120,32 @@ class InferenceBackend(Extension[S], ABC):
     def metrics(self) -> Mapping[str, str]:
         """Return the engine's own metric names mapped to GPUStack's; empty when it has none."""
         return {}
+
+    #: The path of the engine whose answer :meth:`kv_cache_use` reads; empty when none tells.
+    load_path: ClassVar[str] = "/metrics"
+
+    def kv_cache_use(self, answer: str) -> float | None:
+        """Return the part of its KV cache that an engine uses, from 0 to 1; None when ``answer`` does not say.
+
+        ``answer`` is what the engine says at :attr:`load_path`, and may be anything. By default the metric is read that
+        :meth:`metrics` maps to ``kv_cache_usage_ratio``.
+        """
+        wanted = {own for own, name in self.metrics().items() if name == "kv_cache_usage_ratio"}
+        found = [used for line in answer.splitlines() if (used := _value_of(line, wanted)) is not None]
+        return min(1.0, max(found)) if found else None
+
+
+def _value_of(line: str, wanted: set[str]) -> float | None:
+    """Return the value in a line of Prometheus's text format when its metric is ``wanted`` and it is a number from 0."""
+    name, _, rest = line.strip().replace("{", " ", 1).partition(" ")
+    if name not in wanted:
+        return None
+    parts = rest.rpartition("}")[2].split()
+    try:
+        value = float(parts[0])
+    except (IndexError, ValueError):
+        return None
+    return value if math.isfinite(value) and value >= 0 else None
 
 
 @runtime_checkable

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -198,6 +198,10 @@ class Heartbeat(FromWorker):
 
     status: WorkerStatus | None = None
     installed_versions: dict[str, list[str]] | None = None
+    #: The part of the KV cache that the engines of instances use, from 0 to 1, by instance; absent where they do not say.
+    kv_caches: dict[int, Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]] | None = Field(
+        default=None, max_length=10_000
+    )
 
 
 class WorkerUpdate(Input):

@@ -74,4 +74,5 @@ def _merged(earlier: Heartbeat | None, later: Heartbeat) -> Heartbeat:
         installed_versions=(
             earlier.installed_versions if later.installed_versions is None else later.installed_versions
         ),
+        kv_caches=earlier.kv_caches if later.kv_caches is None else later.kv_caches,
     )

@@ -33,6 +33,7 @@ from gpustack.worker.artifacts import ArtifactInstaller
 from gpustack.worker.artifacts.hub import HubFiles
 from gpustack.worker.config import WorkerConfig
 from gpustack.worker.desk import Desk
+from gpustack.worker.engine_load import EngineLoads
 from gpustack.worker.identity import Identity
 from gpustack.worker.instances import Instances, newest
 from gpustack.worker.joining import Joining
@@ -166,6 +167,7 @@ class Agent:
             stack.push_async_callback(file_reports.stop)
             files = ModelFiles(file_reports, hub, bundled)
             stack.push_async_callback(files.stop)
+            self._loads = EngineLoads(desk, instances.serving)
             api = WorkerApi(self._identity.door_token, instances)
             async with asyncio.TaskGroup() as group:
                 group.create_task(serve(api, self._socket), name="worker: own port")
@@ -174,6 +176,7 @@ class Agent:
                     instances.measure(self._gpu_memory, every=self._config.measuring), name="worker: memory"
                 )
                 group.create_task(self._measure(machine), name="worker: figures")
+                group.create_task(self._loads.keep(self._config.heartbeat), name="worker: engines' load")
                 group.create_task(self._sessions(machine, instances, files), name="worker: sessions")
 
     async def _sessions(self, machine: Machine, instances: Instances, files: ModelFiles) -> None:
@@ -236,6 +239,7 @@ class Agent:
             full = (count % _FULL == 0 and count > 0) or self._due.is_set()
             self._due.clear()
             beat = self._figures if full and self._figures is not None else Heartbeat()
+            beat = beat.model_copy(update={"kv_caches": self._loads.caches})
             try:
                 await self._client.heartbeat(beat)
             except _REFUSED as error:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from gpustack.extensions import Catalogue, Guard, Registered, opened
+from gpustack.extensions.catalogue import shown
 from gpustack.kit.errors import InvalidInput
 from gpustack.kit.net import LOOPBACK
 from gpustack.plugin import (
@@ -18,6 +19,7 @@ from gpustack.plugin import (
     LaunchPlan,
     LaunchRequest,
     ModelFacts,
+    PluginError,
     Refused,
     ResourceClaim,
 )
@@ -105,6 +107,21 @@ class Desk:
         )
         plan = await Guard.call(installed.plugin, installed.backend.launch, request)
         return plan, await self._machine.expose(devices)
+
+    async def load_path(self, instance: ModelInstancePublic) -> str:
+        """Return what of its engine says how full its KV cache is; empty for nothing. Raises GPUStackError."""
+        return (await self._backend(self._registered(instance))).load_path
+
+    async def kv_cache_use(self, instance: ModelInstancePublic, answer: str) -> float | None:
+        """Return what the engine's ``answer`` says of its KV cache, 0 to 1. Raises GPUStackError."""
+        registered = self._registered(instance)
+        backend = await self._backend(registered)
+        used: object = await Guard.call(registered.plugin, backend.kv_cache_use, answer)
+        if used is None:
+            return None
+        if not isinstance(used, float | int) or not 0 <= used <= 1:
+            raise PluginError(f"kv_cache_use returned {shown(used)}, which is not between 0 and 1")
+        return float(used)
 
     def _registered(self, instance: ModelInstancePublic) -> Registered[InferenceBackend[Any]]:
         if (registered := self._catalogue.backends.get(instance.backend)) is not None:

@@ -116,6 +116,14 @@ class Instances:
         driver = self._drivers.get(instance_id)
         return driver is not None and not driver.resting
 
+    def serving(self) -> list[ModelInstancePublic]:
+        """Return the instances whose engines answer."""
+        return [
+            latest
+            for number, driver in self._drivers.items()
+            if driver.serves and (latest := self._latest.get(number)) is not None and latest.port
+        ]
+
     async def tend_logs(self, *, every: float = 30.0) -> None:
         """Keep the logs of running engines from growing without end; looks at them every so many seconds."""
         while True:

@@ -22,6 +22,7 @@ from gpustack.plugin import (
 from gpustack_backends.llama_cpp.launcher import COMMAND, PACKAGE, VERSION, launcher_wheel
 from gpustack_backends.llama_cpp.memory import Shape, claim, is_whole_input
 from gpustack_backends.llama_cpp.parameters import Parameters
+from gpustack_backends.llama_cpp.slots import slots_in_use
 
 _CATEGORIES = ("llm", "embedding", "reranker")
 #: A version as packaging tools write it; another spelling of the same one would be a second installation.
@@ -56,6 +57,8 @@ class LlamaCpp(InferenceBackend[NoSettings]):
     name = "llama-cpp"
     settings_type = NoSettings
     default_version = VERSION
+    #: Its metrics do not tell.
+    load_path = "/slots"
 
     def accepts(self, model: ModelFacts, devices: Sequence[GpuDevice]) -> Verdict:
         """Agree to GGUF files of language, embedding and reranking models, with or without GPUs."""
@@ -107,6 +110,10 @@ class LlamaCpp(InferenceBackend[NoSettings]):
     def metrics(self) -> Mapping[str, str]:
         """Map what llama.cpp counts."""
         return _METRICS
+
+    def kv_cache_use(self, answer: str) -> float | None:
+        """Add up what the slots at work hold; what is left from requests that ended, a new one may overwrite."""
+        return slots_in_use(answer)
 
 
 def _purpose(model: ModelFacts, shape: Shape) -> tuple[str, ...]:

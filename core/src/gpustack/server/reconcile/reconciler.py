@@ -88,6 +88,8 @@ class Reconciler:
         for worker_id, beat in beats.items():
             if self.state.heard(worker_id, beat, now):
                 self._wake.set()
+        if self.state.scaling.look_at_caches(self.state, now):
+            self._wake.set()
 
     def loaded(self, load: FleetLoad) -> None:
         """Take in what there is to do, whenever it changes."""

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from gpustack.schemas import InstanceState, ModelPublic
+from gpustack.schemas import InstanceState, ModelInstancePublic, ModelPublic
 from gpustack.server.reconcile.actions import Scale
 from gpustack.server.reconcile.autoscale import Decision, Demand, History, Policy, decide
 
@@ -33,8 +33,10 @@ class Scaling:
 
     def __init__(self) -> None:
         self.load = FleetLoad()
-        #: The part of its KV cache that each instance has in use, where its worker has said.
-        self.kv_caches: dict[int, float] = {}
+        #: The part of its KV cache that each instance has in use, by the worker that says so.
+        self._caches: dict[int, Mapping[int, float]] = {}
+        #: Some caches are fuller or emptier than at the last look.
+        self._stirred = False
         self._histories: dict[int, History] = {}
         #: When the decision about a model may be another one by time alone.
         self.again: dict[int, float] = {}
@@ -46,10 +48,16 @@ class Scaling:
         self.load = load
         return self._look(state, now)
 
-    def take_caches(self, state: State, caches: Mapping[int, float], now: float) -> bool:
-        """Take in how full the KV caches of instances are; return True when something may follow."""
-        self.kv_caches.update(caches)
-        return self._look(state, now)
+    def note_caches(self, worker_id: int, caches: Mapping[int, float]) -> None:
+        """Note how full the KV caches of a worker's instances are; what it says no longer is forgotten."""
+        if caches != self._caches.get(worker_id, {}):
+            self._caches[worker_id] = caches
+            self._stirred = True
+
+    def look_at_caches(self, state: State, now: float) -> bool:
+        """Return True when something may follow from what was noted since the last time."""
+        stirred, self._stirred = self._stirred, False
+        return stirred and self._look(state, now)
 
     def wake(self, models: Collection[int]) -> None:
         """Start those of these models that are asleep: somebody waits for them."""
@@ -59,9 +67,9 @@ class Scaling:
         """Return how many requests an instance works on, as far as is known."""
         return self.load.running.get(instance_id, 0)
 
-    def forget(self, instance_id: int) -> None:
-        """Forget an instance."""
-        self.kv_caches.pop(instance_id, None)
+    def forget_worker(self, worker_id: int) -> None:
+        """Forget what a worker has said."""
+        self._caches.pop(worker_id, None)
 
     def decisions(self, state: State, now: float) -> Iterator[tuple[ModelPublic, Decision]]:
         """Return what is to become of each model that is scaled."""
@@ -101,15 +109,19 @@ class Scaling:
 
     def _demands(self, state: State, scaled: Collection[int]) -> dict[int, Demand]:
         outstanding = {number: count for number, count in self.load.waiting.items() if number in scaled}
+        for number, count in self.load.running.items():
+            model = _scaled_model(state.instances.get(number), scaled)
+            if model is not None:
+                outstanding[model] = outstanding.get(model, 0) + count
         caches: dict[int, float] = {}
-        for number in {*self.load.running, *self.kv_caches}:
-            instance = state.instances.get(number)
-            if instance is None or instance.model_id not in scaled or instance.draining_since is not None:
-                continue
-            model = instance.model_id
-            outstanding[model] = outstanding.get(model, 0) + self.load.running.get(number, 0)
-            if instance.state is InstanceState.RUNNING:
-                caches[model] = caches.get(model, 0.0) + self.kv_caches.get(number, 0.0)
+        for worker_id, told in self._caches.items():
+            for number, used in told.items():
+                instance = state.instances.get(number)
+                model = _scaled_model(instance, scaled)
+                if instance is None or model is None or instance.worker_id != worker_id:
+                    continue  # a worker tells of its own alone
+                if instance.state is InstanceState.RUNNING:
+                    caches[model] = caches.get(model, 0.0) + used
         return {
             number: Demand(outstanding=outstanding.get(number, 0), kv_caches=caches.get(number, 0.0))
             for number in {*outstanding, *caches}
@@ -128,6 +140,13 @@ def wanted(state: State, now: float) -> Iterator[Scale]:
     for model, decision in state.scaling.decisions(state, now):
         if decision.replicas != model.replicas:
             yield Scale(model.id, model.replicas, decision.replicas, decision.why)
+
+
+def _scaled_model(instance: ModelInstancePublic | None, scaled: Collection[int]) -> int | None:
+    """Return the model of an instance that is to stay, when it is one of these."""
+    if instance is None or instance.draining_since is not None or instance.model_id not in scaled:
+        return None
+    return instance.model_id
 
 
 def _is_starting(state: State, model: ModelPublic) -> bool:

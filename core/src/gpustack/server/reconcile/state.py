@@ -184,6 +184,7 @@ class State:
         self.rhythms.pop(worker_id, None)
         self.outages.pop(worker_id, None)
         self.others.pop(worker_id, None)
+        self.scaling.forget_worker(worker_id)
         self.timers.drop(("worker", worker_id))
 
     def drop_instance(self, instance_id: int) -> None:
@@ -194,7 +195,6 @@ class State:
         old = self.instances.pop(instance_id, None)
         self.notes.pop(instance_id, None)
         self.helped.discard(instance_id)
-        self.scaling.forget(instance_id)
         self.timers.drop(("instance", instance_id))
         self.timers.drop(("patience", instance_id))
         if old is not None and _held(old):
@@ -216,6 +216,8 @@ class State:
         before = self.capacity
         if beat.status is not None:
             self.take_status(worker_id, beat.status)
+        if beat.kv_caches is not None:
+            self.scaling.note_caches(worker_id, beat.kv_caches)
         return self.capacity != before or worker.state is WorkerState.UNREACHABLE
 
     def _gap(self, worker_id: int, before: float, now: float) -> None:
