@@ -6,8 +6,10 @@ import asyncio
 import json
 import os
 import signal
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -105,3 +107,50 @@ def test_who_has_waited_for_the_limit_is_told_when_to_come_again(served: Running
     assert answer.status_code == 503
     assert int(answer.headers["retry-after"]) >= 1
     assert "did not start within" in answer.json()["error"]["message"]
+
+
+def long_request(asking: httpx.Client) -> int:
+    longer = {**CHAT, "max_tokens": 1900, "ignore_eos": True}
+    return asking.post("/v1/chat/completions", json=longer).status_code
+
+
+def asked_until(served: Running, key: str, condition: Callable[[], bool], what: str, at_once: int) -> None:
+    """Keep so many long requests in flight until ``condition`` holds; none of them may fail."""
+    done = threading.Event()
+    with client(served, key) as asking, ThreadPoolExecutor(at_once) as pool:
+
+        def ask() -> set[int]:
+            found = set()
+            while not done.is_set():
+                found.add(long_request(asking))
+            return found
+
+        asked = [pool.submit(ask) for _ in range(at_once)]
+        try:
+            eventually(condition, what, seconds=START)
+        finally:
+            done.set()
+        assert {status for each in asked for status in each.result()} == {200}
+
+
+def test_more_requests_make_more_copies_and_fewer_end_them_again(served: Running, key: str) -> None:
+    served.cli(
+        "update", "demo", "--start-seconds", "600", "--max-replicas", "2", "--scale-outstanding", "2",
+        "--scale-up-seconds", "0.5", "--scale-down-seconds", "1", "--idle-seconds", "600", "--no-wait",
+    )  # fmt: skip
+
+    def ready() -> int:
+        return int(model(served)["ready_replicas"])
+
+    asked_until(served, key, lambda: ready() == 2, "a second copy runs", at_once=4)
+    eventually(lambda: ready() == 1, "one copy is enough", seconds=START)
+
+
+@pytest.mark.slow
+def test_full_caches_make_more_copies(served: Running, key: str) -> None:
+    """What llama.cpp says of its slots reaches the server with the heartbeats."""
+    served.cli(
+        "update", "demo", "--scale-outstanding", "0", "--scale-kv-cache", "5", "--max-replicas", "2",
+        "--scale-up-seconds", "0", "--no-wait",
+    )  # fmt: skip
+    asked_until(served, key, lambda: model(served)["replicas"] == 2, "two copies are wanted", at_once=4)

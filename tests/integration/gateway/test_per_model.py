@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
+import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,7 +25,7 @@ from gpustack.schemas import (
 )
 from gpustack.server.routing_targets import Fleet, route_of
 from gpustack.testing.fakes.engine import Behaviour, FakeEngine
-from support.gateway import CHAT, Running, a_gateway, an_engine, request_of
+from support.gateway import CHAT, SOON, Running, a_gateway, an_engine, request_of
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 STAMPS: dict[str, Any] = {"created_at": NOW, "updated_at": NOW}
@@ -119,7 +123,59 @@ async def test_nobody_waits_for_a_start_longer_than_the_model_says(running: Runn
     answer = await ask(running)
     assert answer.status_code == 503
     assert int(answer.headers["retry-after"]) >= 1
-    assert answer.json()["error"]["message"].endswith("did not start within 0 s: it is asleep")
+    assert answer.json()["error"]["message"].endswith("did not start within 0.3 s: it is asleep")
+
+
+async def test_a_connection_that_does_not_come_about_is_given_up_after_the_models_time(
+    running: Running,
+) -> None:
+    with socket.socket() as deaf, contextlib.ExitStack() as waiting:
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen(0)
+        # Its queue is full, so that no more connections come about and none is refused.
+        for _ in range(2):
+            waiting.enter_context(contextlib.closing(filler := socket.socket()))
+            filler.setblocking(False)
+            filler.connect_ex(deaf.getsockname())
+        running.apply(published(deaf.getsockname()[1], timeouts={"connect": 0.2}))
+        began = time.monotonic()
+        answer = await ask(running)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "model_not_ready")
+    assert time.monotonic() - began < 2.0
+
+
+async def test_each_model_has_its_own(running: Running) -> None:
+    with FakeEngine(Behaviour(time_to_first_token=0.6)) as engine:
+        hasty = published(port_of(engine), timeouts={"first_byte": 0.2})
+        running.apply(hasty, replace(published(port_of(engine)), name="patient"))
+        answers = await asyncio.gather(ask(running), ask(running, model="patient"))
+    assert [each.status_code for each in answers] == [504, 200]
+
+
+async def test_a_change_holds_for_the_next_request(running: Running) -> None:
+    with FakeEngine(Behaviour(time_to_first_token=0.4)) as engine:
+        running.apply(published(port_of(engine), timeouts={"first_byte": 0.1}))
+        assert (await ask(running)).status_code == 504
+        running.apply(published(port_of(engine), timeouts={"first_byte": 9}))
+        assert (await ask(running)).status_code == 200
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+async def test_who_leaves_waits_for_no_start_any_longer(tmp_path: Path, stream: bool) -> None:
+    async with a_gateway(tmp_path, hold_seconds=0.05) as running:
+        running.apply(published(min_replicas=0, replicas=0))
+        stays = asyncio.create_task(ask(running, stream=stream))
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.3):
+                await ask(running, stream=stream)
+        async with asyncio.timeout(SOON):
+            while running.gateway.admission.load()["tiny"][1] != 1:
+                await asyncio.sleep(0.01)
+        with FakeEngine() as engine:
+            running.apply(published(port_of(engine), min_replicas=0))
+            assert (await stays).status_code == 200
+            assert len(engine.requests) == 1
+        await running.at_rest()
 
 
 async def test_a_stream_that_waits_for_a_start_is_kept_alive_and_then_answered(tmp_path: Path) -> None:

@@ -321,10 +321,10 @@ class Admission:
     def _expired(self, ticket: Ticket, waited: float) -> None:
         room = ticket.room
         if room.targets:
-            message = f"model {room.name} had no room for this request for {waited:.0f} s"
+            message = f"model {room.name} had no room for this request for {round(waited, 1):g} s"
             self._send_away(ticket, _no("queue_timeout", message, room.again_after()))
         else:
-            message = f"model {room.name} did not start within {waited:.0f} s: it {room.obstacle}"
+            message = f"model {room.name} did not start within {round(waited, 1):g} s: it {room.obstacle}"
             self._send_away(ticket, _no("asleep", message, 30.0))
 
 
