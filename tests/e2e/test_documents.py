@@ -34,7 +34,14 @@ def commands(document: str) -> list[str]:
         "plugins/gpustack-demo-model/README.md",
         *(
             f"docs/{name}.md"
-            for name in ("getting-started", "command-line", "deployment", "settings", "troubleshooting")
+            for name in (
+                "getting-started",
+                "command-line",
+                "deployment",
+                "scaling",
+                "settings",
+                "troubleshooting",
+            )
         ),
     ]
 )

@@ -180,6 +180,18 @@ class TestPlacing:
         assert isinstance(second, Park)
         assert "worker-1: needs 4.0 GiB RAM, 2.0 GiB of 6.0 GiB is free (4.0 GiB claimed)" in second.message
 
+    def test_where_there_is_room_for_one_the_model_of_higher_priority_gets_it(self) -> None:
+        state = a_state(
+            models=[a_model(1), a_model(2, priority=5)],
+            instances=[an_instance(1, S.ANALYZING), an_instance(2, S.ANALYZING, model_id=2)],
+            workers=[a_worker(ram=6)],
+            files=[a_file()],
+        )
+
+        found = {type(each): each for each in answered(state)}
+
+        assert (found[Schedule].placed.instance_id, found[Park].instance_id) == (2, 1)  # type: ignore[attr-defined]
+
     def test_slow_readers_are_waited_for_a_little_when_others_have_the_files(self) -> None:
         state = a_state(
             instances=[an_instance(1, S.ANALYZING)],

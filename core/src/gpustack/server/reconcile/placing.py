@@ -31,14 +31,14 @@ _READING = (ModelFileState.ANALYZING, ModelFileState.DOWNLOADING)
 
 
 def unplaced(state: State, now: float, *, skip: Collection[int]) -> list[Action]:
-    """Return what is next for every instance without a worker, oldest first."""
+    """Return what is next for every instance without a worker: those of higher priority first, then the oldest."""
     waiting = [each for each in state.instances.values() if each.worker_id is None and each.id not in skip]
     actions: list[Action] = []
     snapshot = state.snapshot() if waiting else Snapshot({})
     old = _outdated(state) if waiting else {}
     asked: set[Question] = set(state.asking)
     requested: set[tuple[int, str]] = set()
-    for instance in sorted(waiting, key=lambda each: each.id):
+    for instance in sorted(waiting, key=lambda each: (-_priority(state, each), each.id)):
         model = state.models.get(instance.model_id)
         if model is None:
             continue  # deleted with its model; the event is on its way
@@ -62,6 +62,11 @@ def unplaced(state: State, now: float, *, skip: Collection[int]) -> list[Action]
                 pass
         actions.append(action)
     return actions
+
+
+def _priority(state: State, instance: ModelInstancePublic) -> int:
+    model = state.models.get(instance.model_id)
+    return model.priority if model is not None else 0
 
 
 def _outdated(state: State) -> dict[int, list[ModelInstancePublic]]:
