@@ -9,6 +9,7 @@ The same snapshot and request always give the same answer. Nothing here does I/O
 say of a model on a worker is part of the request.
 """
 
+from gpustack.scheduling.defragment import Proposal, Step, propose
 from gpustack.scheduling.explain import explain
 from gpustack.scheduling.plan import Placed, Refused, place
 from gpustack.scheduling.request import FilesThere, Offer, Request, Way
@@ -20,13 +21,16 @@ __all__ = [
     "Holding",
     "Offer",
     "Placed",
+    "Proposal",
     "Refused",
     "Request",
     "Room",
     "Snapshot",
+    "Step",
     "Way",
     "Worker",
     "explain",
     "others_use",
     "place",
+    "propose",
 ]
