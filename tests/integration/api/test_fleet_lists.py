@@ -90,3 +90,11 @@ async def test_gpus_are_paged_searched_and_chosen_by_worker(fleet: Api) -> None:
     assert await ids(f"worker_id={small['id']}") == ["small:acme:0"]
     assert await ids(f"cluster_id={small['cluster_id'] + 1}") == []
     assert (await fleet.admin.get("/v2/gpu-devices/big:cuda:7")).status_code == 404
+
+
+async def test_where_nothing_is_placed_no_moves_are_proposed(api: Api) -> None:
+    answer = await api.admin.get("/v2/defragmentation")
+    assert answer.status_code == 503
+    assert int(answer.headers["retry-after"]) == 5
+    assert "places no instances now" in answer.json()["message"]
+    assert (await api.anyone.get("/v2/defragmentation")).status_code == 401

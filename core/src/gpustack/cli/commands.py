@@ -43,6 +43,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "restore": ("restore", "Restore the backup FILE, all of it or nothing."),
         "workers": ("workers", "List, add and remove workers."),
         "gpus": ("gpus", "List the GPUs of all workers."),
+        "defragment": ("defragment", "Propose moves of copies that would make room."),
         "backends": ("backends", "List inference backends, and install or remove their engines here."),
         "plugins": ("plugins", "List plugins, install, remove and check them, and begin a new one."),
     },

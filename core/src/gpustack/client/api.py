@@ -18,6 +18,7 @@ from gpustack.kit.errors import GPUStackError, Unavailable
 from gpustack.schemas import (
     ApiKeyPublic,
     ClusterPublic,
+    Defragmentation,
     Event,
     FleetPublic,
     GpuDevicePublic,
@@ -160,6 +161,10 @@ class Client:
     async def gateway(self) -> GatewayPublic:
         """Return what carries the requests for models, and how it is."""
         return read_as(GatewayPublic, await self._transport.send("GET", "/v2/gateway"))
+
+    async def defragmentation(self) -> Defragmentation:
+        """Return moves of instances that would make room."""
+        return read_as(Defragmentation, await self._transport.send("GET", "/v2/defragmentation"))
 
     async def plugins(self) -> PluginsPublic:
         """Return what the server's plugins bring, and what of them does not work."""

@@ -17,6 +17,7 @@ from gpustack.schemas.backends import InferenceBackendPublic
 from gpustack.schemas.clusters import ClusterPublic
 from gpustack.schemas.common import ErrorBody, Event, EventType, Page, Pagination
 from gpustack.schemas.config import ConfigPublic
+from gpustack.schemas.defragmentation import Defragmentation, DefragmentationStep, FreedGpu, RoomForInstance
 from gpustack.schemas.instances import (
     Claim,
     InstanceEventPublic,
@@ -88,12 +89,15 @@ __all__ = [
     "ClusterPublic",
     "ConfigPublic",
     "CpuStatus",
+    "Defragmentation",
+    "DefragmentationStep",
     "ErrorBody",
     "Event",
     "EventType",
     "FactsDocument",
     "FilesystemStatus",
     "FleetPublic",
+    "FreedGpu",
     "GpuCore",
     "GpuDevicePublic",
     "GpuMemory",
@@ -137,6 +141,7 @@ __all__ = [
     "PasswordResetReply",
     "PlacementStrategy",
     "Rollout",
+    "RoomForInstance",
     "Source",
     "UpdatePublic",
     "UserPublic",

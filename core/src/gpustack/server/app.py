@@ -348,6 +348,7 @@ async def _start_reconciling(stack: contextlib.AsyncExitStack, services: Service
     )
     services.heartbeats.listeners.append(reconciler.heard)
     loads.told, loads.woken = reconciler.loaded, reconciler.wake
+    services.planning.propose = reconciler.propose
 
 
 async def usable_backends(

@@ -65,6 +65,7 @@ _WRITTEN = (
     schemas.VersionInfo,
     schemas.UpdatePublic,
     schemas.ConfigPublic,
+    schemas.Defragmentation,
     schemas.ErrorBody,
     schemas.Event,
     PluginsPublic,

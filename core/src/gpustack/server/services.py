@@ -18,6 +18,7 @@ from gpustack.server.config import ServerConfig
 from gpustack.server.fleet import FleetNews
 from gpustack.server.gateway_plugin import Front
 from gpustack.server.heartbeats import Heartbeats
+from gpustack.server.planning import Planning
 from gpustack.server.routing import Routing
 from gpustack.server.updates import UpdateCheck
 
@@ -39,6 +40,7 @@ class Services:
     #: Gets the name of the first background task that ends by itself, which none may.
     broken: asyncio.Future[str]
     front: Front = field(default_factory=Front)
+    planning: Planning = field(default_factory=Planning)
     passwords: Passwords = field(default_factory=Passwords)
     #: Wrong passwords by user name and address, and by address alone.
     by_user: Throttle = field(default_factory=Throttle)

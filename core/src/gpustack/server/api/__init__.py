@@ -6,6 +6,7 @@ from litestar.di import Provide
 from gpustack.server.api import (
     clusters,
     config,
+    defragmentation,
     gateway,
     gpu_devices,
     inference_backends,
@@ -42,6 +43,7 @@ ROUTER = Router(
         *plugins.HANDLERS,
         *update.HANDLERS,
         *config.HANDLERS,
+        *defragmentation.HANDLERS,
         *gateway.HANDLERS,
     ],
 )

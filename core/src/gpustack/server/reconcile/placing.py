@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from gpustack.scheduling import FilesThere, Offer, Placed, Refused, Request, Snapshot, Way, explain, place
@@ -38,7 +38,7 @@ def unplaced(state: State, now: float, *, skip: Collection[int]) -> list[Action]
     old = _outdated(state) if waiting else {}
     asked: set[Question] = set(state.asking)
     requested: set[tuple[int, str]] = set()
-    for instance in sorted(waiting, key=lambda each: (-_priority(state, each), each.id)):
+    for instance in by_priority(state, waiting):
         model = state.models.get(instance.model_id)
         if model is None:
             continue  # deleted with its model; the event is on its way
@@ -64,9 +64,35 @@ def unplaced(state: State, now: float, *, skip: Collection[int]) -> list[Action]
     return actions
 
 
-def _priority(state: State, instance: ModelInstancePublic) -> int:
-    model = state.models.get(instance.model_id)
-    return model.priority if model is not None else 0
+def by_priority(state: State, instances: Iterable[ModelInstancePublic]) -> list[ModelInstancePublic]:
+    """Return the instances of models with a higher priority first, equal ones by age."""
+
+    def rank(each: ModelInstancePublic) -> tuple[int, int]:
+        model = state.models.get(each.model_id)
+        return -model.priority if model is not None else 0, each.id
+
+    return sorted(instances, key=rank)
+
+
+def anew(
+    state: State, instances: Iterable[ModelInstancePublic], now: float
+) -> tuple[dict[int, Request], tuple[Question, ...]]:
+    """Return what would be asked for these instances if they were placed now, by id, and what is not known for it.
+
+    Instances of which something is not known are left out.
+    """
+    snapshot = state.snapshot()
+    found: dict[int, Request] = {}
+    unknown: dict[Question, None] = {}
+    for instance in instances:
+        model = state.models.get(instance.model_id)
+        if model is None:
+            continue
+        request, open_questions = _Look(state, snapshot, instance, model, (), now).wish()
+        unknown.update(dict.fromkeys(open_questions))
+        if not open_questions:
+            found[instance.id] = request
+    return found, tuple(unknown)
 
 
 def _outdated(state: State) -> dict[int, list[ModelInstancePublic]]:
@@ -154,6 +180,13 @@ class _Look:
                 return self._failed()
             case _:
                 return None
+
+    def wish(self) -> tuple[Request, list[Question]]:
+        """Return what would be asked for, and what backends have to say before."""
+        known = _Known()
+        for worker in self._workers:
+            self._learn(worker, known)
+        return self._request(known), known.open
 
     def _pending(self) -> Action | None:
         state, notes = self._state, self._notes

@@ -14,8 +14,9 @@ from gpustack.kit.backoff import Backoff
 from gpustack.kit.errors import GPUStackError
 from gpustack.kit.tasks import Tasks
 from gpustack.lifecycle.instance import Deadlines
-from gpustack.schemas import Heartbeat, WorkerState
-from gpustack.server.reconcile import clock
+from gpustack.scheduling import propose
+from gpustack.schemas import Defragmentation, Heartbeat, WorkerState
+from gpustack.server.reconcile import clock, tidying
 from gpustack.server.reconcile.actions import Ask
 from gpustack.server.reconcile.decide import decide
 from gpustack.server.reconcile.execute import Execute
@@ -100,6 +101,17 @@ class Reconciler:
         """Start those of these models that are asleep, as somebody waits for them; while the database is away, later."""
         self.state.scaling.wake(models)
         self._wake.set()
+
+    async def propose(self) -> Defragmentation:
+        """Return moves of instances that would make room; nothing is moved. Asks backends what they have not said yet."""
+        wanted = tidying.wishes(self.state, self._now())
+        if wanted.open:
+            self.state.asking.update(wanted.open)
+            await asyncio.gather(*map(self._answer, wanted.open))
+            wanted = tidying.wishes(self.state, self._now())
+        # Pure, and of a large fleet long: not on the event loop.
+        proposal = await asyncio.to_thread(propose, self.state.snapshot(), wanted.movable, wanted.waiting)
+        return tidying.described(self.state, proposal)
 
     def _now(self) -> float:
         return self._loop.time()
