@@ -13,11 +13,12 @@ from pydantic import ValidationError
 from gpustack.dataplane.table.wire import Load
 from gpustack.kit.backoff import Backoff
 from gpustack.schemas import Autoscaling, Heartbeat, InstanceState
-from gpustack.server.loads import Loads
+from gpustack.server.loads import Loads, least_to_tell
 from gpustack.server.reconcile import Reconciler
 from gpustack.server.reconcile.actions import Drain, Scale
 from gpustack.server.reconcile.decide import decide
 from gpustack.server.reconcile.scaling import FleetLoad
+from gpustack.settings.gateway import ChosenGateway, GatewayProcess
 from support.reconcile import MemoryStore, Obedient, a_model, a_state, a_worker, an_instance, running
 
 QUICK = Autoscaling(outstanding=2, up_seconds=0.1, down_seconds=0.3, idle_seconds=0.3)
@@ -228,6 +229,27 @@ def test_one_that_has_said_nothing_yet_leaves_it_unknown(loads: Loads, told: lis
     assert not told[-1].known
     loads.take("c", Load())
     assert told[-1].known
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds", "least"),
+    [
+        ("", [], 1),
+        ("embedded", ["data_path"], 2),
+        ("acme", [], None),
+        ("acme", ["data_path", "program"], None),
+    ],
+)
+def test_a_gateway_that_never_says_leaves_it_unknown(
+    told: list[FleetLoad], name: str, kinds: list[Any], least: int | None
+) -> None:
+    gateway = ChosenGateway(name=name, processes=tuple(GatewayProcess(kind=each) for each in kinds))
+    assert least_to_tell(gateway) == least
+    found = Loads(lambda _route: {}, least=least)
+    found.told = told.append
+    found.take("a", Load())
+    found.take("b", Load())
+    assert told[-1].known == (least is not None)
 
 
 def test_what_was_asked_before_a_gateway_came_is_no_news(loads: Loads, told: list[FleetLoad]) -> None:

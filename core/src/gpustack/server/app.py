@@ -50,7 +50,7 @@ from gpustack.server.gateway_plugin import GatewayLife
 from gpustack.server.gateways import Gateways
 from gpustack.server.heartbeats import Heartbeats
 from gpustack.server.listen import serve
-from gpustack.server.loads import Loads, tell
+from gpustack.server.loads import Loads, least_to_tell, tell
 from gpustack.server.routing import Routing
 from gpustack.server.services import Services
 from gpustack.server.tls import Certificates
@@ -268,8 +268,7 @@ async def started(
         tasks.start("heartbeats", heartbeats.run())
         tasks.start("updates", updates.run())
         tasks.start("worker tokens", services.authenticator.follow(feed))
-        # This process carries requests, too: where there are gateways, one of them has to have said something besides.
-        loads = Loads(routing.leads, least=2 if config.gateway_mark else 1)
+        loads = Loads(routing.leads, least=least_to_tell(config.gateway))
         if reconcile:
             await _start_reconciling(stack, services, loads)
         books = await _books(stack, tasks, store, config)

@@ -11,6 +11,7 @@ from typing import NoReturn
 from gpustack.dataplane.table.load import LoadTeller
 from gpustack.dataplane.table.wire import Load
 from gpustack.server.reconcile.scaling import FleetLoad
+from gpustack.settings.gateway import ChosenGateway
 
 log = logging.getLogger(__name__)
 
@@ -29,13 +30,22 @@ class _Source:
     instances: dict[int, int] = field(default_factory=dict)
 
 
+def least_to_tell(gateway: ChosenGateway) -> int | None:
+    """Return how many have to say what they have to do before "nothing" is believed; None when some never say."""
+    if gateway.programs or (gateway.name and not gateway.data_path):
+        return None
+    # The server carries requests, too: where there are gateways, one of them has to have said something besides.
+    return 2 if gateway.data_path else 1
+
+
 class Loads:
     """Adds up what all gateways say. ``told`` gets the whole whenever it changes, ``woken`` models to be started.
 
-    As long as one has said nothing, or fewer than ``least`` have, it is not known that nothing is asked.
+    As long as one has said nothing, or fewer than ``least`` have, it is not known that nothing is asked; with None that
+    is never known, since requests go by ways that say nothing.
     """
 
-    def __init__(self, leads: Leads, *, least: int = 1) -> None:
+    def __init__(self, leads: Leads, *, least: int | None = 1) -> None:
         self._leads = leads
         self._least = least
         self._sources: dict[object, _Source] = {}
@@ -86,7 +96,7 @@ class Loads:
             for number, count in source.instances.items():
                 running[number] = running.get(number, 0) + count
         all_told = all(each.routes is not None for each in self._sources.values())
-        known = all_told and len(self._sources) >= self._least
+        known = all_told and self._least is not None and len(self._sources) >= self._least
         rounded = {model: round(count) or 1 for model, count in waiting.items() if count}
         self.told(FleetLoad(waiting=rounded, running=running, asked=asked, known=known))
 

@@ -34,6 +34,7 @@ from gpustack.plugin import Gateway, GatewayHost
 from gpustack.plugin.routing import Principal, Route, RoutingDelta, RoutingTable, Target, UsageRecord, digest
 from gpustack.server.gateway_plugin import GatewayLife
 from gpustack.server.gateways import Gateways
+from gpustack.server.loads import Loads
 from gpustack.server.routing import Listener
 from gpustack.settings.model import Settings
 
@@ -182,7 +183,9 @@ async def _start(
         public = stack.enter_context(_listening())
         sockets["http"] = public.fileno()
         path = settings.data_dir / "run" / "gateway.sock"
-        data_path = await stack.enter_async_context(Gateways(path, tables, records.keep, lambda _route: None))
+        data_path = await stack.enter_async_context(
+            Gateways(path, tables, records.keep, Loads(lambda _route: {}))
+        )
         host = GatewayHost(
             log=host.log,
             data_dir=host.data_dir,
