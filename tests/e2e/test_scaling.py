@@ -110,7 +110,7 @@ def test_who_has_waited_for_the_limit_is_told_when_to_come_again(served: Running
 
 
 def long_request(asking: httpx.Client) -> int:
-    longer = {**CHAT, "max_tokens": 1900, "ignore_eos": True}
+    longer = {**CHAT, "max_tokens": 400, "ignore_eos": True}
     return asking.post("/v1/chat/completions", json=longer).status_code
 
 
@@ -127,7 +127,7 @@ def asked_until(served: Running, key: str, condition: Callable[[], bool], what: 
 
         asked = [pool.submit(ask) for _ in range(at_once)]
         try:
-            eventually(condition, what, seconds=START)
+            eventually(condition, what, seconds=2 * START)
         finally:
             done.set()
         assert {status for each in asked for status in each.result()} == {200}
@@ -150,7 +150,7 @@ def test_more_requests_make_more_copies_and_fewer_end_them_again(served: Running
 def test_full_caches_make_more_copies(served: Running, key: str) -> None:
     """What llama.cpp says of its slots reaches the server with the heartbeats."""
     served.cli(
-        "update", "demo", "--scale-outstanding", "0", "--scale-kv-cache", "5", "--max-replicas", "2",
+        "update", "demo", "--scale-outstanding", "0", "--scale-kv-cache", "1", "--max-replicas", "2",
         "--scale-up-seconds", "0", "--no-wait",
     )  # fmt: skip
     asked_until(served, key, lambda: model(served)["replicas"] == 2, "two copies are wanted", at_once=4)
