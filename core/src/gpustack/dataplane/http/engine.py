@@ -56,6 +56,7 @@ class EngineConnection(asyncio.Protocol):
         "head_done",
         "headers",
         "idle_since",
+        "on_body",
         "reused",
         "sent_at",
     )
@@ -69,8 +70,10 @@ class EngineConnection(asyncio.Protocol):
         self.reused = False
         #: When the engine has to have sent more.
         self.due = math.inf
-        self._parser = httptools.HttpResponseParser(self)
         self._pieces: list[bytes] = []
+        #: Called by the parser for each piece of a body.
+        self.on_body = self._pieces.append
+        self._parser = httptools.HttpResponseParser(self)
         self._held = self._last = b""
         self.headers: Headers = []
         self.head_done = False
@@ -96,14 +99,14 @@ class EngineConnection(asyncio.Protocol):
             if known is not None and exchange.at_once is not None and data.startswith(known.before):
                 start = known.size
                 end = data.find(b"\r", start, start + DIGITS)
-                body = end + known.rest
+                at = end + known.rest
                 if (
                     data.startswith(known.after, end)
-                    and (length := data[start:end]) == b"%d" % (len(data) - body)
+                    and (length := data[start:end]) == b"%d" % (len(data) - at)
                     and not self._held
                     and not self._quiet
                 ):
-                    self._at_once(exchange, known, length, data[body:])
+                    self._at_once(exchange, known, length, data[at:])
                     return
             end = data.find(_HEAD_END)
             if (
@@ -123,6 +126,15 @@ class EngineConnection(asyncio.Protocol):
             return
         if not exchange.paused:
             self.due = self._upstream.clock() + exchange.timeouts.between
+        pieces = self._pieces
+        if pieces and not self._whole and self._answers == 1:
+            # What _body would do in the midst of an answer, where nearly every piece of a stream is.
+            self._quiet = 0
+            self._last = data
+            body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            pieces.clear()
+            exchange.sink.on_data(body, data)
+            return
         self._body(exchange, data)
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -149,9 +161,6 @@ class EngineConnection(asyncio.Protocol):
             self.head_done = True
             self._status = self._parser.get_status_code()
             self._keep = self._parser.should_keep_alive()  # holds inside this callback only
-
-    def on_body(self, body: bytes) -> None:
-        self._pieces.append(body)
 
     def on_message_complete(self) -> None:
         self._whole = True

@@ -180,7 +180,8 @@ class Reply(msgspec.Struct, eq=False):
     def pass_data(self, body: bytes, raw: bytes) -> None:
         """Send a piece of an engine's body: as the engine framed it (``raw``) where that is kept, else ``body`` anew."""
         if not self.raw:
-            self._flush()
+            if self._pending:
+                self._flush()
             self.write(body)
         elif not self.ended and not self.gone:
             if self._framing == _NONE:

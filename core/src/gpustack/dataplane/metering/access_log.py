@@ -13,7 +13,6 @@ from typing import Self
 import msgspec
 
 from gpustack.dataplane.metering.behind import Behind
-from gpustack.dataplane.metering.frames import Entry
 from gpustack.kit.locks import FileLock
 from gpustack.kit.paths import make_dir
 from gpustack.kit.text import plural
@@ -24,11 +23,11 @@ log = logging.getLogger(__name__)
 SIZE, KEEP = 64 << 20, 4
 #: Lines that may wait for a disk that takes none.
 _WAITING = 50_000
-#: Seconds between two rounds of writing: few enough lines that formatting them delays nobody.
+#: Seconds between two rounds of writing.
 _PACE = 0.02
 
 
-class Line(msgspec.Struct, omit_defaults=True):
+class Line(msgspec.Struct, omit_defaults=True, gc=False):
     """One request. Counts are bytes or tokens, durations seconds; what is unknown is left out."""
 
     #: Seconds since the epoch; written as in ``2026-11-27T10:21:47.123Z``.
@@ -56,39 +55,6 @@ class Line(msgspec.Struct, omit_defaults=True):
     error: str | None = None
 
 
-#: A request for a model: what is in the journal too, its id, method, path, bytes in and out, peer, the user's name,
-#: retries, what went wrong. Lines are made of it in the thread: many at once cost a fraction of each alone.
-Answered = tuple[Entry, bytes, bytes, bytes, int, int, str, str, int, str]
-
-
-def _line(told: Answered) -> Line:
-    entry, number, method, path, bytes_in, bytes_out, peer, user, retries, error = told
-    # In the order of the fields: by name they would cost seven times as much.
-    return Line(
-        entry.at,
-        number.decode("latin-1"),
-        method.decode("latin-1"),
-        path.decode("latin-1"),
-        entry.status,
-        entry.duration,
-        bytes_in,
-        bytes_out,
-        peer or None,
-        user,
-        entry.user_id,
-        entry.key_id,
-        entry.route or None,
-        entry.model or None,
-        entry.instance_id,
-        entry.queued or None,
-        entry.time_to_first_token,
-        entry.prompt_tokens or None,
-        entry.completion_tokens or None,
-        retries,
-        error or None,
-    )
-
-
 class AccessLog:
     """Writes lines to ``path`` behind the event loop's back; several processes may share one path.
 
@@ -99,12 +65,12 @@ class AccessLog:
         self._path = path
         self._size = size
         self._keep = keep
-        self._lines: deque[Line | Answered] = deque()
+        self._lines: deque[bytes] = deque()
         self._left = b""
         self._fd = -1
         self._dropped = self._told = 0
         self._second, self._stamp = 0, ""
-        self._encode_lines = msgspec.json.Encoder().encode_lines
+        self._encode = msgspec.json.Encoder().encode
         self._behind = Behind(f"the access log {path}", self._write, pace=_PACE)
 
     def __enter__(self) -> Self:
@@ -121,12 +87,18 @@ class AccessLog:
             os.close(self._fd)
             self._fd = -1
 
-    def write(self, line: Line | Answered) -> None:
-        """Take a line, or what it is made of. It must not be changed afterwards."""
+    def write(self, line: Line) -> None:
+        """Take a line. It is written out at once, while all of it is at hand: later that costs three times as much."""
         if len(self._lines) >= _WAITING:
             self._dropped += 1
             return
-        self._lines.append(line)
+        at = line.time
+        if isinstance(at, float):
+            second = int(at)
+            if second != self._second:
+                self._second, self._stamp = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+            line.time = f"{self._stamp}.{int((at - second) * 1000):03d}Z"
+        self._lines.append(self._encode(line))
         if not self._behind.awake:
             self._behind.wake()
 
@@ -135,22 +107,12 @@ class AccessLog:
     def _write(self) -> None:
         self._flush()  # what the disk did not take the last time
         if taken := [self._lines.popleft() for _ in range(len(self._lines))]:
-            lines = [each if isinstance(each, Line) else _line(each) for each in taken]
-            for line in lines:
-                line.time = self._iso(line.time)
-            self._left = self._encode_lines(lines)
+            taken.append(b"")
+            self._left = b"\n".join(taken)
             self._flush()
         if (lost := self._dropped - self._told) > 0:
             self._told += lost
             log.error("%s: %s were lost: the disk took none for too long", self._path, plural(lost, "line"))
-
-    def _iso(self, at: float | str) -> str:
-        if isinstance(at, str):
-            return at
-        second = int(at)
-        if second != self._second:
-            self._second, self._stamp = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        return f"{self._stamp}.{int((at - second) * 1000):03d}Z"
 
     def _flush(self) -> None:
         if not self._left:
