@@ -48,6 +48,27 @@ def test_an_instance_that_others_begin_to_count_later_is_found(sites: list[Any])
     assert set(first.asked(4)) == {2}
 
 
+def test_what_others_count_is_old_by_milliseconds_and_new_instances_of_theirs_by_two_tenths(
+    sites: list[Any],
+) -> None:
+    first, second, _ = sites
+    first.serve(first.a_route(2))
+    first.ask()
+    second.serve(second.a_route(2))
+    begun = [second.pick(Hints(tokens=30_000), without={2})]
+    first.now += 0.2
+    assert set(first.asked(4)) == {2}
+
+    begun.append(second.pick(Hints(tokens=90_000), without={1}))
+    first.now += 0.002
+    assert set(first.asked(4)) == {1}
+
+    for lease in begun:
+        lease.done(Outcome.OK)
+    first.now += 0.002
+    assert set(first.asked(4)) == {1, 2}
+
+
 def test_prefixes_are_known_to_all_processes(sites: list[Any]) -> None:
     found = set()
     for each in sites:
