@@ -356,7 +356,10 @@ class Inference(msgspec.Struct, eq=False):
             )
             if lease is not None:
                 lease.done(Outcome.OK, usage.completion)
-            self.reply.pass_whole(known, length, body, extra=self._own_lines(False))
+            usual = self.queued < 0.001 and self.gateway.cors is None
+            self.reply.pass_whole(
+                known, length, body, extra=self._id_line if usual else self._own_lines(False)
+            )
             self._finish(known.status)
         except Exception as error:  # noqa: BLE001 - told there
             self._broke(error)

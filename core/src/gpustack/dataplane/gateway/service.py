@@ -147,8 +147,17 @@ class Gateway:
 
     def begin(self, request: Request) -> Refusal | BodyPlan:
         """Judge a request by its head."""
-        if request.known is not None and self._is_usual(request):
-            return _PLAN
+        known = request.known
+        if known is not None:
+            operation = known.note
+            if operation is None:
+                operation = known.note = _usual(request)
+            if operation is not False:
+                # As for any other head. Whoever is not found here is told so there.
+                found = self.table.principals.get(sha256(request.credential).hexdigest())
+                if found is not None and (found.expires_at is None or not found.expired(time.time())):
+                    request.context = (operation, found, "", _NO_FIELDS)
+                    return _PLAN
         operation = OPERATIONS.get(request.path)
         if operation is not None and request.method == b"POST":
             return self._begin(request, operation)
@@ -162,22 +171,6 @@ class Gateway:
         except ApiError as error:
             return self._refusal(request, operation, error)
         return _PLAN
-
-    def _is_usual(self, request: Request) -> bool:
-        """Tell whether the head is one that was judged before, of somebody with a good key; then it is all done."""
-        known = request.known
-        assert known is not None
-        operation = known.note
-        if operation is None:
-            operation = known.note = _usual(request)
-        if operation is False:
-            return False
-        # As for any other head. Whoever is not found here is told so there.
-        found = self.table.principals.get(sha256(request.credential).hexdigest())
-        if found is None or (found.expires_at is not None and found.expired(time.time())):
-            return False
-        request.context = (operation, found, "", _NO_FIELDS)
-        return True
 
     def _begin(self, request: Request, operation: Operation) -> Refusal | BodyPlan:
         """The usual case."""

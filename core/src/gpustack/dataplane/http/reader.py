@@ -64,6 +64,7 @@ class RequestReader:
         "_chunks",
         "_fed",
         "_feed",
+        "_head_bytes",
         "_headers",
         "_judged",
         "_known",
@@ -87,6 +88,7 @@ class RequestReader:
     def __init__(self, rules: Rules, peer: str, *, tls: bool) -> None:
         self._rules = rules
         self._limits = rules.limits
+        self._head_bytes = rules.limits.head_bytes
         self._peer = peer
         self._trusted = bool(rules.proxies) and rules.proxies.trusts(peer)
         self._tls = tls
@@ -118,7 +120,7 @@ class RequestReader:
     def feed(self, data: bytes) -> None:
         """Take what a client sent. Never raises: what is wrong with it becomes a refusal."""
         size = len(data)
-        if size > self._limits.head_bytes:
+        if size > self._head_bytes:
             self._feed_in_slices(data)
             return
         if self.deaf:
