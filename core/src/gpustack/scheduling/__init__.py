@@ -11,7 +11,7 @@ say of a model on a worker is part of the request.
 
 from gpustack.scheduling.defragment import Proposal, Step, propose
 from gpustack.scheduling.explain import explain
-from gpustack.scheduling.plan import Placed, Refused, place
+from gpustack.scheduling.plan import Packing, Placed, Refused, Share, place
 from gpustack.scheduling.request import FilesThere, Offer, Request, Way
 from gpustack.scheduling.snapshot import Gpu, Holding, Room, Snapshot, Worker, others_use
 
@@ -20,11 +20,13 @@ __all__ = [
     "Gpu",
     "Holding",
     "Offer",
+    "Packing",
     "Placed",
     "Proposal",
     "Refused",
     "Request",
     "Room",
+    "Share",
     "Snapshot",
     "Step",
     "Way",

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from gpustack.kit.text import human_bytes, plural
-from gpustack.scheduling.fit import Deficit, GpuShort, per_gpu
+from gpustack.scheduling.fit import Deficit, GpuShort
 from gpustack.scheduling.plan import Refused
 from gpustack.scheduling.snapshot import Room
-
-#: Workers named one by one; of a large fleet the counts by filter say more.
-MOST_WORKERS = 8
 
 
 def explain(refused: Refused) -> list[str]:
@@ -20,53 +17,50 @@ def explain(refused: Refused) -> list[str]:
         return ["no worker has joined yet; start one, or look at `gpustack workers`"]
     lines = [_headline(refused)]
     if refused.workers == 1:
-        return [": ".join([*lines, *(_worker_line(refused, each) for each in refused.rooms)])]
+        return [": ".join([*lines, *_worker_lines(refused)])]
     lines += [
         f"{step.matched} of {step.asked} workers {step.name}"
         for step in refused.steps
         if step.matched < step.asked
     ]
-    near = sorted(refused.deficits, key=lambda key: (refused.deficits[key].missing, key))
-    order = [step.name for step in refused.steps]
-    left_out = sorted(refused.reasons, key=lambda key: (-order.index(refused.failed_at[key]), key))
-    named = [*near, *left_out]
-    lines += [_worker_line(refused, worker_id) for worker_id in named[:MOST_WORKERS]]
-    if len(named) > MOST_WORKERS:
-        lines.append(f"and {plural(len(named) - MOST_WORKERS, 'worker')} more")
+    lines += _worker_lines(refused)
+    if len(refused.named) < refused.workers:
+        lines.append(f"and {plural(refused.workers - len(refused.named), 'worker')} more")
     return lines
 
 
 def _headline(refused: Refused) -> str:
     if not refused.for_room_only:
         return "no worker can take it now"
-    if all(_never(refused.rooms[key], deficit) for key, deficit in refused.deficits.items()):
+    if refused.too_large:
         return "no worker is large enough, even when empty"
     return "waiting for room: no worker has enough free memory now"
 
 
-def _never(room: Room, deficit: Deficit) -> bool:
-    """Tell whether the claim is more than the whole worker has to give."""
-    worker = room.worker
-    if deficit.ram_needed > worker.ram_total - worker.ram_reserved:
-        return True
-    fitting = [gpu for gpu in worker.gpus if gpu.total - worker.vram_reserved >= per_gpu(deficit.claim)]
-    return len(fitting) < deficit.gpus_needed
-
-
-def _worker_line(refused: Refused, worker_id: int) -> str:
-    room = refused.rooms[worker_id]
-    if worker_id in refused.reasons:
-        return f"{room.worker.name}: {refused.reasons[worker_id]}"
-    return f"{room.worker.name}: {'; '.join(_parts(room, refused.deficits[worker_id]))}"
+def _worker_lines(refused: Refused) -> list[str]:
+    deficits, reasons, rooms = refused.deficits, refused.reasons, refused.rooms
+    return [
+        f"{room.worker.name}: "
+        + (reasons[number] if number in reasons else "; ".join(_parts(room, deficits[number])))
+        for number, room in rooms.items()
+    ]
 
 
 def _parts(room: Room, deficit: Deficit) -> list[str]:
     parts = []
+    if deficit.members > 1:
+        parts.append(f"one of {deficit.members} members")
     if deficit.gpus_needed > deficit.gpus_present:
-        parts.append(f"needs {plural(deficit.gpus_needed, 'GPU')}, has {deficit.gpus_present}")
+        linked = "linked " if deficit.linked else ""
+        parts.append(
+            f"needs {deficit.gpus_needed} {linked}{'GPU' if deficit.gpus_needed == 1 else 'GPUs'}, "
+            f"has {deficit.gpus_present}"
+        )
     parts += [_gpu_part(room, each) for each in deficit.gpus_short]
     if deficit.ram_missing:
         parts.append(_ram_part(room, deficit.ram_needed))
+    if deficit.members > 1 and len(parts) == 1:
+        return [f"has room for one of {deficit.members} members, too few others of its network have"]
     return parts
 
 

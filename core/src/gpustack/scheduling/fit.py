@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gpustack.plugin.values import ResourceClaim
-from gpustack.scheduling.snapshot import Gpu, Room
+from gpustack.scheduling.snapshot import Gpu, Room, mib_free, mib_needed
 from gpustack.schemas.models import PlacementStrategy
 
 
@@ -16,6 +16,8 @@ class Fit:
 
     ram: int
     vram: Mapping[int, int] = field(default_factory=dict)
+    #: The GPUs are joined by fast links.
+    linked: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,17 +40,29 @@ class Deficit:
 
     claim: ResourceClaim
     ram_needed: int = 0
+    ram_free: int = 0
     ram_missing: int = 0
-    #: GPUs that the claim needs and those that are there.
+    #: GPUs that the claim needs and those that are there, or of the largest island when they must be linked.
     gpus_needed: int = 0
     gpus_present: int = 0
     #: Of the GPUs with too little memory the nearest misses, as many as are lacking.
     gpus_short: tuple[GpuShort, ...] = ()
+    #: The GPUs must be linked.
+    linked: bool = False
+    #: Of an instance on several workers, the number of its members; the claim is that of the member that misses most.
+    members: int = 1
 
     @property
     def missing(self) -> int:
         """Return the bytes that are missing in all; GPUs that do not exist are not counted."""
         return self.ram_missing + sum(each.missing for each in self.gpus_short)
+
+    @property
+    def distance(self) -> int:
+        """Return the missing MiB, by which the nearest misses are found."""
+        shorts = sum(mib_needed(each.needed) - mib_free(each.free) for each in self.gpus_short)
+        ram = mib_needed(self.ram_needed) - mib_free(self.ram_free) if self.ram_missing else 0
+        return shorts + ram
 
 
 def per_gpu(claim: ResourceClaim) -> int:
@@ -56,42 +70,110 @@ def per_gpu(claim: ResourceClaim) -> int:
     return -(-claim.vram // claim.gpus) if claim.gpus else 0
 
 
-def fit(room: Room, claim: ResourceClaim, strategy: PlacementStrategy) -> Fit | Deficit:
-    """Return how ``claim`` is met in ``room``, or the deficit.
+def fits(
+    room: Room,
+    claim: ResourceClaim,
+    strategy: PlacementStrategy,
+    *,
+    linked: bool = False,
+    only: frozenset[int] | None = None,
+) -> Iterator[Fit]:
+    """Yield how ``claim`` is met in ``room``, once for each set of GPUs to choose from; nothing when it is not.
 
     Of the GPUs with enough memory the emptiest are taken for ``spread`` and the fullest for ``binpack``; equal
-    ones by index.
+    ones by index. ``only`` names the GPUs that may be taken.
     """
+    if _ram_missing(room, claim):
+        return
+    if not claim.gpus:
+        yield Fit(ram=claim.ram)
+        return
     share = per_gpu(claim)
-    chosen, short = _choose(room, claim.gpus, share, strategy)
-    ram_needed = claim.ram + (share * claim.gpus if room.worker.unified_memory else 0)
-    ram_missing = max(0, ram_needed - room.ram_free)
-    if ram_missing or len(chosen) < claim.gpus:
+    for gpus, joined in _rows(room, claim.gpus, linked):
+        free = {gpu.index: mib_free(room.vram_free(gpu)) for gpu in gpus}
+        enough = [
+            gpu
+            for gpu in gpus
+            if free[gpu.index] >= mib_needed(share) and (only is None or gpu.index in only)
+        ]
+        if len(enough) < claim.gpus:
+            continue
+        sign = -1 if strategy is PlacementStrategy.SPREAD else 1
+        enough.sort(key=lambda gpu: (sign * free[gpu.index], gpu.index))
+        chosen = sorted(gpu.index for gpu in enough[: claim.gpus])
+        yield Fit(ram=claim.ram, vram=dict.fromkeys(chosen, share), linked=joined)
+
+
+def deficit(
+    room: Room, claim: ResourceClaim, *, linked: bool = False, only: frozenset[int] | None = None
+) -> Deficit:
+    """Return what ``claim``, which does not fit in ``room``, lacks there: of several sets of GPUs the nearest."""
+    ram_needed, ram_missing = _ram_needed(room, claim), _ram_missing(room, claim)
+    ram_free = room.ram_free
+    frees = {gpu.index: room.vram_free(gpu) for gpu in room.worker.gpus}
+    found: list[Deficit] = []
+    for gpus, _ in _rows(room, claim.gpus, linked) if claim.gpus else [((), True)]:
+        allowed = [gpu for gpu in gpus if only is None or gpu.index in only]
+        found.append(
+            Deficit(
+                claim=claim,
+                ram_needed=ram_needed,
+                ram_free=ram_free,
+                ram_missing=ram_missing,
+                gpus_needed=claim.gpus,
+                gpus_present=len(allowed),
+                gpus_short=_short(frees, allowed, claim),
+                linked=linked and claim.gpus > 1,
+            )
+        )
+    if not found:  # links are asked for where there are none
+        present = min(1, len(room.worker.gpus))
         return Deficit(
             claim=claim,
             ram_needed=ram_needed,
+            ram_free=ram_free,
             ram_missing=ram_missing,
             gpus_needed=claim.gpus,
-            gpus_present=len(room.worker.gpus),
-            gpus_short=short,
+            gpus_present=present,
+            linked=True,
         )
-    return Fit(ram=claim.ram, vram={gpu.index: share for gpu in chosen})
+    return min(found, key=lambda each: (max(0, each.gpus_needed - each.gpus_present), each.distance))
 
 
-def _choose(
-    room: Room, count: int, share: int, strategy: PlacementStrategy
-) -> tuple[list[Gpu], tuple[GpuShort, ...]]:
-    if count == 0:
-        return [], ()
-    free = {gpu.index: room.vram_free(gpu) for gpu in room.worker.gpus}
-    enough = [gpu for gpu in room.worker.gpus if free[gpu.index] >= share]
-    short = [
-        GpuShort(gpu=gpu, needed=share, free=free[gpu.index])
-        for gpu in room.worker.gpus
-        if free[gpu.index] < share
-    ]
-    short.sort(key=lambda each: (each.missing, each.gpu.index))
-    lacking = tuple(short[: max(0, count - len(enough))])
-    sign = -1 if strategy is PlacementStrategy.SPREAD else 1
-    enough.sort(key=lambda gpu: (sign * free[gpu.index], gpu.index))
-    return sorted(enough[:count], key=lambda gpu: gpu.index), lacking
+def possible(room: Room, claim: ResourceClaim, *, linked: bool = False) -> bool:
+    """Tell whether the worker could hold the claim when nothing else ran there."""
+    worker = room.worker
+    if mib_needed(_ram_needed(room, claim)) > mib_free(max(0, worker.ram_total - worker.ram_reserved)):
+        return False
+    share = mib_needed(per_gpu(claim))
+    return not claim.gpus or any(
+        sum(mib_free(max(0, gpu.total - worker.vram_reserved)) >= share for gpu in gpus) >= claim.gpus
+        for gpus, _ in _rows(room, claim.gpus, linked)
+    )
+
+
+def _rows(room: Room, count: int, linked: bool) -> Iterator[tuple[tuple[Gpu, ...], bool]]:
+    if count == 1:
+        yield room.worker.gpus, True
+        return
+    for gpus, joined in room.worker.rows():
+        if joined or not linked:
+            yield gpus, joined
+
+
+def _ram_needed(room: Room, claim: ResourceClaim) -> int:
+    return claim.ram + (per_gpu(claim) * claim.gpus if room.worker.unified_memory else 0)
+
+
+def _ram_missing(room: Room, claim: ResourceClaim) -> int:
+    needed = _ram_needed(room, claim)
+    return 0 if mib_needed(needed) <= mib_free(room.ram_free) else max(1, needed - room.ram_free)
+
+
+def _short(frees: Mapping[int, int], gpus: Sequence[Gpu], claim: ResourceClaim) -> tuple[GpuShort, ...]:
+    share = per_gpu(claim)
+    need = mib_needed(share)
+    short = [gpu for gpu in gpus if mib_free(frees[gpu.index]) < need]
+    short.sort(key=lambda gpu: (-mib_free(frees[gpu.index]), gpu.index))
+    lacking = max(0, claim.gpus - (len(gpus) - len(short)))
+    return tuple(GpuShort(gpu=gpu, needed=share, free=frees[gpu.index]) for gpu in short[:lacking])

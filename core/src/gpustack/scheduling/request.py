@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from gpustack.plugin.values import ResourceClaim
+from gpustack.scheduling.snapshot import Worker
 from gpustack.schemas.models import PlacementStrategy
 
 
@@ -19,11 +20,23 @@ class FilesThere:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Way:
-    """One way to run the model on a worker: a backend at a version, with the memory it takes there."""
+    """One way to run the model: a backend at a version, with the memory it takes.
+
+    With ``followers`` it runs on several workers at once, one member on each: all get their room, or none does.
+    """
 
     backend: str
     version: str
+    #: Of the only member, or of the one that leads.
     claim: ResourceClaim
+    followers: tuple[ResourceClaim, ...] = ()
+    #: The GPUs of each member must be joined by fast links; without this such GPUs are merely better.
+    linked: bool = False
+
+    @property
+    def members(self) -> tuple[ResourceClaim, ...]:
+        """Return the claims of all members, the leader's first."""
+        return (self.claim, *self.followers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,9 +50,16 @@ class Offer:
     platform_refusals: tuple[str, ...] = ()
 
 
+NO_OFFER = Offer()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One instance to place. Workers missing in ``files`` or ``offers`` are not known to serve the model."""
+    """One instance to place.
+
+    What backends offer is by worker in ``offers``, else by the worker's kind in ``kinds``; likewise ``files``, else
+    ``files_elsewhere``. Workers that are in neither are not known to serve the model.
+    """
 
     instance_id: int
     model_id: int
@@ -50,6 +70,22 @@ class Request:
     #: The backend that the model names; empty allows any.
     backend: str = ""
     files: Mapping[int, FilesThere] = field(default_factory=dict)
+    files_elsewhere: FilesThere | None = None
     offers: Mapping[int, Offer] = field(default_factory=dict)
+    kinds: Mapping[str, Offer] = field(default_factory=dict)
+    #: Workers that have the files on their own disk: better than those that must fetch them.
+    local: frozenset[int] = frozenset()
+    #: GPUs that may be taken, by worker name and index; None are all.
+    gpus: Mapping[str, frozenset[int]] | None = None
+    #: Higher ones may take the room of lower ones.
+    priority: int = 0
     #: Workers to take only when there is no other, since they did not start this instance.
     avoid: frozenset[int] = frozenset()
+
+    def offer(self, worker: Worker) -> Offer:
+        """Return what the backends say of the model on ``worker``."""
+        return self.offers.get(worker.id) or self.kinds.get(worker.kind, NO_OFFER)
+
+    def files_on(self, worker: Worker) -> FilesThere | None:
+        """Return whether the files are on ``worker``, None when it has not been asked."""
+        return self.files.get(worker.id, self.files_elsewhere)

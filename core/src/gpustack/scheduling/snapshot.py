@@ -2,15 +2,30 @@
 
     allocatable = total - others' measured use - reserved - claims
 
+Decisions are made in whole MiB: what is free is rounded down, what is needed is rounded up. So nothing is ever put
+where it does not fit, and at most one MiB of a GPU stays unused.
+
 Others' use is what the system or driver measures minus what our own instances take of it, see :func:`others_use`.
 It belongs to the moment of the measurement: a claim given or released since then does not change it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+
+from gpustack.kit.text import MIB
+
+
+def mib_free(size: int) -> int:
+    """Return ``size`` bytes that are free in whole MiB, rounded down."""
+    return size // MIB
+
+
+def mib_needed(size: int) -> int:
+    """Return ``size`` bytes that are needed in whole MiB, rounded up."""
+    return -(-size // MIB)
 
 
 def others_use(measured: int, running_claims: int) -> int:
@@ -33,6 +48,8 @@ class Gpu:
     total: int
     others: int = 0
     name: str = ""
+    #: GPUs of a worker with the same number here are joined by fast links, each with each; None is with no other.
+    island: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +63,10 @@ class Worker:
     #: Why it is not ready.
     state_message: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
+    #: What backends look at: workers of one kind get the same offers.
+    kind: str = ""
+    #: The network that the members of one instance talk over; all of them must be on the same one.
+    fabric: str = ""
     #: Names of the backends installed there.
     backends: frozenset[str] = frozenset()
     ram_total: int = 0
@@ -57,6 +78,21 @@ class Worker:
     #: GPUs use the processor's memory, so what one takes the other lacks.
     unified_memory: bool = False
 
+    def rows(self) -> Iterator[tuple[tuple[Gpu, ...], bool]]:
+        """Yield the sets of GPUs that several are chosen from, and whether all of a set are linked.
+
+        Islands come first, in the order of their first GPU; then all GPUs, unless they are one island.
+        """
+        islands: dict[int, list[Gpu]] = {}
+        for gpu in self.gpus:
+            if gpu.island is not None:
+                islands.setdefault(gpu.island, []).append(gpu)
+        for island in islands.values():
+            if len(island) > 1:
+                yield tuple(island), True
+        if len(self.gpus) < 2 or all(len(island) < len(self.gpus) for island in islands.values()):
+            yield self.gpus, len(self.gpus) < 2
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holding:
@@ -67,6 +103,10 @@ class Holding:
     worker_id: int
     ram: int
     vram: Mapping[int, int] = field(default_factory=dict)
+    #: Instances of lower priority may be asked to leave for one of higher.
+    priority: int = 0
+    #: How much it would be missed; of two plans with as many victims the one with the smaller sum is taken.
+    harm: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,3 +24,15 @@ def ready(worker: Worker, request: Request) -> str | None:
     if worker.ready:
         return None
     return f"is not ready: {worker.state_message}" if worker.state_message else "is not ready"
+
+
+def chosen(worker: Worker, request: Request) -> str | None:
+    """Pass workers with a GPU that was chosen by hand, when there is such a choice."""
+    if request.gpus is None:
+        return None
+    indexes = request.gpus.get(worker.name)
+    if not indexes:
+        return "has none of the chosen GPUs"
+    if indexes & {gpu.index for gpu in worker.gpus}:
+        return None
+    return f"has no GPU {', '.join(map(str, sorted(indexes)))}"

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from gpustack.scheduling.scorers.binpack import binpack
+from gpustack.scheduling.scorers.binpack import best_fit, binpack
 from gpustack.scheduling.scorers.candidate import Candidate, Scorer
 from gpustack.scheduling.scorers.spread import spread
 from gpustack.schemas.models import PlacementStrategy
@@ -12,4 +12,4 @@ SCORERS: Mapping[PlacementStrategy, Scorer] = {
     PlacementStrategy.BINPACK: binpack,
 }
 
-__all__ = ["SCORERS", "Candidate", "Scorer"]
+__all__ = ["SCORERS", "Candidate", "Scorer", "best_fit", "binpack", "spread"]
