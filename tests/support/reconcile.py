@@ -54,6 +54,7 @@ from gpustack.server.reconcile.state import State
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 STAMPS = {"created_at": NOW, "updated_at": NOW}
+_READY = WorkerState.READY
 PATH = "/models/tiny.gguf"
 FACTS = FactsDocument(format="gguf", path=PATH, weight_bytes=GIB, categories=("llm",))
 
@@ -333,6 +334,21 @@ class _Instances(_Repository):
         if columns.get("state", row.state) != row.state:
             columns["state_since"] = datetime.now(UTC)
         return await self.change(number, **columns)
+
+    async def schedule(self, wanted: Any, *, expect: Any) -> list[ModelInstancePublic]:
+        self._store.check()
+        given = []
+        for number, columns in sorted(wanted.items()):
+            row = self.all.get(number)
+            worker = self._store.rows["workers"].get(columns["worker_id"])
+            if (
+                row is not None
+                and row.state is expect[number]
+                and worker is not None
+                and worker.state is _READY
+            ):
+                given.append(await self.update(number, state=InstanceState.SCHEDULED, **columns))
+        return given
 
     async def drain(
         self, number: int, *, why: str, seconds: int | None = None, expect_state: Any = None

@@ -143,6 +143,41 @@ async def test_an_instance_changes_only_from_the_state_that_is_expected(store: S
     ).pagination.total == 1
 
 
+async def test_many_are_given_to_workers_at_once_without_those_that_are_late(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = await store.models.create(a_model_wanted(replicas=9), 1)
+    made = [await store.instances.create(model, f"tiny-{each}") for each in range(5)]
+    ready = await store.workers.register(a_registration("one"), "digest-1", 1)
+    lost = await store.workers.register(a_registration("two"), "digest-2", 1)
+    await store.workers.set_state(lost.id, WorkerState.UNREACHABLE)
+    await store.instances.update(made[1].id, state=InstanceState.ANALYZING)
+    await store.instances.delete(made[2].id)
+    homes = [ready.id, ready.id, ready.id, lost.id, ready.id]
+    wanted = {
+        each.id: {
+            "worker_id": home,
+            "backend": f"backend-{each.id}",
+            "computed_resource_claim": Claim(ram=each.id, vram={0: 7}),
+            "gpu_indexes": [0],
+        }
+        for each, home in zip(made, homes, strict=True)
+    }
+    with counted_statements(monkeypatch) as statements:
+        given = await store.instances.schedule(wanted, expect=dict.fromkeys(wanted, InstanceState.PENDING))
+
+    assert [each.id for each in given] == [made[0].id, made[4].id]
+    assert len([each for each in statements if each.startswith("UPDATE model_instances")]) == 1
+    for each in given:
+        assert await store.instances.get(each.id) == each
+        assert (each.state, each.worker_name) == (InstanceState.SCHEDULED, ready.name)
+        assert (each.backend, each.gpu_indexes) == (f"backend-{each.id}", [0])
+        assert each.computed_resource_claim == Claim(ram=each.id, vram={0: 7})
+        assert each.state_since > made[0].state_since
+    assert (await store.instances.get(made[3].id)).state is InstanceState.PENDING
+    assert await store.instances.schedule({}, expect={}) == []
+
+
 async def test_a_worker_keeps_its_row_and_names_do_not_clash(store: Store) -> None:
     first = await store.workers.register(a_registration("box"), "t1", 1)
     others = await asyncio.gather(

@@ -270,7 +270,7 @@ class TestWaitingForRoom:
         assert isinstance(park, Park)
         state.put_instance(an_instance(2, state_message=park.message), 0.0)
         state.notes[2].asked.add(1)
-        state.park(2, 0.0)
+        state.park(2, park.refusal, 0.0)
         assert decide(state, 1.0) == []
         return state
 
@@ -299,7 +299,6 @@ class TestWaitingForRoom:
         state = self.waiting()
         full = WorkerStatus(memory=MemoryStatus(total=64 * GIB, used=62 * GIB))
         state.heard(1, Heartbeat(status=full), 1.0)
-        state.park(2, 1.0)
         assert decide(state, 2.0) == []
 
         free = WorkerStatus(memory=MemoryStatus(total=64 * GIB, used=30 * GIB))

@@ -277,3 +277,42 @@ async def test_somebody_elses_write_wins() -> None:
         await until(lambda: deleted and states(store) == [S.SCHEDULED])
 
     assert only(store).id == 2
+
+
+async def test_many_are_placed_in_one_writing() -> None:
+    store = MemoryStore()
+    store.workers.put(a_worker(ram=400))
+    batches: list[int] = []
+    schedule = store.instances.schedule
+
+    async def counting(wanted: Any, **more: Any) -> Any:
+        batches.append(len(wanted))
+        return await schedule(wanted, **more)
+
+    store.instances.schedule = counting  # type: ignore[method-assign]
+    async with reconciling(store), reading(store):
+        store.models.put(a_model(replicas=50))
+        await until(lambda: states(store) == [S.SCHEDULED] * 50)
+
+    assert batches == [50]
+
+
+async def test_room_that_was_given_to_one_that_is_gone_goes_to_the_next() -> None:
+    store = MemoryStore()
+    store.workers.put(a_worker(ram=5))
+    schedule = store.instances.schedule
+    deleted: list[int] = []
+
+    async def meanwhile(wanted: Any, **more: Any) -> Any:
+        if not deleted:
+            deleted.extend(wanted)
+            store.models.put(a_model(replicas=1))
+            await store.instances.delete(deleted[0])
+        return await schedule(wanted, **more)
+
+    store.instances.schedule = meanwhile  # type: ignore[method-assign]
+    async with reconciling(store), reading(store):
+        store.models.put(a_model(replicas=2))
+        await until(lambda: deleted and states(store) == [S.SCHEDULED])
+
+    assert only(store).id not in deleted

@@ -141,7 +141,7 @@ class World:
             case Park(number, message):
                 self.said.append(message)
                 self.change(number, state=S.PENDING, state_message=message)
-                state.park(number, self.now, action.room_of)
+                state.park(number, action.refusal, self.now, action.room_of)
             case SetReady(number, count):
                 state.put_model(state.models[number].model_copy(update={"ready_replicas": count}))
             case SetCategories() | Finish() | Restart():

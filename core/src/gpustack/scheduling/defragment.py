@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from gpustack.scheduling.plan import Placed, Refused, place
+from gpustack.scheduling.plan import Packing, Placed, Refused, place
 from gpustack.scheduling.request import Request
 from gpustack.scheduling.snapshot import Holding, Room, Snapshot
 from gpustack.schemas.models import PlacementStrategy
@@ -110,7 +110,8 @@ class _Plan:
             return False
         # The new one holds its memory beside the old one, so it has a number of its own.
         anew = replace(request, instance_id=-request.instance_id, strategy=strategy or request.strategy)
-        placed = place(self.snapshot.hold(cordon), anew)
+        # Best fit, since the cordon makes its worker look broken, where others would gather.
+        placed = place(self.snapshot.hold(cordon), anew, Packing.BEST_FIT)
         if not isinstance(placed, Placed) or _stays(placed, holding) or _is_worse(placed, holding):
             return False
         if request.strategy is PlacementStrategy.SPREAD and self._meets(placed, holding):

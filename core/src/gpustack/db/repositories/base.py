@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import Enum
 from typing import Any, ClassVar, Generic, TypeVar
@@ -157,6 +157,24 @@ class Repository(Generic[P]):
         row = self._stored({"updated_at": now(), **values})
         assignments: dict[Column | str, Any] = {name: value for name, value in row.items()}  # noqa: C416  # widens the key
         await tx.fetch(self.table.update(assignments).where(self._id() == old.id))
+        return self._changed(tx, old, row)
+
+    async def _change_many(self, tx: Writing, changes: Sequence[tuple[P, Mapping[str, Any]]]) -> Sequence[P]:
+        """Do as :meth:`_change` for each in one statement; all set the same columns, none of them to NULL."""
+        if not changes:
+            return []
+        moment = now()
+        rows = [(old, self._stored({"updated_at": moment, **values})) for old, values in changes]
+        parts, arguments = [], []
+        for name in rows[0][1]:
+            parts.append(f"{name} = CASE id {' '.join('WHEN {} THEN {}' for _ in rows)} ELSE {name} END")
+            arguments += [value for old, row in rows for value in (old.id, row[name])]
+        holes = ", ".join("{}" for _ in rows)
+        text = f"UPDATE {self.table._meta.tablename} SET {', '.join(parts)} WHERE id IN ({holes})"  # noqa: S608  # names of columns
+        await tx.fetch(sql(text, *arguments, *(old.id for old, _ in rows)))
+        return [self._changed(tx, old, row) for old, row in rows]
+
+    def _changed(self, tx: Writing, old: P, row: Mapping[str, Any]) -> P:
         before = old.model_dump()
         shown = {name: value for name, value in row.items() if name in self.public.model_fields}
         for name in self._json:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from gpustack.db.connection import Writing
@@ -14,6 +14,10 @@ from gpustack.kit.errors import Conflict, NotFound
 from gpustack.schemas.common import Page
 from gpustack.schemas.instances import Claim, InstanceMemory, InstanceState, ModelInstancePublic
 from gpustack.schemas.models import ModelPublic, Rollout
+from gpustack.schemas.workers import WorkerState
+
+#: Instances that one statement changes: a database takes some ten thousand values at once.
+_BATCH = 200
 
 #: What ``update`` may set.
 _WRITABLE = frozenset(ModelInstancePublic.model_fields) - {
@@ -64,6 +68,14 @@ class Instances(Repository[ModelInstancePublic]):
         new = await super()._change(tx, old, values)
         tx.remember(happenings(old, new))
         return new
+
+    async def _change_many(
+        self, tx: Writing, changes: Sequence[tuple[ModelInstancePublic, Mapping[str, Any]]]
+    ) -> Sequence[ModelInstancePublic]:
+        changed = await super()._change_many(tx, changes)
+        for (old, _), new in zip(changes, changed, strict=True):
+            tx.remember(happenings(old, new))
+        return changed
 
     async def _remove(self, tx: Writing, gone: Iterable[ModelInstancePublic]) -> None:
         things = [*gone]
@@ -153,6 +165,37 @@ class Instances(Repository[ModelInstancePublic]):
                 columns["state_since"] = now()
             return await self._change(tx, old, columns)
 
+    async def schedule(
+        self, wanted: Mapping[int, Mapping[str, Any]], *, expect: Mapping[int, InstanceState]
+    ) -> Sequence[ModelInstancePublic]:
+        """Give instances to workers, all in one transaction, and return those that were given.
+
+        ``wanted`` has the columns by instance, ``worker_id`` among them, the same for each. Left out are instances that
+        are gone or in another state than expected, and those whose worker is gone or does not take any now.
+        """
+        given: list[ModelInstancePublic] = []
+        ids = sorted(wanted)
+        async with self._session.writing() as tx:
+            for start in range(0, len(ids), _BATCH):
+                given += await self._schedule(
+                    tx, {each: wanted[each] for each in ids[start : start + _BATCH]}, expect
+                )
+        return given
+
+    async def _schedule(
+        self, tx: Writing, wanted: Mapping[int, Mapping[str, Any]], expect: Mapping[int, InstanceState]
+    ) -> Sequence[ModelInstancePublic]:
+        workers = await _ready_workers(tx, {columns["worker_id"] for columns in wanted.values()})
+        changes = []
+        moment = now()
+        for old in await self._find(tx, ModelInstance.id.is_in([*wanted]), lock=True):
+            columns = wanted[old.id]
+            worker = workers.get(columns["worker_id"])
+            if worker is not None and old.state is expect[old.id]:
+                scheduled = {"state": InstanceState.SCHEDULED, "state_since": moment}
+                changes.append((old, {**columns, **worker, **scheduled}))
+        return await self._change_many(tx, changes)
+
     async def follow_worker(self, tx: Writing, worker_id: int, name: str, ip: str) -> None:
         """Give the instances on a worker its new name and address. The caller has locked the worker's row."""
         for old in await self._find(tx, ModelInstance.worker_id == worker_id, lock=True):
@@ -229,6 +272,17 @@ async def _worker(tx: Writing, worker_id: int | None) -> dict[str, str]:
     if not rows:
         raise NotFound(f"there is no worker {worker_id}")
     return {"worker_name": rows[0]["name"], "worker_ip": rows[0]["ip"]}
+
+
+async def _ready_workers(tx: Writing, worker_ids: Collection[int]) -> dict[int, dict[str, str]]:
+    """Return what instances repeat of those workers that are ready, locked."""
+    query = (
+        Worker.select(Worker.id, Worker.name, Worker.ip)
+        .where(Worker.id.is_in([*worker_ids]), Worker.state == WorkerState.READY.value)
+        .order_by(Worker.id)
+        .lock_rows()
+    )
+    return {row["id"]: {"worker_name": row["name"], "worker_ip": row["ip"]} for row in await tx.fetch(query)}
 
 
 def _expect(instance: ModelInstancePublic, states: InstanceState | Collection[InstanceState] | None) -> None:

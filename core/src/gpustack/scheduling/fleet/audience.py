@@ -29,11 +29,6 @@ def tiers(columns: Columns, directory: Directory, request: Request) -> list[Tier
     ]
 
 
-def candidates(directory: Directory, request: Request) -> Eligible:
-    """Return the workers that ``request`` may ever go to: those of its cluster that it selects."""
-    return directory.candidates(request)
-
-
 def _shared(request: Request) -> list[tuple[Offer, list[str]]]:
     """Return each offer with its kinds; most often one object serves many kinds."""
     groups: dict[int, tuple[Offer, list[str]]] = {}

@@ -130,13 +130,11 @@ class Directory:
         key = (request.cluster_id, selector, kinds, backend)
         return self.keep(key, lambda: self._find(request, kinds, backend))
 
-    def candidates(self, request: Request) -> Eligible:
-        """Return the workers of the request's cluster that it selects, ready or not."""
-        selector = tuple(sorted(request.selector.items()))
-        in_cluster = self.in_cluster
+    def candidates(self, cluster_id: int, selector: tuple[tuple[str, str], ...]) -> Eligible:
+        """Return the workers of a cluster that carry all the labels, ready or not."""
         return self.keep(
-            (request.cluster_id, selector),
-            lambda: Eligible(self._columns, in_cluster(request.cluster_id) & self.labelled(selector)),
+            (cluster_id, selector),
+            lambda: Eligible(self._columns, self.in_cluster(cluster_id) & self.labelled(selector)),
         )
 
     def keep(self, key: tuple[object, ...], make: Callable[[], T]) -> T:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,12 +11,12 @@ import numpy as np
 from gpustack.plugin.values import ResourceClaim
 from gpustack.scheduling.fit import Fit, per_gpu
 from gpustack.scheduling.fleet import kernels
-from gpustack.scheduling.fleet.audience import Tier, candidates, tiers
+from gpustack.scheduling.fleet.audience import Tier, tiers
 from gpustack.scheduling.fleet.columns import I32, I64, Columns, Index
 from gpustack.scheduling.fleet.eligible import Directory, Eligible
 from gpustack.scheduling.fleet.kernels import Extra, Need
 from gpustack.scheduling.fleet.refusal import refusal
-from gpustack.scheduling.fleet.seat import Seat
+from gpustack.scheduling.fleet.seat import Seat, in_order
 from gpustack.scheduling.gang import Member, assign
 from gpustack.scheduling.plan import Packing, Placed, Refused, place, placed
 from gpustack.scheduling.request import Request, Way
@@ -28,9 +29,10 @@ _NOTHING = Extra(None, None)
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """A refused request and the moment of its refusal."""
+    """Where a refused request could go, and the moment of its refusal."""
 
-    request: Request
+    cluster_id: int
+    selector: tuple[tuple[str, str], ...]
     since: int
 
 
@@ -55,6 +57,9 @@ class Fleet:
         self._built: tuple[Columns, Directory] | None = None
         #: Counts changes.
         self.clock = 0
+        #: In a trial: what instances held before it, and when room last came free on the workers that it touched.
+        self._before: dict[int, dict[int, Holding]] | None = None
+        self._rose: dict[int, int] = {}
         for worker in workers:
             self.put_worker(worker)
         for holding in holdings:
@@ -64,6 +69,7 @@ class Fleet:
 
     def put_worker(self, worker: Worker) -> None:
         """Take in a new or changed worker; what is held there stays."""
+        assert self._before is None, "workers do not change in a trial"
         self.clock += 1
         seat = self._seats.get(worker.id)
         if seat is None:
@@ -97,6 +103,7 @@ class Fleet:
         seat = self._seats.pop(worker_id, None)
         if seat is None:
             return
+        assert self._before is None, "workers do not change in a trial"
         self.clock += 1
         if seat.holdings:
             self._strays[worker_id] = seat.holdings
@@ -109,6 +116,7 @@ class Fleet:
         """Claim ``holding``, in place of what the instance held on that worker."""
         self.clock += 1
         worker_id, instance_id = holding.worker_id, holding.instance_id
+        self._note(instance_id)
         mine = self._held.setdefault(instance_id, {})
         if worker_id in mine:
             self._drop(mine[worker_id])
@@ -117,6 +125,8 @@ class Fleet:
         if seat is None:
             self._strays.setdefault(worker_id, {})[instance_id] = holding
             return
+        if self._before is not None:
+            self._rose.setdefault(worker_id, seat.rose)
         seat.put(holding)
         self._count(holding, 1)
         if self._built is not None:
@@ -124,11 +134,52 @@ class Fleet:
 
     def release(self, instance_id: int) -> None:
         """Free all that the instance holds; nothing when it holds nothing."""
-        mine = self._held.pop(instance_id, None)
-        if mine:
+        if instance_id not in self._held:
+            return
+        self.clock += 1
+        self._note(instance_id)
+        for holding in self._held.pop(instance_id).values():
+            self._drop(holding)
+
+    def touch(self, worker_id: int) -> None:
+        """Say that room may have come free on a worker, as when a decision for it came to nothing."""
+        if (seat := self._seats.get(worker_id)) is not None:
             self.clock += 1
-            for holding in mine.values():
-                self._drop(holding)
+            self._rise(seat, self.clock)
+
+    @contextmanager
+    def trial(self) -> Iterator[None]:
+        """Undo at the end what is held and released within; no refused request is stirred by that."""
+        outer, self._before = self._before, {}
+        outer_rose, self._rose = self._rose, {}
+        try:
+            yield
+        finally:
+            before, self._before = self._before, None
+            rose, self._rose = self._rose, {}
+            for instance_id, holdings in before.items():
+                self.release(instance_id)
+                for holding in holdings.values():
+                    self.hold(holding)
+            for worker_id, moment in rose.items():
+                self._rise(self._seats[worker_id], moment)
+            self._before, self._rose = outer, outer_rose
+
+    def _note(self, instance_id: int) -> None:
+        if self._before is not None and instance_id not in self._before:
+            self._before[instance_id] = dict(self._held.get(instance_id, {}))
+
+    def _rise(self, seat: Seat, moment: int) -> None:
+        if self._before is not None:
+            self._rose.setdefault(seat.worker.id, seat.rose)
+        seat.rose = moment
+        if self._built is not None:
+            self._built[0].rose[seat.slot] = moment
+
+    def held_on(self, worker_id: int) -> tuple[Holding, ...]:
+        """Return what instances hold on a worker, known or not, by instance."""
+        seat = self._seats.get(worker_id)
+        return in_order(self._strays.get(worker_id, {}) if seat is None else seat.holdings)
 
     def holdings(self, instance_id: int) -> tuple[Holding, ...]:
         """Return what the instance holds."""
@@ -141,11 +192,9 @@ class Fleet:
             return
         seat.pop(holding.instance_id)
         self._count(holding, -1)
-        seat.rose = self.clock
+        self._rise(seat, self.clock)
         if self._built is not None:
-            columns = self._built[0]
-            columns.refresh(seat)
-            columns.rose[seat.slot] = self.clock
+            self._built[0].refresh(seat)
 
     def _count(self, holding: Holding, change: int) -> None:
         counts = self._models.setdefault(holding.model_id, {})
@@ -189,7 +238,8 @@ class Fleet:
 
             return [each.id for each in sift(self.workers(), request, CANDIDATES).passed]
         seats = columns.seats
-        flags = directory.candidates(request).flags & directory.ready
+        selector = tuple(sorted(request.selector.items()))
+        flags = directory.candidates(request.cluster_id, selector).flags & directory.ready
         return [seats[slot].worker.id for slot in np.flatnonzero(flags)]
 
     # Decisions -------------------------------------------------------------------------------------------
@@ -218,14 +268,14 @@ class Fleet:
 
     def watch(self, request: Request) -> Watch:
         """Return what tells later whether a request that was refused now may fit."""
-        return Watch(request, self.clock)
+        return Watch(request.cluster_id, tuple(sorted(request.selector.items())), self.clock)
 
     def stirred(self, watch: Watch) -> bool:
         """Tell whether room has come free, or a worker has changed, where the request could go."""
         if watch.since == self.clock:
             return False
         columns, directory = self._columns()
-        some = candidates(directory, watch.request).slots
+        some = directory.candidates(watch.cluster_id, watch.selector).slots
         if not len(some):
             return False
         newest = max(int(columns.rose.take(some).max()), int(columns.altered.take(some).max()))

@@ -13,7 +13,7 @@ from gpustack.scheduling.fleet import audience
 from gpustack.scheduling.fleet.columns import I64, Columns, Flags, Index
 from gpustack.scheduling.fleet.eligible import Directory, Eligible
 from gpustack.scheduling.fleet.kernels import Need
-from gpustack.scheduling.fleet.seat import Seat
+from gpustack.scheduling.fleet.seat import Seat, in_order
 from gpustack.scheduling.plan import MOST_NAMED, Named, Refused
 from gpustack.scheduling.request import Offer, Request, Way
 from gpustack.scheduling.snapshot import mib_needed
@@ -38,7 +38,7 @@ def refusal(columns: Columns, directory: Directory, request: Request, workers: i
         steps=steps,
         short=len(slots),
         too_large=too_large,
-        named=tuple(Named(seat.worker, tuple(seat.holdings.values()), failed) for seat, failed in named),
+        named=tuple(Named(seat.worker, in_order(seat.holdings), failed) for seat, failed in named),
     )
 
 

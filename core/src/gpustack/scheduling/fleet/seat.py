@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from gpustack.kit.text import MIB
 from gpustack.scheduling.scorers.candidate import MOST_GPU
@@ -139,4 +139,9 @@ class Seat:
 
     def room(self) -> Room:
         """Return the worker with what is held there."""
-        return Room.of(self.worker, self.holdings.values())
+        return Room.of(self.worker, in_order(self.holdings))
+
+
+def in_order(holdings: Mapping[int, Holding]) -> tuple[Holding, ...]:
+    """Return what instances hold, by instance: the same whatever came first."""
+    return tuple(holdings[each] for each in sorted(holdings))

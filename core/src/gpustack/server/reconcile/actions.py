@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from gpustack.scheduling import Placed
 from gpustack.schemas import InstanceMemory, InstanceState
+from gpustack.server.reconcile.notes import Refusal
 from gpustack.server.reconcile.questions import Question
 
 
@@ -92,6 +93,8 @@ class Park:
 
     instance_id: int
     message: str
+    #: Tells when to look again.
+    refusal: Refusal
     #: An old instance of its model whose end would leave it room.
     room_of: int | None = None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
 from typing import Any, TypeVar
 
 from gpustack.db import Store
@@ -69,8 +70,12 @@ class Execute:
         """
         # Events come in while we write; what was decided holds only for the states it was decided on.
         self._expected = {each.id: each.state for each in self._state.instances.values()}
-        for action in actions:
-            await self._one(action)
+        for is_schedule, group in groupby(actions, lambda each: isinstance(each, Schedule)):
+            if is_schedule:
+                await self._schedule([each for each in group if isinstance(each, Schedule)])
+                continue
+            for action in group:
+                await self._one(action)
 
     async def _one(self, action: Action) -> None:
         try:
@@ -91,8 +96,6 @@ class Execute:
                 await self._finish(action)
             case Analyze():
                 await self._analyze(action)
-            case Schedule():
-                await self._schedule(action)
             case Park():
                 await self._park(action)
             case Fail():
@@ -112,8 +115,10 @@ class Execute:
                     action.model_id, categories=list(action.categories)
                 )
                 self._state.put_model(changed)
-            case Ask():
-                raise AssertionError("questions are not for the database")
+            case Ask() | Schedule():
+                raise AssertionError(
+                    "questions are not for the database, and placements are written together"
+                )
 
     async def _create(self, action: Create) -> None:
         model = _row(self._state.models, action.model_id)
@@ -177,36 +182,34 @@ class Execute:
         if (notes := self._state.notes.get(instance.id)) is not None:
             notes.asked.update(action.workers)
 
-    async def _schedule(self, action: Schedule) -> None:
-        placed = action.placed
-        changed = await self._update(
-            placed.instance_id,
-            state=_S.SCHEDULED,
-            state_message=action.note,
-            worker_id=placed.worker_id,
-            backend=placed.way.backend,
-            backend_version=placed.way.version,
-            resolved_path=action.path,
-            resolved_revision=action.revision,
-            computed_resource_claim=Claim(ram=placed.ram, vram=dict(placed.vram)),
-            memory=action.memory,
-            gpu_indexes=sorted(placed.vram),
-            spec_digest=action.spec,
-        )
-        log.info(
-            "instance %s: scheduled on worker %s with %s %s",
-            changed.name,
-            changed.worker_name,
-            placed.way.backend,
-            placed.way.version,
-        )
+    async def _schedule(self, actions: Sequence[Schedule]) -> None:
+        """Write placements together. Those that came too late are decided anew, and so is who waits for their room."""
+        wanted = {each.placed.instance_id: _columns(each) for each in actions}
+        given = await self._store.instances.schedule(wanted, expect=self._expected)
+        for changed in given:
+            self._state.put_instance(changed, self._clock())
+            log.info(
+                "instance %s: scheduled on worker %s with %s %s",
+                changed.name,
+                changed.worker_name,
+                changed.backend,
+                changed.backend_version,
+            )
+        late = wanted.keys() - {each.id for each in given}
+        for action in actions:
+            if action.placed.instance_id in late:
+                log.debug("%s came too late", action)
+                await self._reread_worker(action.placed.worker_id)
+                await self._reread_instance(action.placed.instance_id)
+                for holding in action.placed.holdings():
+                    self._state.fleet.touch(holding.worker_id)
 
     async def _park(self, action: Park) -> None:
         instance = _row(self._state.instances, action.instance_id)
         if instance.state is not _S.PENDING or instance.state_message != action.message:
             await self._update(instance.id, state=_S.PENDING, state_message=action.message)
             log.info("instance %s: pending, %s", instance.name, action.message.splitlines()[0])
-        self._state.park(instance.id, self._clock(), action.room_of)
+        self._state.park(instance.id, action.refusal, self._clock(), action.room_of)
 
     async def _fail(self, action: Fail) -> None:
         changed = await self._update(
@@ -267,15 +270,13 @@ class Execute:
                     await self._reread_instance(each)
             case ReturnWorker():
                 await self._reread_worker(action.worker_id)
-            case Schedule():
-                await self._reread_instance(action.placed.instance_id)
             case Analyze():
                 for worker_id in action.request:
                     await self._reread_worker(worker_id)
                 await self._reread_instance(action.instance_id)
             case Drain() | Finish() | Park() | Fail() | Restart() | Move():
                 await self._reread_instance(action.instance_id)
-            case Ask():
+            case Ask() | Schedule():
                 pass
 
     async def _reread_model(self, model_id: int) -> None:
@@ -295,6 +296,22 @@ class Execute:
             self._state.put_instance(await self._store.instances.get(instance_id), self._clock())
         except NotFound:
             self._state.drop_instance(instance_id)
+
+
+def _columns(action: Schedule) -> dict[str, Any]:
+    placed = action.placed
+    return {
+        "state_message": action.note,
+        "worker_id": placed.worker_id,
+        "backend": placed.way.backend,
+        "backend_version": placed.way.version,
+        "resolved_path": action.path,
+        "resolved_revision": action.revision,
+        "computed_resource_claim": Claim(ram=placed.ram, vram=dict(placed.vram)),
+        "memory": action.memory,
+        "gpu_indexes": sorted(placed.vram),
+        "spec_digest": action.spec,
+    }
 
 
 def _row(rows: Mapping[int, T], id: int) -> T:  # noqa: A002

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from gpustack.lifecycle.instance import Deadlines
 from gpustack.plugin.memory import Learned, MemoryKey
+from gpustack.scheduling.fleet import Watch
 from gpustack.schemas import ModelFilePublic, ModelInstancePublic, ModelPublic, WorkerPublic
 
 
@@ -30,14 +31,22 @@ class Limits:
     recovery: float = 30.0
 
 
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The moment of a refusal: by the fleet, and by the count of changes of the model's files."""
+
+    watch: Watch
+    file_news: int
+
+
 @dataclass(slots=True, kw_only=True)
 class Notes:
     """What is remembered of an instance beside its row."""
 
     #: When it entered its state.
     since: float
-    #: The count of capacity changes and the time when it was last refused; None before the first look.
-    parked: int | None = None
+    #: When it was last refused, also in seconds; None before the first look.
+    parked: Refusal | None = None
     looked: float = 0.0
     #: An old instance of its model that would have left room for it, when it was last refused.
     room_of: int | None = None

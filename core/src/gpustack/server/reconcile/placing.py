@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
-from gpustack.scheduling import FilesThere, Offer, Placed, Refused, Request, Snapshot, Way, explain, place
-from gpustack.scheduling.filters import CANDIDATES, sift
+from gpustack.scheduling import Placed, Refused, Request, explain
 from gpustack.schemas import (
     InstanceMemory,
     InstanceState,
@@ -22,30 +21,39 @@ from gpustack.server.reconcile import hub
 from gpustack.server.reconcile.actions import Action, Analyze, Ask, Fail, Move, Park, Restart, Schedule
 from gpustack.server.reconcile.harm import least_harmful_first
 from gpustack.server.reconcile.learned import memory_of
+from gpustack.server.reconcile.lore import READING, Known, Lore, candidates, wish
 from gpustack.server.reconcile.notes import Notes
-from gpustack.server.reconcile.questions import Answer, Question, facts_of, questions
+from gpustack.server.reconcile.questions import Question, facts_of, questions
 from gpustack.server.reconcile.state import State, worker_print
 
 _S = InstanceState
-_READING = (ModelFileState.ANALYZING, ModelFileState.DOWNLOADING)
 
 
 def unplaced(state: State, now: float, *, skip: Collection[int]) -> list[Action]:
-    """Return what is next for every instance without a worker: those of higher priority first, then the oldest."""
-    waiting = [each for each in state.instances.values() if each.worker_id is None and each.id not in skip]
+    """Return what is next for every instance without a worker, those of higher priority first, then the oldest."""
+    waiting = by_priority(state, (state.instances[each] for each in state.unplaced.difference(skip)))
+    if not waiting:
+        return []
+    with state.fleet.trial():
+        return _next(state, waiting, now)
+
+
+def _next(state: State, waiting: Sequence[ModelInstancePublic], now: float) -> list[Action]:
+    """Return what is next for each of ``waiting``; what is scheduled holds its room for the rest of the trial."""
     actions: list[Action] = []
-    snapshot = state.snapshot() if waiting else Snapshot({})
-    old = _outdated(state) if waiting else {}
+    old = _outdated(state)
     asked: set[Question] = set(state.asking)
     requested: set[tuple[int, str]] = set()
-    for instance in by_priority(state, waiting):
+    lore = Lore(state, now)
+    for instance in waiting:
         model = state.models.get(instance.model_id)
         if model is None:
             continue  # deleted with its model; the event is on its way
-        action = _Look(state, snapshot, instance, model, old.get(model.id, ()), now).action()
+        action = _Look(state, lore, instance, model, old.get(model.id, ()), now).action()
         match action:
             case Schedule():
-                snapshot = snapshot.hold(action.placed.holding())
+                for holding in action.placed.holdings():
+                    state.fleet.hold(holding)
             case Ask():
                 action = Ask(tuple(each for each in action.questions if each not in asked))
                 asked.update(action.questions)
@@ -81,14 +89,14 @@ def anew(
 
     Instances of which something is not known are left out.
     """
-    snapshot = state.snapshot()
+    lore = Lore(state, now)
     found: dict[int, Request] = {}
     unknown: dict[Question, None] = {}
     for instance in instances:
         model = state.models.get(instance.model_id)
         if model is None:
             continue
-        request, open_questions = _Look(state, snapshot, instance, model, (), now).wish()
+        request, open_questions = _Look(state, lore, instance, model, (), now).wish()
         unknown.update(dict.fromkeys(open_questions))
         if not open_questions:
             found[instance.id] = request
@@ -109,38 +117,7 @@ def prints(state: State, instance: ModelInstancePublic) -> frozenset[str]:
     model = state.models.get(instance.model_id)
     if model is None:
         return frozenset()
-    return frozenset(worker_print(each) for each in _candidates(state, state.snapshot(), instance, model))
-
-
-def _candidates(
-    state: State, snapshot: Snapshot, instance: ModelInstancePublic, model: ModelPublic
-) -> list[WorkerPublic]:
-    workers = [room.worker for room in snapshot.rooms.values()]
-    passed = sift(workers, _wish(instance, model), CANDIDATES).passed
-    return [state.workers[each.id] for each in passed]
-
-
-def _wish(instance: ModelInstancePublic, model: ModelPublic) -> Request:
-    return Request(
-        instance_id=instance.id,
-        model_id=model.id,
-        model_name=model.name,
-        cluster_id=model.cluster_id,
-        selector=model.worker_selector,
-        strategy=model.placement_strategy,
-        backend=model.backend,
-    )
-
-
-@dataclass(slots=True)
-class _Known:
-    """What files and backends have said so far."""
-
-    files: dict[int, FilesThere] = field(default_factory=dict)
-    offers: dict[int, Offer] = field(default_factory=dict)
-    open: list[Question] = field(default_factory=list)
-    #: Some reason may go away by itself.
-    passing: bool = False
+    return frozenset(worker_print(each) for each in candidates(state, model))
 
 
 class _Look:
@@ -149,7 +126,7 @@ class _Look:
     def __init__(
         self,
         state: State,
-        snapshot: Snapshot,
+        lore: Lore,
         instance: ModelInstancePublic,
         model: ModelPublic,
         old: Sequence[ModelInstancePublic],
@@ -158,14 +135,13 @@ class _Look:
         self._state = state
         #: Those of the model that run what it was before a change.
         self._old = old
-        self._snapshot = snapshot
+        self._lore = lore
         self._instance = instance
         self._model = model
         self._now = now
         self._notes: Notes = state.notes[instance.id]
-        self._workers = _candidates(state, snapshot, instance, model)
-        #: Those that can read the files: not those without the plugin that carries them.
-        self._readers = [each for each in self._workers if not _lacks_plugin(model, each)]
+        self._workers = lore.workers(model)
+        self._readers = lore.readers(model)
         #: Files on a hub are the same for all workers, so one reads for all.
         self._hub = hub.Hub(state, model, self._workers) if model.source is Source.HUGGINGFACE else None
 
@@ -183,14 +159,12 @@ class _Look:
 
     def wish(self) -> tuple[Request, list[Question]]:
         """Return what would be asked for, and what backends have to say before."""
-        known = _Known()
-        for worker in self._workers:
-            self._learn(worker, known)
-        return self._request(known), known.open
+        known = self._known()
+        return self._request(known), [*known.open]
 
     def _pending(self) -> Action | None:
         state, notes = self._state, self._notes
-        if notes.parked == state.capacity and self._now < (state.due(self._instance) or 0.0):
+        if state.refused_still(self._instance.id) and self._now < (state.due(self._instance) or 0.0):
             return None
         if self._hub is not None and self._workers:
             ready = self._hub.answer(notes.asked) if notes.asked or self._hub.pinned else None
@@ -198,17 +172,17 @@ class _Look:
         new = [w for w in self._readers if w.id not in notes.asked or self._file(w) is None]
         if new:
             return self._analyze(new)
-        return self._place() if self._workers else self._park()
+        return self._place() if self._workers else self._no_worker()
 
     def _analyzing(self) -> Action | None:
         if not self._workers:
-            return self._park()
+            return self._no_worker()
         if self._hub is not None:
             return self._analyzing_hub(self._hub)
         if unread := [w for w in self._readers if self._file(w) is None]:
             return self._analyze(unread)
         files = [self._file(w) for w in self._readers]
-        reading = any(file is not None and file.state in _READING for file in files)
+        reading = any(file is not None and file.state in READING for file in files)
         patient = self._now < self._notes.since + self._state.limits.patience
         some = any(file is not None and file.state is ModelFileState.READY for file in files)
         if reading and (patient or not some):
@@ -217,7 +191,7 @@ class _Look:
 
     def _analyze(self, workers: list[WorkerPublic]) -> Analyze:
         """Have the files read anew, except where they are being read right now."""
-        request = [w.id for w in workers if (file := self._file(w)) is None or file.state not in _READING]
+        request = [w.id for w in workers if (file := self._file(w)) is None or file.state not in READING]
         return Analyze(self._instance.id, tuple(w.id for w in self._readers), tuple(request))
 
     def _analyzing_hub(self, files: hub.Hub) -> Action | None:
@@ -250,37 +224,43 @@ class _Look:
         return None
 
     def _place(self, *, others_reading: bool = False) -> Action | None:
-        known = _Known()
-        for worker in self._workers:
-            self._learn(worker, known)
+        known = self._known()
         if known.open:
-            return Ask(tuple(dict.fromkeys(known.open)))
-        match place(self._snapshot, self._request(known)):
+            return Ask(tuple(known.open))
+        request = self._request(known)
+        match self._state.fleet.place(request):
             case Placed() as placed:
                 return self._schedule(placed)
             case Refused() as refused if refused.for_room_only or known.passing:
-                return None if others_reading else self._wait_for_room(refused, known)
+                return None if others_reading else self._wait_for_room(refused)
             case Refused() as refused:
                 return None if others_reading else self._fail(refused)
 
-    def _wait_for_room(self, refused: Refused, known: _Known) -> Park:
+    def _known(self) -> Known:
+        if self._hub is None:
+            return self._lore.of_workers(self._model)
+        return self._lore.of_hub(self._model, self._hub.facts(self._notes.asked))
+
+    def _wait_for_room(self, refused: Refused) -> Park:
         lines = explain(refused)
         if refused.for_room_only and (leaving := self._state.draining.get(self._model.id)):
             names = ", ".join(leaving.values())
             lines = [f"waits for the room of {names}, which ends once its requests are answered", *lines]
-        room_of = self._whose_end_would_help(known) if refused.for_room_only else None
-        return Park(self._instance.id, "\n".join(lines), room_of)
+        room_of = self._whose_end_would_help(refused.request) if refused.for_room_only else None
+        return self._park(lines, refused, room_of)
 
-    def _whose_end_would_help(self, known: _Known) -> int | None:
+    def _whose_end_would_help(self, request: Request) -> int | None:
         """Return the old instance of the model that is missed least of those that would leave enough room."""
-        request = self._request(known)
+        fleet = self._state.fleet
         tried: set[tuple[int, str]] = set()
         for old in least_harmful_first(self._state, self._old):
             if old.worker_id is None or (like := (old.worker_id, str(old.computed_resource_claim))) in tried:
                 continue
             tried.add(like)
-            if isinstance(place(self._snapshot.release(old.id), request), Placed):
-                return old.id
+            with fleet.trial():
+                fleet.release(old.id)
+                if isinstance(fleet.place(request), Placed):
+                    return old.id
         return None
 
     def _fail(self, refused: Refused) -> Fail:
@@ -318,79 +298,23 @@ class _Look:
         way = (placed.way.backend, placed.way.version, placed.way.claim.gpus)
         return memory_of(asked, self._state.answers, way)
 
-    def _park(self) -> Action | None:
-        refused = place(self._snapshot, self._request(_Known()))
-        assert isinstance(refused, Refused), "without an offer nothing can be placed"
-        return Park(self._instance.id, "\n".join(explain(refused)))
+    def _no_worker(self) -> Park:
+        refused = self._state.fleet.refuse(self._request(Known()))
+        return self._park(explain(refused), refused)
 
-    def _request(self, known: _Known) -> Request:
-        wish = _wish(self._instance, self._model)
-        return Request(
-            instance_id=wish.instance_id,
-            model_id=wish.model_id,
-            model_name=wish.model_name,
-            cluster_id=wish.cluster_id,
-            selector=wish.selector,
-            strategy=wish.strategy,
-            backend=wish.backend,
+    def _park(self, lines: Sequence[str], refused: Refused, room_of: int | None = None) -> Park:
+        refusal = self._state.refused(refused.request, self._model)
+        return Park(self._instance.id, "\n".join(lines), refusal, room_of)
+
+    def _request(self, known: Known) -> Request:
+        return replace(
+            wish(self._model, self._instance.id),
             files=known.files,
+            files_elsewhere=known.files_elsewhere,
             offers=known.offers,
+            kinds=known.kinds,
+            local=known.local,
             avoid=self._notes.avoid,
-        )
-
-    def _learn(self, worker: WorkerPublic, known: _Known) -> None:
-        if self._hub is not None:
-            self._learn_from_hub(self._hub, worker, known)
-            return
-        if _lacks_plugin(self._model, worker):
-            reason = f"has no plugin that brings the model {self._model.bundled_name}; install it there"
-            known.files[worker.id] = FilesThere(ready=False, reason=reason)
-            return
-        file = self._file(worker)
-        if file is None or file.state in _READING:
-            known.files[worker.id] = FilesThere(ready=False, reason="is still reading the model's files")
-            known.passing = True
-        elif file.state is ModelFileState.ERROR or file.facts is None:
-            reason = file.state_message or "could not read the model's files"
-            known.files[worker.id] = FilesThere(ready=False, reason=reason)
-        else:
-            known.files[worker.id] = FilesThere(ready=True)
-            asked = questions(self._model, worker, facts_of(file.facts), self._state.versions)
-            known.offers[worker.id] = self._offer(asked, known)
-
-    def _learn_from_hub(self, files: hub.Hub, worker: WorkerPublic, known: _Known) -> None:
-        if (facts := files.facts(self._notes.asked)) is None:
-            known.files[worker.id] = FilesThere(ready=False, reason="does not know the model's files yet")
-            known.passing = True
-            return
-        known.files[worker.id] = FilesThere(ready=True)
-        asked = questions(self._model, worker, facts, self._state.versions)
-        known.offers[worker.id] = self._offer(asked, known)
-
-    def _offer(self, asked: list[Question], known: _Known) -> Offer:
-        if not asked:
-            names = ", ".join(self._state.versions) or "none"
-            return Offer(refusals=(f"backend {self._model.backend!r} is not installed; there are: {names}",))
-        answers: list[tuple[Question, Answer]] = []
-        for question in asked:
-            answer = self._state.answers.get(question)
-            if answer is None or (answer.expires is not None and answer.expires <= self._now):
-                known.open.append(question)
-            else:
-                answers.append((question, answer))
-                known.passing |= answer.refused_by == "trouble"
-        return Offer(
-            ways=tuple(
-                Way(
-                    backend=question.backend,
-                    version=question.version,
-                    claim=self._state.peaks.corrected(question, answer.claim),
-                )
-                for question, answer in answers
-                if answer.claim is not None
-            ),
-            refusals=_reasons(answers, platform=False),
-            platform_refusals=_reasons(answers, platform=True),
         )
 
     def _file(self, worker: WorkerPublic) -> ModelFilePublic | None:
@@ -399,19 +323,3 @@ class _Look:
     def _path(self, worker_id: int) -> str:
         file = self._state.file(worker_id, self._model)
         return file.facts.path if file is not None and file.facts is not None else self._model.local_path
-
-
-def _lacks_plugin(model: ModelPublic, worker: WorkerPublic) -> bool:
-    """Tell whether a worker has said that no plugin there carries the model's files, or is too old to know of any."""
-    return model.source is Source.BUNDLED and model.bundled_name not in worker.catalogue.get(
-        "bundled_models", ()
-    )
-
-
-def _reasons(answers: list[tuple[Question, Answer]], *, platform: bool) -> tuple[str, ...]:
-    reasons = [
-        answer.reason
-        for _, answer in answers
-        if answer.refused_by and (answer.refused_by == "platform") == platform
-    ]
-    return tuple(dict.fromkeys(reasons))

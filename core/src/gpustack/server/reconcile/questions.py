@@ -7,7 +7,8 @@ workers and all replicas.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from hashlib import blake2s
 from typing import Any, Literal
 
 from gpustack.extensions import Guard
@@ -37,7 +38,10 @@ _FACTS = frozenset(each.name for each in fields(ModelFacts))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """Can ``backend`` serve these files with these devices there, and what does that take?"""
+    """Can ``backend`` serve these files with these devices there, and what does that take?
+
+    The devices have no ``uuid``: the answer is for all workers with such devices.
+    """
 
     backend: str
     version: str
@@ -85,6 +89,17 @@ def devices_of(worker: WorkerPublic) -> tuple[GpuDevice, ...]:
     return tuple(_device(each) for each in gpus if not each.faults)
 
 
+def kind_of(worker: WorkerPublic) -> str:
+    """Return what workers have in common of which every question gets the same answer: platform and GPUs."""
+    what = repr((platform_of(worker), alike(devices_of(worker))))
+    return blake2s(what.encode(), digest_size=8).hexdigest()
+
+
+def alike(devices: tuple[GpuDevice, ...]) -> tuple[GpuDevice, ...]:
+    """Return the devices without what tells each from all others of its make."""
+    return tuple(replace(each, uuid="") for each in devices)
+
+
 def _device(gpu: GpuStatus) -> GpuDevice:
     return GpuDevice(
         uuid=gpu.uuid,
@@ -116,7 +131,7 @@ def questions(
     ``versions`` holds the default version of every backend there is to ask, by name, in order.
     """
     names = [model.backend] if model.backend else list(versions)
-    devices = devices_of(worker)
+    devices = alike(devices_of(worker))
     return [
         Question(
             backend=name,

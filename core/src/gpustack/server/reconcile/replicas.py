@@ -83,7 +83,7 @@ def _waiting(state: State, skip: Collection[int]) -> dict[int, tuple[int, int]]:
     found: dict[int, tuple[int, int]] = {}
     for number in sorted(state.helped):
         notes, instance = state.notes.get(number), state.instances.get(number)
-        if notes is None or instance is None or notes.parked != state.capacity or number in skip:
+        if notes is None or instance is None or number in skip or not state.refused_still(number):
             continue
         old = state.instances.get(notes.room_of or 0)
         fitting = old is not None and old.state is _S.RUNNING and state.outdated(old)
@@ -95,5 +95,5 @@ def _waiting(state: State, skip: Collection[int]) -> dict[int, tuple[int, int]]:
 def _under_way(state: State, instance: ModelInstancePublic) -> bool:
     """Tell whether the instance ends, is about to run, or failed: then no other is to end for the change."""
     if instance.state is _S.PENDING:
-        return state.notes[instance.id].parked != state.capacity
+        return not state.refused_still(instance.id)
     return instance.draining_since is not None or instance.state is not _S.RUNNING

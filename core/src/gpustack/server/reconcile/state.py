@@ -11,7 +11,8 @@ from typing import Any
 
 from gpustack.lifecycle.instance import HOLDS_CLAIM, time_allowed
 from gpustack.lifecycle.suspicion import Rhythm
-from gpustack.scheduling import Gpu, Holding, Snapshot, Worker, others_use
+from gpustack.scheduling import Gpu, Holding, Request, Snapshot, Worker, others_use
+from gpustack.scheduling.fleet import Fleet
 from gpustack.schemas import (
     EventType,
     Heartbeat,
@@ -27,8 +28,8 @@ from gpustack.schemas import (
 )
 from gpustack.schemas.common import Record
 from gpustack.server.reconcile.learned import Peaks
-from gpustack.server.reconcile.notes import Limits, Notes, Others, Rows
-from gpustack.server.reconcile.questions import Answer, Question, facts_of
+from gpustack.server.reconcile.notes import Limits, Notes, Others, Refusal, Rows
+from gpustack.server.reconcile.questions import Answer, Question, facts_of, kind_of
 from gpustack.server.reconcile.scaling import Scaling
 from gpustack.server.reconcile.timers import Timers
 
@@ -68,7 +69,13 @@ class State:
         self.answers: dict[Question, Answer] = {}
         self.peaks = Peaks()
         self.asking: set[Question] = set()
-        #: Counts changes after which a refused instance may fit.
+        #: The workers and what instances hold there, as the scheduler sees them; kept up to date row by row.
+        self.fleet = Fleet()
+        #: What workers are alike in, see :func:`kind_of`.
+        self.kinds: dict[int, str] = {}
+        #: Instances without a worker.
+        self.unplaced: set[int] = set()
+        #: Counts changes after which a refused instance may fit; whether one does, the fleet tells.
         self.capacity = 0
         self.timers = Timers()
         #: What the files say a model can do, from the first worker that has read them.
@@ -82,6 +89,8 @@ class State:
         self._deleted: dict[int, None] = {}
         #: Ids of files by worker.
         self._file_ids: dict[SourceKey, dict[int, int]] = {}
+        #: Counts changes of files.
+        self._file_news: dict[SourceKey, int] = {}
 
     # Rows ------------------------------------------------------------------------------------------------
 
@@ -126,9 +135,8 @@ class State:
             self.draining.setdefault(new.model_id, {})[new.id] = new.name
         if old is not None:
             self.peaks.follow(old, new)
-        if old is not None and _held(old) and _held(old) != _held(new):
-            self.capacity += 1
         self.instances[new.id] = new
+        self._keep(old, new)
         self._set_deadline(new, notes)
 
     def put_worker(self, new: WorkerPublic, now: float) -> None:
@@ -141,6 +149,7 @@ class State:
             self.capacity += 1
         if old is None or old.status != new.status:
             self.measured(new.id, new.status)
+        self.fleet.put_worker(self._worker(new))
         self.timers.put(("worker", new.id), self.silent_at(new.id))
 
     def put_file(self, new: ModelFilePublic) -> None:
@@ -153,6 +162,7 @@ class State:
         self._read(new)
         if old is None or old.state is not new.state:
             self.capacity += 1
+            self._file_news[new.source_key] = self.capacity
 
     def _drop(self, topic: str, id: int) -> None:  # noqa: A002
         if topic == "models":
@@ -176,6 +186,7 @@ class State:
             self.categories.pop(key, None)
         if not rows:
             self._file_ids.pop(key, None)
+            self._file_news.pop(key, None)
 
     def drop_worker(self, worker_id: int) -> None:
         """Forget a worker."""
@@ -185,6 +196,8 @@ class State:
         self.outages.pop(worker_id, None)
         self.others.pop(worker_id, None)
         self.scaling.forget_worker(worker_id)
+        self.kinds.pop(worker_id, None)
+        self.fleet.remove_worker(worker_id)
         self.timers.drop(("worker", worker_id))
 
     def drop_instance(self, instance_id: int) -> None:
@@ -197,6 +210,8 @@ class State:
         self.helped.discard(instance_id)
         self.timers.drop(("instance", instance_id))
         self.timers.drop(("patience", instance_id))
+        self.unplaced.discard(instance_id)
+        self.fleet.release(instance_id)
         if old is not None and _held(old):
             self.capacity += 1
         if old is not None and (leaving := self.draining.get(old.model_id)) is not None:
@@ -218,7 +233,9 @@ class State:
             self.take_status(worker_id, beat.status)
         if beat.kv_caches is not None:
             self.scaling.note_caches(worker_id, beat.kv_caches)
-        return self.capacity != before or worker.state is WorkerState.UNREACHABLE
+        if worker.state is WorkerState.UNREACHABLE:
+            return True
+        return self.capacity != before and any(not self.refused_still(each) for each in self.unplaced)
 
     def _gap(self, worker_id: int, before: float, now: float) -> None:
         """Take note of the silence between two signs of life."""
@@ -245,13 +262,14 @@ class State:
             if _offers(new) != _offers(worker):
                 self.capacity += 1  # as when GPUs are found later than the rest, or a faulty one is mended
             self.measured(worker_id, status)
+            self.fleet.put_worker(self._worker(self.workers[worker_id]))
 
     def measured(self, worker_id: int, status: WorkerStatus) -> None:
         """Work out others' use from a measurement, with the instances that run at its time."""
         running = [
             each.computed_resource_claim
-            for each in self.instances.values()
-            if each.worker_id == worker_id and each.state is InstanceState.RUNNING
+            for held in self.fleet.held_on(worker_id)
+            if (each := self.instances[held.instance_id]).state is InstanceState.RUNNING
         ]
         unified = status.memory.is_unified_memory
         ram = sum(each.ram + (sum(each.vram.values()) if unified else 0) for each in running)
@@ -337,14 +355,12 @@ class State:
 
     def snapshot(self) -> Snapshot:
         """Return the workers with what instances hold there, for the scheduler."""
-        return Snapshot.of(
-            (self._worker(each) for each in self.workers.values()),
-            (held for each in self.instances.values() if (held := _held(each)) is not None),
-        )
+        return self.fleet.snapshot()
 
     def _worker(self, worker: WorkerPublic) -> Worker:
         status, others = worker.status, self.others.get(worker.id, Others())
         known = worker.catalogue.get("backends")
+        kind = self.kinds[worker.id] = kind_of(worker)
         return Worker(
             id=worker.id,
             name=worker.name,
@@ -352,6 +368,7 @@ class State:
             ready=worker.state is WorkerState.READY,
             state_message=worker.state_message,
             labels=worker.labels,
+            kind=kind,
             backends=frozenset(self.versions if known is None else known),
             ram_total=status.memory.total,
             ram_others=others.ram,
@@ -381,8 +398,35 @@ class State:
         if instance.state is InstanceState.ANALYZING:
             self.timers.put(("patience", instance.id), notes.since + self.limits.patience)
 
-    def park(self, instance_id: int, now: float, room_of: int | None = None) -> None:
-        """Note that the instance was refused at the present capacity, and whose end would change that."""
+    def _keep(self, old: ModelInstancePublic | None, new: ModelInstancePublic) -> None:
+        """Claim what the instance holds, and release what it held before."""
+        if new.worker_id is None:
+            self.unplaced.add(new.id)
+        else:
+            self.unplaced.discard(new.id)
+        before, held = None if old is None else _held(old), _held(new)
+        if held == before:
+            return
+        if before is not None:
+            self.capacity += 1
+            self.fleet.release(new.id)
+        if held is not None:
+            self.fleet.hold(held)
+
+    def refused_still(self, instance_id: int) -> bool:
+        """Tell whether the instance was refused and nothing has changed since that could help it."""
+        parked, instance = self.notes[instance_id].parked, self.instances[instance_id]
+        model = self.models.get(instance.model_id)
+        if parked is None or model is None or self.fleet.stirred(parked.watch):
+            return False
+        return parked.file_news == self._file_news.get(source_key(model), 0)
+
+    def refused(self, request: Request, model: ModelPublic) -> Refusal:
+        """Return what tells later whether ``request``, refused now, is refused still."""
+        return Refusal(self.fleet.watch(request), self._file_news.get(source_key(model), 0))
+
+    def park(self, instance_id: int, refusal: Refusal, now: float, room_of: int | None = None) -> None:
+        """Note that the instance was refused, and whose end would change that."""
         if (notes := self.notes.get(instance_id)) is None:
             return
         notes.room_of = room_of
@@ -390,7 +434,7 @@ class State:
             self.helped.discard(instance_id)
         else:
             self.helped.add(instance_id)
-        notes.parked, notes.looked, notes.retry = self.capacity, now, False
+        notes.parked, notes.looked, notes.retry = refusal, now, False
         self._set_deadline(self.instances[instance_id], notes)
 
     def replace_rows(self, rows: Rows, *, now: float, wall: datetime) -> None:

@@ -1,0 +1,189 @@
+"""What files and backends have said of models, gathered once for all instances of one look.
+
+Workers of one kind get the same offers, so a backend's answer is looked up once for each kind, not for each worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from gpustack.plugin import ModelFacts
+from gpustack.scheduling import FilesThere, Offer, Request, Way
+from gpustack.schemas import ModelFileState, ModelPublic, Source, WorkerPublic
+from gpustack.server.reconcile.questions import Answer, Question, facts_of, questions
+from gpustack.server.reconcile.state import State
+
+READING = (ModelFileState.ANALYZING, ModelFileState.DOWNLOADING)
+_THERE = FilesThere(ready=True)
+_READING_STILL = FilesThere(ready=False, reason="is still reading the model's files")
+_UNKNOWN = FilesThere(ready=False, reason="does not know the model's files yet")
+
+
+@dataclass(slots=True)
+class Known:
+    """What files and backends have said so far of one model; see :class:`gpustack.scheduling.Request`."""
+
+    files: dict[int, FilesThere] = field(default_factory=dict)
+    files_elsewhere: FilesThere | None = None
+    offers: dict[int, Offer] = field(default_factory=dict)
+    kinds: dict[str, Offer] = field(default_factory=dict)
+    local: frozenset[int] = frozenset()
+    #: What backends are to be asked before anything can be decided.
+    open: dict[Question, None] = field(default_factory=dict)
+    #: Some reason may go away by itself.
+    passing: bool = False
+
+
+class Lore:
+    """Everything known at one moment; nothing of ``state`` but holdings may change while it is used."""
+
+    def __init__(self, state: State, now: float) -> None:
+        self._state = state
+        self._now = now
+        self._workers: dict[int, list[WorkerPublic]] = {}
+        self._readers: dict[int, list[WorkerPublic]] = {}
+        self._known: dict[tuple[int, ModelFacts | None], Known] = {}
+
+    def workers(self, model: ModelPublic) -> list[WorkerPublic]:
+        """Return the workers that may be considered for the model, whatever its files and backends say."""
+        found = self._workers.get(model.id)
+        if found is None:
+            found = self._workers[model.id] = candidates(self._state, model)
+        return found
+
+    def readers(self, model: ModelPublic) -> list[WorkerPublic]:
+        """Return those of them that can read the files: not those without the plugin that carries them."""
+        found = self._readers.get(model.id)
+        if found is None:
+            workers = self.workers(model)
+            found = [each for each in workers if not lacks_plugin(model, each)]
+            self._readers[model.id] = found
+        return found
+
+    def of_workers(self, model: ModelPublic) -> Known:
+        """Return what is known of files that each worker has of its own."""
+        return self._keep(model, None, lambda: self._of_workers(model))
+
+    def of_hub(self, model: ModelPublic, facts: ModelFacts | None) -> Known:
+        """Return what is known of files on a hub, whose facts are the same for all workers."""
+        return self._keep(model, facts, lambda: self._of_hub(model, facts))
+
+    def _keep(self, model: ModelPublic, facts: ModelFacts | None, make: Callable[[], Known]) -> Known:
+        known = self._known.get((model.id, facts))
+        if known is None:
+            known = self._known[model.id, facts] = make()
+        return known
+
+    def _of_hub(self, model: ModelPublic, facts: ModelFacts | None) -> Known:
+        if facts is None:
+            return Known(files_elsewhere=_UNKNOWN, passing=True)
+        files = self._state.files_of(model)
+        known = Known(
+            files_elsewhere=_THERE,
+            local=frozenset(each.worker_id for each in files if each.state is ModelFileState.READY),
+        )
+        for kind, worker in self._samples(model).items():
+            known.kinds[kind] = self._offer(model, worker, facts, known)
+        return known
+
+    def _of_workers(self, model: ModelPublic) -> Known:
+        known = Known()
+        offers: dict[tuple[str, ModelFacts], Offer] = {}
+        kinds: dict[str, set[ModelFacts]] = {}
+        state = self._state
+        for worker in self.workers(model):
+            files, facts = self._files_on(worker, model)
+            known.files[worker.id] = files
+            known.passing |= files is _READING_STILL
+            if facts is None:
+                continue
+            kind = state.kinds[worker.id]
+            kinds.setdefault(kind, set()).add(facts)
+            if (offer := offers.get((kind, facts))) is None:
+                offer = offers[kind, facts] = self._offer(model, worker, facts, known)
+            known.offers[worker.id] = offer
+        if len(known.offers) == len(known.files) and all(len(each) == 1 for each in kinds.values()):
+            # The scheduler is many times faster with offers by kind.
+            known.kinds = {kind: offer for (kind, _), offer in offers.items()}
+            known.files_elsewhere = _THERE if known.files else None
+            known.files, known.offers = {}, {}
+        return known
+
+    def _files_on(self, worker: WorkerPublic, model: ModelPublic) -> tuple[FilesThere, ModelFacts | None]:
+        if lacks_plugin(model, worker):
+            reason = f"has no plugin that brings the model {model.bundled_name}; install it there"
+            return FilesThere(ready=False, reason=reason), None
+        file = self._state.file(worker.id, model)
+        if file is None or file.state in READING:
+            return _READING_STILL, None
+        if file.state is ModelFileState.ERROR or file.facts is None:
+            reason = file.state_message or "could not read the model's files"
+            return FilesThere(ready=False, reason=reason), None
+        return _THERE, facts_of(file.facts)
+
+    def _samples(self, model: ModelPublic) -> dict[str, WorkerPublic]:
+        """Return one worker of each kind."""
+        kinds = self._state.kinds
+        return {kinds[each.id]: each for each in reversed(self.workers(model))}
+
+    def _offer(self, model: ModelPublic, worker: WorkerPublic, facts: ModelFacts, known: Known) -> Offer:
+        state = self._state
+        asked = questions(model, worker, facts, state.versions)
+        if not asked:
+            names = ", ".join(state.versions) or "none"
+            return Offer(refusals=(f"backend {model.backend!r} is not installed; there are: {names}",))
+        answers: list[tuple[Question, Answer]] = []
+        for question in asked:
+            answer = state.answers.get(question)
+            if answer is None or (answer.expires is not None and answer.expires <= self._now):
+                known.open[question] = None
+            else:
+                answers.append((question, answer))
+                known.passing |= answer.refused_by == "trouble"
+        return Offer(
+            ways=tuple(
+                Way(
+                    backend=question.backend,
+                    version=question.version,
+                    claim=state.peaks.corrected(question, answer.claim),
+                )
+                for question, answer in answers
+                if answer.claim is not None
+            ),
+            refusals=_reasons(answers, platform=False),
+            platform_refusals=_reasons(answers, platform=True),
+        )
+
+
+def wish(model: ModelPublic, instance_id: int = 0) -> Request:
+    """Return what a model asks for, before anybody has looked at its files."""
+    return Request(
+        instance_id=instance_id,
+        model_id=model.id,
+        model_name=model.name,
+        cluster_id=model.cluster_id,
+        selector=model.worker_selector,
+        strategy=model.placement_strategy,
+        backend=model.backend,
+    )
+
+
+def candidates(state: State, model: ModelPublic) -> list[WorkerPublic]:
+    """Return the workers that may be considered for the model, by id."""
+    return [state.workers[each] for each in state.fleet.candidates(wish(model))]
+
+
+def lacks_plugin(model: ModelPublic, worker: WorkerPublic) -> bool:
+    """Tell whether a worker has said that no plugin there carries the model's files, or is too old to know of any."""
+    bundled = model.source is Source.BUNDLED
+    return bundled and model.bundled_name not in worker.catalogue.get("bundled_models", ())
+
+
+def _reasons(answers: list[tuple[Question, Answer]], *, platform: bool) -> tuple[str, ...]:
+    reasons = [
+        answer.reason
+        for _, answer in answers
+        if answer.refused_by and (answer.refused_by == "platform") == platform
+    ]
+    return tuple(dict.fromkeys(reasons))
