@@ -136,8 +136,8 @@ def _offers(room: Room, request: Request, index: int, way: Way) -> bool:
 def _fits(room: Room, claim: ResourceClaim, way: Way, request: Request) -> bool:
     worker = room.worker
     share = -(-claim.vram // claim.gpus) if claim.gpus else 0
-    unified = share * claim.gpus if worker.unified_memory else 0
-    if mib_needed(claim.ram + unified) > mib_free(room.ram_free):
+    unified = mib_needed(share) * claim.gpus if worker.unified_memory else 0
+    if mib_needed(claim.ram) + unified > mib_free(room.ram_free):
         return False
     allowed = None if request.gpus is None else request.gpus.get(worker.name, frozenset())
     for gpus in combinations(worker.gpus, claim.gpus):
@@ -307,3 +307,42 @@ def test_a_worker_that_leaves_and_returns_has_what_is_held_there() -> None:
     assert isinstance(fleet.place(a_request(a_claim(1, 20), instance=2)), Refused)
     fleet.release(1)
     assert isinstance(fleet.place(a_request(a_claim(1, 20), instance=2)), Placed)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 1 << 32))
+def test_a_trial_leaves_nothing_behind(seed: int) -> None:
+    odds = Odds(seed)
+    fleet = Fleet(odds.workers(4))
+    for number in range(8):
+        answer = fleet.place(odds.request(number, 4))
+        if isinstance(answer, Placed):
+            _hold(fleet, answer)
+    before, request = fleet.snapshot(), odds.request(50, 4)
+    decided, watch = fleet.place(request), fleet.watch(request)
+    with fleet.trial():
+        for number in range(20, 28):
+            fleet.release(odds.dice.randint(0, number))
+            answer = fleet.place(odds.request(number, 4))
+            if isinstance(answer, Placed):
+                _hold(fleet, answer)
+            if odds.dice.random() < 0.3:
+                inner = fleet.snapshot()
+                with fleet.trial():
+                    fleet.release(odds.dice.randint(0, 8))
+                assert fleet.snapshot() == inner
+    assert fleet.snapshot() == before
+    assert fleet.place(request) == decided
+    assert not fleet.stirred(watch)
+    assert all(not fleet.holdings(number) for number in range(20, 28))
+
+
+def test_what_came_to_nothing_stirs_who_waits_for_its_room() -> None:
+    fleet = Fleet([a_worker(1, 24)])
+    request = a_request(a_claim(1, 20))
+    with fleet.trial():
+        fleet.hold(Holding(instance_id=8, model_id=8, worker_id=1, ram=0, vram={0: 20 * GIB}))
+        watch = fleet.watch(request)
+    assert not fleet.stirred(watch)
+    fleet.touch(1)
+    assert fleet.stirred(watch)

@@ -12,6 +12,7 @@ say of a model on a worker is part of the request.
 from gpustack.scheduling.defragment import Proposal, Step, propose
 from gpustack.scheduling.explain import explain
 from gpustack.scheduling.plan import Packing, Placed, Refused, Share, place
+from gpustack.scheduling.preempt import Preemption, preempt
 from gpustack.scheduling.request import FilesThere, Offer, Request, Way
 from gpustack.scheduling.snapshot import Gpu, Holding, Room, Snapshot, Worker, others_use
 
@@ -22,6 +23,7 @@ __all__ = [
     "Offer",
     "Packing",
     "Placed",
+    "Preemption",
     "Proposal",
     "Refused",
     "Request",
@@ -34,5 +36,6 @@ __all__ = [
     "explain",
     "others_use",
     "place",
+    "preempt",
     "propose",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from gpustack.kit.text import MIB
 from gpustack.plugin.values import ResourceClaim
 from gpustack.scheduling.snapshot import Gpu, Room, mib_free, mib_needed
 from gpustack.schemas.models import PlacementStrategy
@@ -162,7 +163,10 @@ def _rows(room: Room, count: int, linked: bool) -> Iterator[tuple[tuple[Gpu, ...
 
 
 def _ram_needed(room: Room, claim: ResourceClaim) -> int:
-    return claim.ram + (per_gpu(claim) * claim.gpus if room.worker.unified_memory else 0)
+    if not room.worker.unified_memory:
+        return claim.ram
+    # Each part is rounded by itself, as in the columns of a fleet.
+    return (mib_needed(claim.ram) + mib_needed(per_gpu(claim)) * claim.gpus) * MIB
 
 
 def _ram_missing(room: Room, claim: ResourceClaim) -> int:

@@ -19,6 +19,7 @@ from gpustack.scheduling.fleet.refusal import refusal
 from gpustack.scheduling.fleet.seat import Seat, in_order
 from gpustack.scheduling.gang import Member, assign
 from gpustack.scheduling.plan import Packing, Placed, Refused, place, placed
+from gpustack.scheduling.preempt import Preemption, preempt
 from gpustack.scheduling.request import Request, Way
 from gpustack.scheduling.scorers.spread import AWAY_SHIFT, MOST_SAME, SAME_SHIFT
 from gpustack.scheduling.snapshot import Holding, Room, Snapshot, Worker, mib_needed
@@ -266,6 +267,19 @@ class Fleet:
         columns, directory = self._columns()
         return refusal(columns, directory, request, len(self._seats))
 
+    def preempt(self, request: Request) -> Preemption | None:
+        """Return who is to leave for ``request``, which fits nowhere; see :func:`gpustack.scheduling.preempt`."""
+        crowded = {
+            worker_id
+            for mine in self._held.values()
+            for worker_id, each in mine.items()
+            if each.priority < request.priority
+        }
+        if not crowded:
+            return None
+        alone = crowded if not _has_gangs(request) else None
+        return preempt(self.snapshot(alone), request, self._packing)
+
     def watch(self, request: Request) -> Watch:
         """Return what tells later whether a request that was refused now may fit."""
         return Watch(request.cluster_id, tuple(sorted(request.selector.items())), self.clock)
@@ -362,6 +376,12 @@ class Fleet:
         ]
         key = sum(each.cost for each in chosen), tuple(each.worker_id for each in chosen)
         return key, placed(request, way, fits)
+
+
+def _has_gangs(request: Request) -> bool:
+    return any(
+        way.followers for offer in (*request.kinds.values(), *request.offers.values()) for way in offer.ways
+    )
 
 
 def need_of(way: Way, claim: ResourceClaim, request: Request) -> Need:
