@@ -19,6 +19,7 @@ PROGRAMS = (
     "install_size",
     "gateway",
     "prefix_affinity",
+    "scheduling",
 )
 
 

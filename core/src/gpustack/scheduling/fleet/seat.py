@@ -122,6 +122,14 @@ class Seat:
         They are linked if that can be, or if it must be. Empty when there are not enough.
         """
         free, sign = self.free, 1 if fullest else -1
+        if count == 1 and max(free) <= MOST_GPU:
+            enough_for_one = [each for each in free if each >= need]
+            if not enough_for_one:
+                return []
+            taken = min(enough_for_one) if fullest else max(enough_for_one)
+            return [self.worker.gpus[free.index(taken)].index]
+        if count == len(free) and not linked:
+            return sorted(self._position) if min(free) >= need else []
         best: tuple[bool, int] | None = None
         chosen: list[int] = []
         rows = self.rows if count > 1 else self.rows[-1:]
