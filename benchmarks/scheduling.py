@@ -174,7 +174,8 @@ def packing() -> float:
             f"  {each.value}: {refused} of {asked} requests for {EIGHT} GPUs refused ({parts[each]:.1%})",
             flush=True,
         )
-    return parts[Packing.WHOLE] / parts[Packing.BEST_FIT]
+    ratio: float = parts[Packing.WHOLE] / parts[Packing.BEST_FIT]
+    return ratio
 
 
 def plot(rates: Sequence[Rate]) -> str:
