@@ -313,7 +313,7 @@ class TestWaitingForRoom:
         gpu = GpuStatus(uuid="g", index=0, vendor="nvidia", name="L4", memory=GpuMemory(total=24 * GIB))
         broken = gpu.model_copy(update={"faults": ["it has fallen off the bus"]})
 
-        assert state.heard(1, Heartbeat(status=status.model_copy(update={"gpu_devices": [broken]})), 1.0)
+        assert not state.heard(1, Heartbeat(status=status.model_copy(update={"gpu_devices": [broken]})), 1.0)
         assert state.snapshot().rooms[1].worker.gpus == ()
         assert devices_of(state.workers[1]) == ()
         assert state.heard(1, Heartbeat(status=status.model_copy(update={"gpu_devices": [gpu]})), 2.0)

@@ -170,3 +170,14 @@ def test_a_worker_in_another_state_takes_part_no_more() -> None:
     (park,) = answered(state, ResourceClaim(ram=GIB))
     assert isinstance(park, Park)
     assert "not ready" in park.message
+
+
+def test_gpus_that_are_linked_are_taken_together() -> None:
+    groups = ("a", "b", "a", "b")
+    linked = [gpu(index).model_copy(update={"link_group": group}) for index, group in enumerate(groups)]
+    worker = a_worker(1, status=WorkerStatus(memory=MemoryStatus(total=24 * GIB), gpu_devices=linked))
+    state = a_state(instances=[an_instance(1, S.ANALYZING)], workers=[worker], files=[a_file(1)])
+
+    (schedule,) = answered(state, ResourceClaim(ram=GIB, vram=12 * GIB, gpus=2))
+    assert isinstance(schedule, Schedule)
+    assert {*schedule.placed.vram} in ({0, 2}, {1, 3})

@@ -40,7 +40,7 @@ _FACTS = frozenset(each.name for each in fields(ModelFacts))
 class Question:
     """Can ``backend`` serve these files with these devices there, and what does that take?
 
-    The devices have no ``uuid``: the answer is for all workers with such devices.
+    The devices have no uuids: the answer is for all workers with such devices.
     """
 
     backend: str
@@ -97,7 +97,7 @@ def kind_of(worker: WorkerPublic) -> str:
 
 def alike(devices: tuple[GpuDevice, ...]) -> tuple[GpuDevice, ...]:
     """Return the devices without what tells each from all others of its make."""
-    return tuple(replace(each, uuid="") for each in devices)
+    return tuple(replace(each, uuid="", parent_uuid="") for each in devices)
 
 
 def _device(gpu: GpuStatus) -> GpuDevice:

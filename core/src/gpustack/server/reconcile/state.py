@@ -361,6 +361,8 @@ class State:
         status, others = worker.status, self.others.get(worker.id, Others())
         known = worker.catalogue.get("backends")
         kind = self.kinds[worker.id] = kind_of(worker)
+        groups = dict.fromkeys(gpu.link_group for gpu in status.gpu_devices if gpu.link_group)
+        islands = {name: number for number, name in enumerate(groups)}
         return Worker(
             id=worker.id,
             name=worker.name,
@@ -382,6 +384,7 @@ class State:
                     name=gpu.name,
                     total=gpu.memory.total,
                     others=others.vram.get(gpu.index, 0),
+                    island=islands.get(gpu.link_group),
                 )
                 for gpu in sorted(status.gpu_devices, key=lambda gpu: gpu.index)
                 if not gpu.faults
