@@ -316,3 +316,36 @@ async def test_room_that_was_given_to_one_that_is_gone_goes_to_the_next() -> Non
         await until(lambda: deleted and states(store) == [S.SCHEDULED])
 
     assert only(store).id not in deleted
+
+
+async def test_a_model_of_higher_priority_takes_the_room_of_another() -> None:
+    store = MemoryStore()
+    store.workers.put(a_worker(ram=6))
+    async with reconciling(store), reading(store):
+        store.models.put(a_model())
+        await until(lambda: states(store) == [S.SCHEDULED])
+        store.models.put(a_model(2, name="urgent", priority=1))
+        await until(
+            lambda: (
+                any(each.draining_since for each in store.instances.all.values())
+                or 1 not in store.instances.all
+            )
+        )
+        placed = await until(
+            lambda: [
+                each
+                for each in store.instances.all.values()
+                if each.state is S.SCHEDULED and each.model_id == 2
+            ]
+        )
+        assert placed[0].worker_id == 1
+        waiting = await until(
+            lambda: [
+                each
+                for each in store.instances.all.values()
+                if each.state is S.PENDING and each.state_message
+            ]
+        )
+
+    assert waiting[0].model_id == 1
+    assert 1 not in store.instances.all

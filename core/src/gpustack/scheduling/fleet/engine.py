@@ -115,19 +115,25 @@ class Fleet:
 
     def hold(self, holding: Holding) -> None:
         """Claim ``holding``, in place of what the instance held on that worker."""
-        self.clock += 1
         worker_id, instance_id = holding.worker_id, holding.instance_id
-        self._note(instance_id)
         mine = self._held.setdefault(instance_id, {})
-        if worker_id in mine:
-            self._drop(mine[worker_id])
-        mine[worker_id] = holding
+        old = mine.get(worker_id)
+        if holding == old:
+            return
+        self.clock += 1
+        self._note(instance_id)
         seat = self._seats.get(worker_id)
+        rose = 0 if seat is None else seat.rose
+        if old is not None:
+            self._drop(old)
+        mine[worker_id] = holding
         if seat is None:
             self._strays.setdefault(worker_id, {})[instance_id] = holding
             return
         if self._before is not None:
             self._rose.setdefault(worker_id, seat.rose)
+        if old is not None and _frees_nothing(old, holding):
+            self._rise(seat, rose)
         seat.put(holding)
         self._count(holding, 1)
         if self._built is not None:
@@ -376,6 +382,11 @@ class Fleet:
         ]
         key = sum(each.cost for each in chosen), tuple(each.worker_id for each in chosen)
         return key, placed(request, way, fits)
+
+
+def _frees_nothing(old: Holding, new: Holding) -> bool:
+    """Tell whether ``new`` is no help to anybody who was refused for ``old``."""
+    return (old.ram, old.vram) == (new.ram, new.vram) and old.priority <= new.priority
 
 
 def _has_gangs(request: Request) -> bool:

@@ -166,6 +166,7 @@ def wish(model: ModelPublic, instance_id: int = 0) -> Request:
         selector=model.worker_selector,
         strategy=model.placement_strategy,
         backend=model.backend,
+        priority=model.priority,
     )
 
 

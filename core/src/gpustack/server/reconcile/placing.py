@@ -18,11 +18,12 @@ from gpustack.schemas import (
     source_key,
 )
 from gpustack.server.reconcile import hub
-from gpustack.server.reconcile.actions import Action, Analyze, Ask, Fail, Move, Park, Restart, Schedule
+from gpustack.server.reconcile.actions import Action, Analyze, Ask, Drain, Fail, Move, Park, Restart, Schedule
 from gpustack.server.reconcile.harm import least_harmful_first
 from gpustack.server.reconcile.learned import memory_of
 from gpustack.server.reconcile.lore import READING, Known, Lore, candidates, wish
 from gpustack.server.reconcile.notes import Notes
+from gpustack.server.reconcile.precedence import Precedence, Promises, precedence
 from gpustack.server.reconcile.questions import Question, facts_of, questions
 from gpustack.server.reconcile.state import State, worker_print
 
@@ -30,7 +31,7 @@ _S = InstanceState
 
 
 def unplaced(state: State, now: float, *, skip: Collection[int]) -> list[Action]:
-    """Return what is next for every instance without a worker, those of higher priority first, then the oldest."""
+    """Return what is next for every instance without a worker: those of higher priority first, then the oldest."""
     waiting = by_priority(state, (state.instances[each] for each in state.unplaced.difference(skip)))
     if not waiting:
         return []
@@ -44,12 +45,14 @@ def _next(state: State, waiting: Sequence[ModelInstancePublic], now: float) -> l
     old = _outdated(state)
     asked: set[Question] = set(state.asking)
     requested: set[tuple[int, str]] = set()
-    lore = Lore(state, now)
+    lore, promises = Lore(state, now), Promises.of(state)
     for instance in waiting:
         model = state.models.get(instance.model_id)
         if model is None:
             continue  # deleted with its model; the event is on its way
-        action = _Look(state, lore, instance, model, old.get(model.id, ()), now).action()
+        look = _Look(state, lore, promises, instance, model, old.get(model.id, ()), now)
+        action = look.action()
+        actions += look.drains
         match action:
             case Schedule():
                 for holding in action.placed.holdings():
@@ -96,7 +99,7 @@ def anew(
         model = state.models.get(instance.model_id)
         if model is None:
             continue
-        request, open_questions = _Look(state, lore, instance, model, (), now).wish()
+        request, open_questions = _Look(state, lore, Promises(), instance, model, (), now).wish()
         unknown.update(dict.fromkeys(open_questions))
         if not open_questions:
             found[instance.id] = request
@@ -127,6 +130,7 @@ class _Look:
         self,
         state: State,
         lore: Lore,
+        promises: Promises,
         instance: ModelInstancePublic,
         model: ModelPublic,
         old: Sequence[ModelInstancePublic],
@@ -136,6 +140,9 @@ class _Look:
         #: Those of the model that run what it was before a change.
         self._old = old
         self._lore = lore
+        self._promises = promises
+        #: Who is to leave for it.
+        self.drains: list[Drain] = []
         self._instance = instance
         self._model = model
         self._now = now
@@ -243,11 +250,25 @@ class _Look:
 
     def _wait_for_room(self, refused: Refused) -> Park:
         lines = explain(refused)
+        if refused.for_room_only and (found := precedence(self._state, self._promises, refused.request)):
+            self.drains += [self._drain(each) for each in found.victims]
+            return self._park([self._waits_for(found), *lines], refused)
         if refused.for_room_only and (leaving := self._state.draining.get(self._model.id)):
             names = ", ".join(leaving.values())
             lines = [f"waits for the room of {names}, which ends once its requests are answered", *lines]
         room_of = self._whose_end_would_help(refused.request) if refused.for_room_only else None
         return self._park(lines, refused, room_of)
+
+    def _drain(self, victim: int) -> Drain:
+        model = self._state.models.get(self._state.instances[victim].model_id)
+        seconds = 0 if model is None else model.rollout.drain_seconds
+        why = f"its room goes to model {self._model.name}, whose priority is higher"
+        return Drain(victim, why, seconds, self._instance.id)
+
+    def _waits_for(self, found: Precedence) -> str:
+        names = ", ".join(self._state.instances[each].name for each in found.leaving)
+        end = "ends once its" if len(found.leaving) == 1 else "end once their"
+        return f"waits for the room of {names}, which {end} requests are answered"
 
     def _whose_end_would_help(self, request: Request) -> int | None:
         """Return the old instance of the model that is missed least of those that would leave enough room."""

@@ -6,6 +6,7 @@ Times are those of one monotonic clock, in seconds. A worker's clock is never lo
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -111,14 +112,20 @@ class State:
         """Take in a model; after a change of what it runs, or where, its instances are tried anew."""
         old = self.models.get(new.id)
         self.models[new.id] = new
-        if old is None:
-            return
-        if _wish(old) == _wish(new):
+        if old is None or old.priority != new.priority:
+            self._follow_priority(new)
+        if old is None or _wish(old) == _wish(new):
             return
         for each in self.instances_of(new.id):
             notes = self.notes[each.id]
             notes.retry, notes.parked = True, None
             notes.asked.clear()
+
+    def _follow_priority(self, model: ModelPublic) -> None:
+        for each in self.instances_of(model.id):
+            self.notes[each.id].parked = None
+            if (held := self._holding(each)) is not None:
+                self.fleet.hold(held)
 
     def put_instance(self, new: ModelInstancePublic, now: float) -> None:
         """Take in an instance, with the deadline of its state; one that was deleted stays so."""
@@ -408,13 +415,19 @@ class State:
         else:
             self.unplaced.discard(new.id)
         before, held = None if old is None else _held(old), _held(new)
-        if held == before:
-            return
-        if before is not None:
+        if before is not None and held != before:
             self.capacity += 1
             self.fleet.release(new.id)
-        if held is not None:
-            self.fleet.hold(held)
+        if (holding := self._holding(new)) is not None:
+            self.fleet.hold(holding)
+
+    def _holding(self, instance: ModelInstancePublic) -> Holding | None:
+        """Return what the instance holds, with how much it would be missed."""
+        held, model = _held(instance), self.models.get(instance.model_id)
+        if held is None:
+            return None
+        serves = instance.state is InstanceState.RUNNING
+        return replace(held, priority=0 if model is None else model.priority, harm=int(serves))
 
     def refused_still(self, instance_id: int) -> bool:
         """Tell whether the instance was refused and nothing has changed since that could help it."""
