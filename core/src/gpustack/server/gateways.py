@@ -77,7 +77,7 @@ class Gateways:
 
     async def __aenter__(self) -> Self:
         """Listen. Raises GPUStackError when the socket cannot be had."""
-        listener = local_sockets.listen_local(self._path)
+        self._listener = listener = local_sockets.listen_local(self._path)
         listener.setblocking(False)
         self._place = self._path.stat().st_ino
         self._forget = self._routing.listen(self._changed)
@@ -88,6 +88,8 @@ class Gateways:
         """Let all go; they serve on with what they have."""
         self._forget()
         await self._tasks.stop()
+        # Tasks that end before they have begun close nothing.
+        self._listener.close()
         for sock in self._accepted:
             sock.close()
         self._writers.clear()
@@ -97,12 +99,20 @@ class Gateways:
                 self._path.unlink()
 
     async def _accept(self, listener: socket.socket) -> None:
-        with contextlib.closing(listener):
+        loop, ready = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_reader(listener.fileno(), ready.set)
+        try:
             while True:
-                sock, _ = await asyncio.get_running_loop().sock_accept(listener)
-                sock.setblocking(False)
-                self._accepted.add(sock)
-                self._tasks.start("gateway", self._serve(sock))
+                await ready.wait()
+                ready.clear()
+                # Not sock_accept: cancelled in the same moment, it loses the socket that it has accepted.
+                with contextlib.suppress(BlockingIOError, ConnectionAbortedError):
+                    sock, _ = listener.accept()
+                    sock.setblocking(False)
+                    self._accepted.add(sock)
+                    self._tasks.start("gateway", self._serve(sock))
+        finally:
+            loop.remove_reader(listener.fileno())
 
     async def _serve(self, sock: socket.socket) -> None:
         reader, writer = await asyncio.open_unix_connection(sock=sock, limit=wire.LONGEST)
