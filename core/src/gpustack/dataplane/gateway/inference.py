@@ -18,18 +18,11 @@ from gpustack.dataplane.choosing import Hints, Lease, Outcome, prefix
 from gpustack.dataplane.errors import ApiError
 from gpustack.dataplane.gateway.answers import error_body, error_event
 from gpustack.dataplane.gateway.books import LEFT
+from gpustack.dataplane.gateway.failures import is_plain, obstacle, outcome_of, told_by_door, trouble_of
+from gpustack.dataplane.gateway.hints import hints_of
 from gpustack.dataplane.gateway.operations import Operation
-from gpustack.dataplane.hops import DIED, DOOR_SAYS
-from gpustack.dataplane.http import (
-    Exchange,
-    Failure,
-    Headers,
-    KnownAnswer,
-    Reply,
-    Request,
-    Stage,
-    request_head,
-)
+from gpustack.dataplane.hops import DOOR_SAYS
+from gpustack.dataplane.http import Exchange, Failure, Headers, KnownAnswer, Reply, Request, request_head
 from gpustack.dataplane.metering import forms, requests
 from gpustack.dataplane.metering.answers import AnswerReader, answer_reader, read_document
 from gpustack.dataplane.metering.requests import Asked
@@ -52,9 +45,6 @@ _UNBUFFERED = b"x-accel-buffering: no\r\n"
 _COMFORT = b": waiting\n\n"
 #: Nothing of it is ever changed.
 _NOTHING = Usage()
-_SESSION, _OTHER_SESSION = b"x-session-id", b"x-gpustack-session"
-#: Headers that tell which requests belong together.
-SESSIONS = frozenset((_SESSION, _OTHER_SESSION))
 
 
 class Inference(msgspec.Struct, eq=False):
@@ -249,7 +239,11 @@ class Inference(msgspec.Struct, eq=False):
         try:
             route = self._route
             assert route is not None
-            lease = self.gateway.chooser.pick(route, self._hints or self._look(route), self._tried)
+            hints = self._hints
+            if hints is None:
+                salt = self.gateway.salt(route.name)
+                self._hints = hints = hints_of(self.request, self._fields, self.operation, salt)
+            lease = self.gateway.chooser.pick(route, hints, self._tried)
             if lease is None:
                 self._nobody(route)
             else:
@@ -278,19 +272,6 @@ class Inference(msgspec.Struct, eq=False):
             (target.host, target.port), head, body, self, route.timeouts, at_once
         )
 
-    def _look(self, route: Route) -> Hints:
-        """Return what the choice of an instance can know of the request."""
-        body, fields, operation = self.request.body, self._fields, self.operation
-        salt = self.gateway.salt(route.name)
-        session = 0
-        if fields and not SESSIONS.isdisjoint(fields):
-            value = fields.get(_SESSION, b"").strip(b" \t") or fields.get(_OTHER_SESSION, b"").strip(b" \t")
-            if value:
-                session = prefix.session(value, salt)
-        marks = () if operation.form else prefix.marks(body, salt, system_apart=operation.anthropic)
-        self._hints = hints = Hints(len(body) // prefix.BYTES_PER_TOKEN, marks, session)
-        return hints
-
     def _body_for(self, target: Target) -> bytes:
         """Return the body as this target is to have it: its own name of the model, and usage asked for."""
         asked, body = self._asked, self.request.body
@@ -316,7 +297,7 @@ class Inference(msgspec.Struct, eq=False):
         """No instance is left to ask."""
         if self._fall_back():
             return
-        self._refuse(self._trouble or errors.not_running(route.name, _obstacle(route)))
+        self._refuse(self._trouble or errors.not_running(route.name, obstacle(route)))
 
     def _fall_back(self) -> bool:
         """Ask the route that stands in for this one, once; tell whether there is one."""
@@ -341,7 +322,7 @@ class Inference(msgspec.Struct, eq=False):
         """The whole answer at once: the usual case where nothing is streamed."""
         try:
             if known.note is None:
-                known.note = _is_plain(known)
+                known.note = is_plain(known)
             if not known.note or self._held_open:
                 self._head(known.status, known.headers(length))
                 self._data(body, body)
@@ -444,7 +425,7 @@ class Inference(msgspec.Struct, eq=False):
         assert reader is not None
         failure = self._exchange.failure if self._exchange is not None else None
         left = reader.end()
-        self._let_go(Outcome.OK if clean else _outcome(failure))
+        self._let_go(Outcome.OK if clean else outcome_of(failure))
         if left:
             reply.write(left)
         if clean:
@@ -462,15 +443,8 @@ class Inference(msgspec.Struct, eq=False):
         assert route is not None
         log.warning("model %s: its engine (instance %s) %s", route.name, self.instance_id, failure.message)
         self.asked_engine = self.asked_engine or failure.started
-        self._let_go(_outcome(failure))
-        if failure.timed_out and failure.stage is not Stage.CONNECT:
-            self._trouble = ApiError(
-                504, f"the engine of model {route.name} {failure.message}", code="engine_timeout"
-            )
-        elif failure.stage is Stage.CONNECT and not failure.started:
-            self._trouble = errors.not_running(route.name, "does not accept connections")
-        else:
-            self._trouble = errors.engine_failed(route.name, failure.message)
+        self._let_go(outcome_of(failure))
+        self._trouble = trouble_of(failure, route)
         if not failure.started or (self.operation.repeatable and not failure.timed_out):
             self._again()
         else:
@@ -495,13 +469,9 @@ class Inference(msgspec.Struct, eq=False):
         route = self._route
         assert route is not None
         if self._said:
-            died = self._said == DIED
-            stage = Stage.HEAD if died else Stage.CONNECT
-            message = (
-                "ended before it answered" if died else f"cannot be reached: {errors.engine_message(content)}"
-            )
-            self.asked_engine = died
-            self._failed(Failure(stage, died, message))
+            failure = told_by_door(self._said, content)
+            self.asked_engine = failure.started
+            self._failed(failure)
         elif self._status < 400:
             self._let_go(Outcome.OK)
             self._refuse(errors.engine_failed(route.name, "answered a stream with something else"))
@@ -634,22 +604,3 @@ class Inference(msgspec.Struct, eq=False):
             return self._id_line + _UNBUFFERED if streaming else self._id_line
         lines = b"".join([b"%b: %b\r\n" % header for header in self._own_headers()])
         return lines + _UNBUFFERED if streaming else lines
-
-
-def _is_plain(known: KnownAnswer) -> bool:
-    """Tell whether what begins so is an answer in JSON, which may tell what it took."""
-    fields = dict(known.headers(b""))
-    json = fields.get(b"content-type") == b"application/json" and not fields.get(b"content-encoding")
-    return json and known.status < 400 and DOOR_SAYS not in fields
-
-
-def _obstacle(route: Route) -> str:
-    return "does not accept connections" if route.targets else route.obstacle
-
-
-def _outcome(failure: Failure | None) -> Outcome:
-    if failure is None:
-        return Outcome.SERVER_ERROR
-    if failure.stage is Stage.CONNECT and not failure.started:
-        return Outcome.CONNECT_FAILED
-    return Outcome.TIMEOUT if failure.timed_out else Outcome.SERVER_ERROR

@@ -20,7 +20,8 @@ from gpustack.dataplane.cors import CorsPolicy, granted, preflight
 from gpustack.dataplane.errors import ApiError
 from gpustack.dataplane.gateway.answers import error_body, model_entry, model_list
 from gpustack.dataplane.gateway.books import Books
-from gpustack.dataplane.gateway.inference import SESSIONS, Inference
+from gpustack.dataplane.gateway.hints import SESSIONS
+from gpustack.dataplane.gateway.inference import Inference
 from gpustack.dataplane.gateway.operations import (
     OPERATIONS,
     PROXY,
