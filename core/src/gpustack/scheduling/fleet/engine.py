@@ -327,8 +327,11 @@ class Fleet:
         if same is None and local is None:
             return _NOTHING
         adjust = np.zeros(len(columns.ram), np.int64)
-        for worker_id, count in (same or {}).items():
-            adjust[self._seats[worker_id].slot] = min(count, MOST_SAME) << SAME_SHIFT
+        if same is not None:
+            seats = self._seats
+            adjust[[seats[each].slot for each in same]] = [
+                min(count, MOST_SAME) << SAME_SHIFT for count in same.values()
+            ]
         if local is not None:
             adjust[local] -= 1 << AWAY_SHIFT
         return Extra(adjust, local)

@@ -93,10 +93,18 @@ def _pick(columns: Columns, eligible: Eligible, need: Need, extra: Extra) -> Spo
         at, cost = _least(free.ravel())
         slot = int(slots[at // columns.width]) if cost >= 0 else 0
         return None if cost < 0 else Spot(cost - need.share, slot, int(columns.last_row[slot]))
-    runs = columns.runs(need.gpus)
-    rows = eligible.rows(need.gpus, linked=need.linked)
+    # Linked GPUs cost less than any others, so these are looked at only when none of those fit.
+    found = _run(columns, need, eligible.rows(need.gpus, linked=True))
+    if found is not None or need.linked:
+        return found
+    return _run(columns, need, eligible.rows(need.gpus, linked=False))
+
+
+def _run(columns: Columns, need: Need, rows: Index) -> Spot | None:
+    """Return the cheapest GPUs next to each other in the order of their free memory, of all ``rows``."""
     if not len(rows):
         return None
+    runs = columns.runs(need.gpus)
     least = runs.least.take(rows, axis=0)
     least -= need.share
     least >>= 31
