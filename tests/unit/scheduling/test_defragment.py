@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpustack.kit.text import GIB
@@ -197,6 +197,7 @@ def fleets(draw: st.DrawFn) -> tuple[Snapshot, list[Request], list[Request]]:
     return snapshot, running, waiting
 
 
+@settings(deadline=None)
 @given(fleets())
 def test_every_step_fits_when_its_turn_comes_and_all_of_them_are_good_for_something(
     given_: tuple[Snapshot, list[Request], list[Request]],
@@ -219,6 +220,7 @@ def test_every_step_fits_when_its_turn_comes_and_all_of_them_are_good_for_someth
             snapshot = snapshot.hold(fits.holding())
 
 
+@settings(deadline=None)
 @given(fleets())
 def test_emptying_gpus_leaves_more_of_them_empty(
     given_: tuple[Snapshot, list[Request], list[Request]],
