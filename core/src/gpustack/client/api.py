@@ -42,6 +42,7 @@ from gpustack.schemas import (
     WorkerRegistered,
     WorkerRegistration,
 )
+from gpustack.schemas.explanations import ModelExplanation
 from gpustack.schemas.gateway import GatewayPublic
 from gpustack.schemas.plugins import PluginsPublic
 
@@ -247,6 +248,11 @@ class Client:
             ModelFilePublic, await self._transport.send("POST", "/v2/model-files/downloads", body=body)
         )
 
+    async def explain(self, model_id: int) -> ModelExplanation:
+        """Return why the instances of a model are where they are, or nowhere. NotFound without the model."""
+        path = f"/v2/models/{model_id}/explain"
+        return read_as(ModelExplanation, await self._transport.send("GET", path))
+
     # Streams --------------------------------------------------------------------------------------------
 
     async def logs(
@@ -262,6 +268,15 @@ class Client:
             params["previous"] = True
         timeout = None if follow else READ_TIMEOUT
         async with self._transport.stream("GET", path, params=params, read_timeout=timeout) as response:
+            try:
+                async for chunk in response.aiter_bytes():
+                    yield chunk
+            except httpx.HTTPError as error:
+                raise self._transport.trouble(error) from error
+
+    async def decisions(self) -> AsyncGenerator[bytes, None]:
+        """Yield what the scheduler decided, as lines of JSON in pieces as they come."""
+        async with self._transport.stream("GET", "/v2/decisions", read_timeout=None) as response:
             try:
                 async for chunk in response.aiter_bytes():
                     yield chunk

@@ -22,6 +22,7 @@ from gpustack.db.dialect import Statement, compiled
 from gpustack.db.errors import is_loss, translated
 from gpustack.db.outbox import Events, StoredEvent
 from gpustack.db.repositories import history
+from gpustack.db.repositories.decisions import Decisions
 from gpustack.db.repositories.measured import Measured
 from gpustack.db.repositories.usage import Usage
 from gpustack.kit.backoff import Backoff
@@ -264,6 +265,7 @@ class Feed:
                 await history.prune(_Reading(self._pool))
                 await Usage(_Reading(self._pool)).prune()
                 await Measured(_Reading(self._pool)).prune()
+                await Decisions(_Reading(self._pool)).prune()
             except GPUStackError as error:
                 log.warning("old events could not be deleted and will be next time: %s", error)
 

@@ -16,6 +16,7 @@ from gpustack.db.outbox import Change, Events
 from gpustack.db.repositories.api_keys import ApiKeys
 from gpustack.db.repositories.base import sql
 from gpustack.db.repositories.clusters import Clusters
+from gpustack.db.repositories.decisions import Decisions
 from gpustack.db.repositories.history import Happening, History
 from gpustack.db.repositories.instances import Instances
 from gpustack.db.repositories.measured import Measured
@@ -53,6 +54,7 @@ class _Repositories:
         self.measured = Measured(session)
         self.events = Events(session)
         self.history = History(session)
+        self.decisions = Decisions(session)
         self.usage = Usage(session)
 
 

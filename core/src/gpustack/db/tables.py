@@ -282,6 +282,29 @@ class UsageRow(Table, tablename="usage_records", db=DIALECT):
     estimated = Boolean(default=False)
 
 
+class DecisionPage(Table, tablename="decision_pages", db=DIALECT):
+    """Decisions of one run of the scheduler, packed; those after a whole page are read with it."""
+
+    id: BigSerial = BigSerial(primary_key=True)
+    run = Varchar(length=32)
+    whole = Boolean()
+    decisions = Integer()
+    body = Text()
+    created_at = Timestamptz(default=None)
+
+
+class DecisionRow(Table, tablename="decisions", db=DIALECT):
+    """Where in its page a decision is found, by what it was about."""
+
+    id: BigSerial = BigSerial(primary_key=True)
+    page_id = ForeignKey(DecisionPage, on_delete=OnDelete.cascade, null=False, index=True)
+    place = Integer()
+    model_id = BigInt(index=True)
+    instance_id = BigInt(index=True)
+    worker_id = BigInt(default=None, null=True)
+    decided_at = Timestamptz(default=None)
+
+
 class EventRow(Table, tablename="events", db=DIALECT):
     """What changed, in the order of commits."""
 

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         InferenceBackend,
         NoSettings,
         SpansWorkers,
+        SuggestsLess,
         SystemDetector,
     )
     from gpustack.plugin.databases import (
@@ -97,6 +98,7 @@ if TYPE_CHECKING:
         Probe,
         ReleaseBinary,
         ResourceClaim,
+        Suggestion,
         SystemReading,
         Verdict,
     )
@@ -113,7 +115,8 @@ _HOMES = {
     name: module
     for module, names in {
         "gpustack.plugin.contracts": (
-            "BundledModel Extension GpuDetector Host InferenceBackend NoSettings SpansWorkers SystemDetector "
+            "BundledModel Extension GpuDetector Host InferenceBackend NoSettings SpansWorkers "
+            "SuggestsLess SystemDetector "
         ),
         "gpustack.plugin.databases": (
             "Database DatabaseAddress DatabaseConnection DatabaseError DatabasePool Session Trouble "
@@ -128,7 +131,7 @@ _HOMES = {
         "gpustack.plugin.values": (
             "Artifact Category ContainerImage DeviceExposure DeviceRequest EstimateRequest Filesystem "
             "GpuDevice GpuProcess GpuUsage LaunchPlan LaunchRequest Member ModelCard ModelFacts PipxPackage Platform Probe "
-            "ReleaseBinary ResourceClaim SystemReading Verdict "
+            "ReleaseBinary ResourceClaim Suggestion SystemReading Verdict "
         ),
         "gpustack.plugin.web": ("WebApp "),
         "gpustack.settings.kinds": ("HttpUrl "),
@@ -190,6 +193,8 @@ __all__ = [
     "RoutingTable",
     "Session",
     "SpansWorkers",
+    "Suggestion",
+    "SuggestsLess",
     "SystemDetector",
     "SystemReading",
     "Target",

@@ -31,6 +31,7 @@ from gpustack.plugin.values import (
     ModelFacts,
     Platform,
     ResourceClaim,
+    Suggestion,
     SystemReading,
     Verdict,
 )
@@ -167,6 +168,18 @@ class SpansWorkers(Protocol):
         """Return the process of the member ``request.member``; pure, as :meth:`InferenceBackend.launch`.
 
         Members may be started in any order and wait for each other; each is started again by itself when it ends.
+        """
+
+
+@runtime_checkable
+class SuggestsLess(Protocol):
+    """What a backend can besides, that knows how a model takes less memory: just this method."""
+
+    def suggestions(self, request: EstimateRequest) -> Sequence[Sequence[Suggestion]]:
+        """Return parameters under which the model of ``request`` needs less memory, in place of those that it has.
+
+        Each inner sequence is one kind of change, from the least to the greatest: a context half as long, then a quarter.
+        ``gpustack explain`` tells the first of each kind that fits. Pure. Raises Refused when the parameters are wrong.
         """
 
 

@@ -276,6 +276,16 @@ class EstimateRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Suggestion:
+    """Parameters of a model under which it takes less memory."""
+
+    #: What changes, as in "a context of 4096 tokens".
+    what: str
+    #: All of the parameters, changed and unchanged.
+    parameters: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PipxPackage:
     """An engine that pipx installs into an environment of its own."""
 

@@ -37,13 +37,18 @@ def _headline(refused: Refused) -> str:
     return "waiting for room: no worker has enough free memory now"
 
 
-def _worker_lines(refused: Refused) -> list[str]:
+def worker_lines(refused: Refused) -> dict[int, str]:
+    """Return of each worker that the refusal names, by id, what is missing there or why it was left out."""
     deficits, reasons, rooms = refused.deficits, refused.reasons, refused.rooms
-    return [
-        f"{room.worker.name}: "
-        + (reasons[number] if number in reasons else "; ".join(_parts(room, deficits[number])))
+    return {
+        number: reasons[number] if number in reasons else "; ".join(_parts(room, deficits[number]))
         for number, room in rooms.items()
-    ]
+    }
+
+
+def _worker_lines(refused: Refused) -> list[str]:
+    rooms = refused.rooms
+    return [f"{rooms[number].worker.name}: {line}" for number, line in worker_lines(refused).items()]
 
 
 def _parts(room: Room, deficit: Deficit) -> list[str]:

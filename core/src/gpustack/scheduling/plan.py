@@ -238,6 +238,17 @@ def refusal(snapshot: Snapshot, request: Request, verdicts: Verdicts) -> Refused
     )
 
 
+def has_room(room: Room, request: Request) -> bool:
+    """Tell whether some way fits in ``room``, or of an instance on several workers one of its members."""
+    only = _only(room.worker, request)
+    return any(
+        True
+        for _, way in _ways(room, request)
+        for claim in dict.fromkeys(way.members)
+        for _ in fits(room, claim, request.strategy, linked=way.linked, only=only)
+    )
+
+
 def miss(room: Room, request: Request) -> Deficit:
     """Return what the nearest way lacks in ``room``; nothing, when only further workers are lacking."""
     return min(_misses(room, request), key=lambda each: each.distance)

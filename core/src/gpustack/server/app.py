@@ -44,13 +44,16 @@ from gpustack.server.auth.authenticate import Authenticator, guard
 from gpustack.server.auth.passwords import hash_now
 from gpustack.server.config import ADMIN, FIRST_LOGIN_FILE, ServerConfig, Tunables, kept_secret
 from gpustack.server.cors import Cors
+from gpustack.server.decisions import DecisionLog
 from gpustack.server.errors import MAX_BODY, answer, body
+from gpustack.server.explaining import Explainer
 from gpustack.server.fronted import fronted
 from gpustack.server.gateway_plugin import GatewayLife
 from gpustack.server.gateways import Gateways
 from gpustack.server.heartbeats import Heartbeats
 from gpustack.server.listen import serve
 from gpustack.server.loads import Loads, least_to_tell, tell
+from gpustack.server.reconcile.questions import Backends
 from gpustack.server.routing import Routing
 from gpustack.server.services import Services
 from gpustack.server.tls import Certificates
@@ -250,6 +253,7 @@ async def started(
         )
         config.tunables.listen(lambda new: updates.use(new.update_check_url))
         bundled = await stack.enter_async_context(BundledModels(catalogue, _host(config, "models")))
+        backends = await usable_backends(stack, catalogue, config)
         services = Services(
             config=config,
             store=store,
@@ -261,6 +265,7 @@ async def started(
             heartbeats=heartbeats,
             upstream=upstream,
             updates=updates,
+            explainer=Explainer(store, backends),
             broken=broken,
         )
         tasks = await stack.enter_async_context(Tasks("server", broke))
@@ -270,7 +275,7 @@ async def started(
         tasks.start("worker tokens", services.authenticator.follow(feed))
         loads = Loads(routing.leads, least=least_to_tell(config.gateway))
         if reconcile:
-            await _start_reconciling(stack, services, loads)
+            await _start_reconciling(stack, services, backends, loads)
         books = await _books(stack, tasks, store, config)
         inference = await stack.enter_async_context(
             in_process(books, services.authenticator.principal, wake=lambda route: loads.wake(route.name))
@@ -338,13 +343,17 @@ async def _deliver(journal: Journal, store: Store) -> NoReturn:
         await journal.acknowledge(batch)
 
 
-async def _start_reconciling(stack: contextlib.AsyncExitStack, services: Services, loads: Loads) -> None:
+async def _start_reconciling(
+    stack: contextlib.AsyncExitStack, services: Services, backends: Backends, loads: Loads
+) -> None:
     from gpustack.server.reconcile import Reconciler
 
-    backends = await usable_backends(stack, services.catalogue, services.config)
-    reconciler = await stack.enter_async_context(
-        Reconciler(services.store, services.feed, backends, on_silence=services.fleet.silent)
+    reconciler = Reconciler(services.store, services.feed, backends, on_silence=services.fleet.silent)
+    # It is open for longer, so that the last decisions are written down, too.
+    services.explainer.log = await stack.enter_async_context(
+        DecisionLog(services.store, reconciler.state.fleet)
     )
+    await stack.enter_async_context(reconciler)
     services.heartbeats.listeners.append(reconciler.heard)
     loads.told, loads.woken = reconciler.loaded, reconciler.wake
     services.planning.propose = reconciler.propose

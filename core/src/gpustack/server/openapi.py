@@ -10,6 +10,7 @@ from pydantic.json_schema import models_json_schema
 from gpustack import schemas
 from gpustack.dataplane.gateway.operations import OPERATIONS
 from gpustack.schemas import workers
+from gpustack.schemas.explanations import ModelExplanation
 from gpustack.schemas.gateway import GatewayPublic
 from gpustack.schemas.plugins import PluginsPublic
 from gpustack.server.auth.authenticate import COOKIE
@@ -70,6 +71,7 @@ _WRITTEN = (
     schemas.Event,
     PluginsPublic,
     GatewayPublic,
+    ModelExplanation,
 )
 _OPENAI_ERROR = {
     "type": "object",

@@ -15,6 +15,7 @@ from gpustack.server.auth.caller import Req
 from gpustack.server.auth.passwords import Passwords
 from gpustack.server.auth.throttle import Throttle
 from gpustack.server.config import ServerConfig
+from gpustack.server.explaining import Explainer
 from gpustack.server.fleet import FleetNews
 from gpustack.server.gateway_plugin import Front
 from gpustack.server.heartbeats import Heartbeats
@@ -37,6 +38,7 @@ class Services:
     heartbeats: Heartbeats
     upstream: Upstream
     updates: UpdateCheck
+    explainer: Explainer
     #: Gets the name of the first background task that ends by itself, which none may.
     broken: asyncio.Future[str]
     front: Front = field(default_factory=Front)

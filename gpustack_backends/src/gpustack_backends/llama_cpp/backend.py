@@ -17,9 +17,11 @@ from gpustack.plugin import (
     Platform,
     Refused,
     ResourceClaim,
+    Suggestion,
     Verdict,
 )
 from gpustack_backends.llama_cpp.launcher import COMMAND, PACKAGE, VERSION, launcher_wheel
+from gpustack_backends.llama_cpp.less import suggestions
 from gpustack_backends.llama_cpp.memory import Shape, claim, is_whole_input
 from gpustack_backends.llama_cpp.parameters import Parameters
 from gpustack_backends.llama_cpp.slots import slots_in_use
@@ -80,6 +82,10 @@ class LlamaCpp(InferenceBackend[NoSettings]):
         """Return weights, KV cache, compute buffers and the process; on GPUs what is offloaded there."""
         parameters = Parameters.parse(request.parameters)
         return claim(request.model, parameters, len(request.devices), request.version)
+
+    def suggestions(self, request: EstimateRequest) -> Sequence[Sequence[Suggestion]]:
+        """Return shorter contexts, a smaller cache, fewer requests at a time."""
+        return suggestions(request.model, Parameters.parse(request.parameters))
 
     def artifact(self, version: str, platform: Platform) -> PipxPackage:
         """Return our launcher, made for this version of xllamacpp."""

@@ -23,6 +23,7 @@ from gpustack.db.migrations import (
     m0006_worker_identity,
     m0007_model_serving,
     m0008_measured_memory,
+    m0009_decisions,
 )
 from gpustack.kit.errors import NewerData, SettingsError
 from gpustack.plugin.databases import DatabaseConnection, DatabaseError, Trouble
@@ -37,6 +38,7 @@ STEPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("0006_worker_identity", m0006_worker_identity.STATEMENTS),
     ("0007_model_serving", m0007_model_serving.STATEMENTS),
     ("0008_measured_memory", m0008_measured_memory.STATEMENTS),
+    ("0009_decisions", m0009_decisions.STATEMENTS),
 )
 
 #: What records the steps.

@@ -11,7 +11,7 @@ before.
 
 from gpustack.scheduling.records.codec import BadRecord, decode, encode
 from gpustack.scheduling.records.entry import Entry, verdict
-from gpustack.scheduling.records.recorder import RecordedFleet, entries
+from gpustack.scheduling.records.recorder import RecordedFleet, Taken, entries
 from gpustack.scheduling.records.replay import Replay, Replayed, replay
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "RecordedFleet",
     "Replay",
     "Replayed",
+    "Taken",
     "decode",
     "encode",
     "entries",

@@ -21,7 +21,7 @@ _PER_THING = 2
 
 
 @dataclass(slots=True)
-class _Taken:
+class Taken:
     """A decision as it was made; made into an :class:`Entry` when it is taken, which is later and elsewhere."""
 
     at: float
@@ -53,7 +53,7 @@ class RecordedFleet(Fleet):
         self._kept_held: dict[int, tuple[Holding, ...]] = {}
         self._touched_workers: dict[int, None] = {}
         self._touched_instances: dict[int, None] = {}
-        self._taken: list[_Taken] = []
+        self._taken: list[Taken] = []
         self._since_whole = 0
         self._begin_anew = True
         self._policy = packing
@@ -102,7 +102,7 @@ class RecordedFleet(Fleet):
         if whole:
             self._begin_anew, self._since_whole = False, 0
             workers, gone, held = tuple(self._kept_workers.values()), (), dict(self._kept_held)
-        self._taken.append(_Taken(self._clock(), request, answer, workers, gone, held, whole))
+        self._taken.append(Taken(self._clock(), request, answer, workers, gone, held, whole))
         self.on_decision()
 
     def _changes(self) -> tuple[tuple[Worker, ...], tuple[int, ...], dict[int, tuple[Holding, ...]]]:
@@ -137,7 +137,7 @@ class RecordedFleet(Fleet):
         """Return how many decisions wait to be taken."""
         return len(self._taken)
 
-    def take(self, most: int) -> list[_Taken]:
+    def take(self, most: int) -> list[Taken]:
         """Return and forget the oldest decisions, at most ``most``; :func:`entries` makes entries of them."""
         taken, self._taken = self._taken[:most], self._taken[most:]
         return taken
@@ -147,7 +147,7 @@ class RecordedFleet(Fleet):
         self._begin_anew = True
 
 
-def entries(taken: Iterable[_Taken], packing: Packing = Packing.WHOLE) -> list[Entry]:
+def entries(taken: Iterable[Taken], packing: Packing = Packing.WHOLE) -> list[Entry]:
     """Return the entries of what was taken. May run in another thread than the fleet."""
     return [
         Entry(

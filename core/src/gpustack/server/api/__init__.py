@@ -6,6 +6,7 @@ from litestar.di import Provide
 from gpustack.server.api import (
     clusters,
     config,
+    decisions,
     defragmentation,
     gateway,
     gpu_devices,
@@ -45,6 +46,7 @@ ROUTER = Router(
         *config.HANDLERS,
         *defragmentation.HANDLERS,
         *gateway.HANDLERS,
+        *decisions.HANDLERS,
     ],
 )
 

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from gpustack.kit.errors import InvalidInput, NotFound
 from gpustack.schemas import ModelCreate, ModelInstancePublic, ModelPatch, ModelPublic, ModelUpdate, Page
+from gpustack.schemas.explanations import ModelExplanation
 from gpustack.server.api.listing import PageNumber, PerPage, Select, listed
 from gpustack.server.auth.caller import Access, Req, Via
 from gpustack.server.body import Body, one
@@ -54,6 +55,17 @@ async def list_instances_of_model(
     store = services(request).store
     await store.models.get(model_id)
     return page_answer(await store.instances.list(page=page or 1, per_page=per_page, model_id=model_id))
+
+
+@get("/models/{model_id:int}/explain", tags=["Models"])
+async def explain_model(request: Req, model_id: FromPath[int]) -> Response[ModelExplanation]:
+    """Explain why the instances of a model are where they are, or nowhere.
+
+    Of what waits: how many workers each filter left, what is missing on the nearest ones, and what would make it fit, each
+    tried on the fleet of this moment. Of what runs: why it went there, from the record of the decision.
+    """
+    parts = services(request)
+    return one(await parts.explainer.explain(await parts.store.models.get(model_id)))
 
 
 @post("/models", dto=Body[ModelCreate], tags=["Models"])
@@ -120,6 +132,7 @@ HANDLERS = [
     list_models,
     get_model,
     list_instances_of_model,
+    explain_model,
     create_model,
     update_model,
     patch_model,

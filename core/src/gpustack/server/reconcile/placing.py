@@ -235,7 +235,7 @@ class _Look:
         if known.open:
             return Ask(tuple(known.open))
         request = self._request(known)
-        match self._state.fleet.place(request):
+        match self._state.fleet.decide(request):
             case Placed() as placed:
                 return self._schedule(placed)
             case Refused() as refused if refused.for_room_only or known.passing:

@@ -13,7 +13,7 @@ from typing import Any
 from gpustack.lifecycle.instance import HOLDS_CLAIM, time_allowed
 from gpustack.lifecycle.suspicion import Rhythm
 from gpustack.scheduling import Gpu, Holding, Request, Snapshot, Worker, others_use
-from gpustack.scheduling.fleet import Fleet
+from gpustack.scheduling.records import RecordedFleet
 from gpustack.schemas import (
     EventType,
     Heartbeat,
@@ -71,7 +71,7 @@ class State:
         self.peaks = Peaks()
         self.asking: set[Question] = set()
         #: The workers and what instances hold there, as the scheduler sees them; kept up to date row by row.
-        self.fleet = Fleet()
+        self.fleet = RecordedFleet()
         #: What workers are alike in, see :func:`kind_of`.
         self.kinds: dict[int, str] = {}
         #: Instances without a worker.

@@ -1,0 +1,271 @@
+"""Why instances are where they are, or nowhere: the fleet as it is now, and past decisions from their records."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, replace
+from datetime import UTC, datetime
+
+from gpustack.db import Store
+from gpustack.db.repositories.decisions import Spot
+from gpustack.plugin import EstimateRequest, SuggestsLess
+from gpustack.scheduling import Placed, Refused, Request
+from gpustack.scheduling.account import account
+from gpustack.scheduling.records import Entry, Replay, verdict
+from gpustack.scheduling.remedies import Alternative, remedies
+from gpustack.schemas import InstanceState, ModelInstancePublic, ModelPublic, Source
+from gpustack.schemas.explanations import InstanceExplanation, ModelExplanation, Outcome
+from gpustack.server import telling
+from gpustack.server.decisions import DecisionLog, recorded
+from gpustack.server.reconcile import Limits, hub
+from gpustack.server.reconcile.lore import Known, Lore, wish
+from gpustack.server.reconcile.notes import Rows
+from gpustack.server.reconcile.questions import Backends, Question, ask, questions
+from gpustack.server.reconcile.state import State
+
+log = logging.getLogger(__name__)
+
+#: Pages of old decisions that are read for one answer: each costs a fleet made anew.
+_MOST_READ = 8
+#: Models whose instances are tried elsewhere.
+_MOST_MOVABLE = 24
+#: Rounds of questions to backends; each may open others.
+_MOST_ROUNDS = 5
+#: Seconds of searching for what would help; what was found by then is told.
+_PATIENCE = 10.0
+
+_OF_REQUEST = {each.name for each in fields(Request)}
+_KNOWN = tuple(each.name for each in fields(Known) if each.name in _OF_REQUEST)
+
+
+class Explainer:
+    """Answers on demand; nothing here slows a decision down."""
+
+    def __init__(self, store: Store, backends: Backends) -> None:
+        self._store = store
+        self._backends = backends
+        #: Asked to write down what it has, so that the newest decision is explained too; None where another server decides.
+        self.log: DecisionLog | None = None
+
+    async def explain(self, model: ModelPublic) -> ModelExplanation:
+        """Return why each instance of ``model`` is where it is, or nowhere.
+
+        What waits is decided anew on the fleet of this moment. Raises GPUStackError when the database is away.
+        """
+        if self.log is not None:
+            await self.log.flush()
+        spots = await self._store.decisions.last_of_model(model.id)
+        look = _Look(await self._state(), self._backends, model)
+        read: dict[int, None] = {}
+        found = []
+        for instance in look.state.instances_of(model.id):
+            spot = spots.get(instance.id)
+            if instance.worker_id is None:
+                found.append(await look.unplaced(instance, spot))
+                continue
+            past = None
+            if spot is not None and (spot.page_id in read or len(read) < _MOST_READ):
+                read[spot.page_id] = None
+                past = await recorded(self._store, spot)
+            found.append(await asyncio.to_thread(look.placed, instance, spot, past))
+        return ModelExplanation(
+            model_id=model.id,
+            model_name=model.name,
+            replicas=model.replicas,
+            ready_replicas=model.ready_replicas,
+            instances=found,
+        )
+
+    async def _state(self) -> State:
+        """Return what the reconciler would know if it began now."""
+        store = self._store
+        models = await store.models.list(page=-1)
+        workers = await store.workers.list(page=-1)
+        files = await store.model_files.list(page=-1)
+        instances = await store.instances.list(page=-1)
+        rows = Rows(models=models.items, instances=instances.items, workers=workers.items, files=files.items)
+        versions = {name: backend.default_version for name, (backend, _) in self._backends.items()}
+        state = State(Limits(), versions, now=time.monotonic())
+        await asyncio.to_thread(state.replace_rows, rows, now=time.monotonic(), wall=datetime.now(UTC))
+        return state
+
+
+class _Look:
+    """One look at the fleet, for all instances of a model. The state is nobody else's."""
+
+    def __init__(self, state: State, backends: Backends, model: ModelPublic) -> None:
+        self.state = state
+        self._backends = backends
+        self._model = model
+        #: Replicas wait for the same reason.
+        self._waiting: InstanceExplanation | None = None
+
+    # What has a place ------------------------------------------------------------------------------------
+
+    def placed(
+        self, instance: ModelInstancePublic, spot: Spot | None, past: tuple[Replay, Entry] | None
+    ) -> InstanceExplanation:
+        """Return where an instance is, and from the record of the decision why there."""
+        base = telling.where(instance)
+        if spot is None or past is None:
+            return base.model_copy(update={"reasons": ["the record of its decision is not kept"]})
+        replay, entry = past
+        told = base.model_copy(update={"decision_id": spot.id, "decided_at": spot.decided_at})
+        made = entry.placed
+        if made is None or made.worker_id != instance.worker_id:
+            return told.model_copy(update={"reasons": ["its last recorded decision was another one"]})
+        fleet = replay.fleet
+        again = fleet.place(entry.request)
+        why = account(fleet, entry.request, made)
+        names = {each.id: each.name for each in fleet.workers()}
+        return told.model_copy(
+            update={
+                "seats": telling.seats(made, names),
+                "reasons": list(why.reasons),
+                "filters": telling.counts(why.steps),
+                "workers": why.workers,
+                "with_room": why.with_room,
+                "replayed": verdict(again) == entry.verdict,
+            }
+        )
+
+    # What has none ---------------------------------------------------------------------------------------
+
+    async def unplaced(self, instance: ModelInstancePublic, spot: Spot | None) -> InstanceExplanation:
+        """Return why an instance has no place, and what would give it one."""
+        own = {
+            "instance_id": instance.id,
+            "instance_name": instance.name,
+            "state": instance.state,
+            "decision_id": None if spot is None else spot.id,
+            "decided_at": None if spot is None else spot.decided_at,
+        }
+        if instance.state is InstanceState.ANALYZING:
+            summary = instance.state_message or "its files are being read"
+            return InstanceExplanation(**own, outcome=Outcome.NOT_DECIDED, summary=summary)
+        if self._waiting is None:
+            self._waiting = await self._decide(instance)
+        return self._waiting.model_copy(update=own)
+
+    async def _decide(self, instance: ModelInstancePublic) -> InstanceExplanation:
+        request = await self._request(self._model, instance.id)
+        base = InstanceExplanation(
+            instance_id=instance.id,
+            instance_name=instance.name,
+            state=instance.state,
+            outcome=Outcome.NOT_DECIDED,
+            summary="backends have not answered yet",
+        )
+        if request is None:
+            return base
+        fleet = self.state.fleet
+        answer = await asyncio.to_thread(fleet.place, request)
+        names = {each.id: each.name for each in fleet.workers()}
+        if isinstance(answer, Placed):
+            summary = f"it fits on worker {names[answer.worker_id]} now"
+            return base.model_copy(
+                update={"outcome": Outcome.FITS, "summary": summary, "seats": telling.seats(answer, names)}
+            )
+        told = telling.refusal(base, answer, failed=instance.state is InstanceState.ERROR)
+        help_ = await self._remedies(answer)
+        return told.model_copy(
+            update={"remedies": [telling.remedy(each, names, self.state) for each in help_]}
+        )
+
+    async def _remedies(self, refused: Refused) -> list[telling.FoundRemedy]:
+        found: list[list[Alternative]] = []
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                for kind in await self._suggestions():
+                    if (fitting := await self._first_that_fits(kind, refused.request)) is not None:
+                        found.append([fitting])  # noqa: PERF401  # what was found in time is kept
+        except TimeoutError:
+            log.warning("model %s: backends are slow to say what would need less memory", self._model.name)
+        movable = await self._movable(refused) if refused.for_room_only else {}
+        return await asyncio.to_thread(remedies, self.state.fleet, refused, found, movable)
+
+    async def _first_that_fits(
+        self, kind: Sequence[tuple[str, tuple[str, ...]]], request: Request
+    ) -> Alternative | None:
+        for what, parameters in kind:
+            model = self._model.model_copy(update={"backend_parameters": list(parameters)})
+            changed = await self._request(model, request.instance_id)
+            if changed is not None and isinstance(self.state.fleet.place(changed), Placed):
+                return Alternative(what=what, request=changed, parameters=parameters)
+        return None
+
+    async def _suggestions(self) -> list[list[tuple[str, tuple[str, ...]]]]:
+        """Return what backends say takes less memory: kinds of changes, each from the least to the greatest."""
+        found: dict[str, list[list[tuple[str, tuple[str, ...]]]]] = {}
+        for question in self._asked(self._model):
+            backend, plugin = self._backends[question.backend]
+            if question.backend in found or not isinstance(backend, SuggestsLess):
+                continue
+            request = EstimateRequest(
+                model=question.facts,
+                version=question.version,
+                parameters=question.parameters,
+                devices=question.devices,
+            )
+            found[question.backend] = await telling.suggestions(plugin, backend, request)
+        return [kind for kinds in found.values() for kind in kinds]
+
+    async def _movable(self, refused: Refused) -> Mapping[int, Request]:
+        """Return requests for the instances on the nearest workers, as if they had no place yet."""
+        near = [each for each in refused.named if each.failed is None]
+        held = {holding.instance_id: None for each in near for holding in each.holdings}
+        instances = [self.state.instances[number] for number in held if number in self.state.instances]
+        models = list(dict.fromkeys(each.model_id for each in instances))[:_MOST_MOVABLE]
+        requests: dict[int, Request] = {}
+        for model_id in models:
+            model = self.state.models.get(model_id)
+            if model is not None and (request := await self._request(model, 0)) is not None:
+                requests[model_id] = request
+        return {
+            each.id: replace(requests[each.model_id], instance_id=each.id)
+            for each in instances
+            if each.model_id in requests and each.draining_since is None
+        }
+
+    async def _request(self, model: ModelPublic, instance_id: int) -> Request | None:
+        """Return what the model asks for, with the answers of backends; None when these go on asking."""
+        for _ in range(_MOST_ROUNDS):
+            known = self._known(model)
+            if not known.open:
+                values = {name: getattr(known, name) for name in _KNOWN}
+                return replace(wish(model, instance_id), **values)
+            await self._answer(known.open)
+        return None
+
+    async def _answer(self, asked: Iterable[Question]) -> None:
+        some = list(asked)
+        answers = await asyncio.gather(*(ask(each, self._backends, time.monotonic()) for each in some))
+        for question, answer in zip(some, answers, strict=True):
+            # It expires with this look, so that nothing is asked twice.
+            self.state.answers[question] = replace(answer, expires=None)
+
+    def _known(self, model: ModelPublic) -> Known:
+        lore = Lore(self.state, time.monotonic())
+        if model.source is not Source.HUGGINGFACE:
+            return lore.of_workers(model)
+        return lore.of_hub(model, hub.Hub(self.state, model, lore.workers(model)).facts(frozenset()))
+
+    def _asked(self, model: ModelPublic) -> list[Question]:
+        """Return a question of each backend for each kind of worker that knows the files."""
+        lore = Lore(self.state, time.monotonic())
+        files = (
+            hub.Hub(self.state, model, lore.workers(model)) if model.source is Source.HUGGINGFACE else None
+        )
+        found: dict[Question, None] = {}
+        for worker in lore.workers(model):
+            if files is not None:
+                facts = files.facts(frozenset())
+            else:
+                file = self.state.file(worker.id, model)
+                facts = telling.facts_in(file)
+            if facts is not None:
+                found.update(dict.fromkeys(questions(model, worker, facts, self.state.versions)))
+        return list(found)

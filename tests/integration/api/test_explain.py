@@ -1,0 +1,59 @@
+"""Why instances are where they are, as the API tells it, and the records of decisions that it hands out."""
+
+from __future__ import annotations
+
+from gpustack.schemas import InstanceState
+from support.api import Api
+
+
+async def test_a_model_without_workers_says_so(api: Api) -> None:
+    model = await api.model("tiny")
+    instance = await api.instance(model, None)
+
+    answer = await api.admin.get(f"/v2/models/{model['id']}/explain")
+
+    assert answer.status_code == 200
+    (one,) = answer.json()["instances"]
+    assert (one["instance_id"], one["outcome"]) == (instance, "refused")
+    assert "no worker has joined yet" in one["summary"]
+
+
+async def test_an_instance_without_a_record_is_told_by_its_row(api: Api) -> None:
+    model, worker = await api.model("tiny"), await api.worker()
+    claim = {"ram": 3 << 30, "vram": {}}
+    await api.instance(
+        model, worker["id"], state=InstanceState.RUNNING, backend="any", computed_resource_claim=claim
+    )
+
+    (one,) = (await api.admin.get(f"/v2/models/{model['id']}/explain")).json()["instances"]
+
+    assert one["summary"] == "runs on worker w, on the processor"
+    assert one["seats"] == [{"worker_id": worker["id"], "worker_name": "w", "ram_mib": 3072, "vram_mib": {}}]
+    assert one["reasons"] == ["the record of its decision is not kept"]
+
+
+async def test_an_instance_whose_files_are_read_is_not_decided_yet(api: Api) -> None:
+    model = await api.model("tiny")
+    await api.instance(model, None, state=InstanceState.ANALYZING, state_message="reading the files")
+
+    (one,) = (await api.admin.get(f"/v2/models/{model['id']}/explain")).json()["instances"]
+
+    assert (one["outcome"], one["summary"]) == ("not-decided", "reading the files")
+
+
+async def test_explanations_and_records_are_for_people_and_not_for_workers(api: Api) -> None:
+    model, worker = await api.model("tiny"), await api.worker()
+    headers = {"Authorization": f"Bearer {worker['token']}"}
+    for path in (f"/v2/models/{model['id']}/explain", "/v2/decisions"):
+        assert (await api.anyone.get(path)).status_code == 401
+        assert (await api.anyone.get(path, headers=headers)).status_code == 403
+
+
+async def test_a_model_that_is_none_is_not_found(api: Api) -> None:
+    answer = await api.admin.get("/v2/models/99/explain")
+    assert answer.status_code == 404
+
+
+async def test_without_decisions_there_is_nothing_to_hand_out(api: Api) -> None:
+    answer = await api.admin.get("/v2/decisions")
+    assert (answer.status_code, answer.content) == (200, b"")
