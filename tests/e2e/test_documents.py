@@ -38,6 +38,7 @@ def commands(document: str) -> list[str]:
                 "getting-started",
                 "command-line",
                 "deployment",
+                "placement",
                 "scaling",
                 "settings",
                 "troubleshooting",
@@ -57,6 +58,7 @@ def fresh(
     name = document.removesuffix(".md").replace("/", " ")
     flags = ["--bin-dir", str(engine.bin_dir), "--service-port-range", a_port_range(6)]
     with gpustack(place / f"docs {name}", place / f"docs home {name}", flags) as running:
+        (running.home / "examples").symlink_to(ROOT / "examples")
         (running.home / "tiny.gguf").symlink_to(tiny_gguf)
         (running.home / "embedding.gguf").symlink_to(tiny_embedding_gguf)
         yield running

@@ -19,6 +19,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "ls": ("ls", "List models."),
         "ps": ("ps", "List the running copies of models."),
         "show": ("show", "Show everything about one model."),
+        "explain": ("explain", "Show why a model runs where it runs, or why it waits."),
         "chat": ("chat", "Talk to a model."),
         "logs": ("logs", "Show the log of an engine."),
         "events": ("events", "Show what happened to a model, such as why it was restarted."),
@@ -45,6 +46,10 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "gpus": ("gpus", "List the GPUs of all workers."),
         "defragment": ("defragment", "Propose moves of copies that would make room."),
         "backends": ("backends", "List inference backends, and install or remove their engines here."),
+        "simulate": (
+            "simulate",
+            "Try what a fleet would do with a workload, or decide recorded decisions again.",
+        ),
         "plugins": ("plugins", "List plugins, install, remove and check them, and begin a new one."),
     },
     "Access": {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from gpustack.plugin import (
     EstimateRequest,
@@ -85,7 +86,18 @@ class LlamaCpp(InferenceBackend[NoSettings]):
 
     def suggestions(self, request: EstimateRequest) -> Sequence[Sequence[Suggestion]]:
         """Return shorter contexts, a smaller cache, fewer requests at a time."""
-        return suggestions(request.model, Parameters.parse(request.parameters))
+        before = self._size(request)
+        kinds = suggestions(request.model, Parameters.parse(request.parameters))
+        # Some models keep no cache, or nothing is known of theirs.
+        less = [
+            [each for each in kind if self._size(replace(request, parameters=each.parameters)) < before]
+            for kind in kinds
+        ]
+        return [kind for kind in less if kind]
+
+    def _size(self, request: EstimateRequest) -> int:
+        claim = self.estimate(request)
+        return claim.ram + claim.vram
 
     def artifact(self, version: str, platform: Platform) -> PipxPackage:
         """Return our launcher, made for this version of xllamacpp."""

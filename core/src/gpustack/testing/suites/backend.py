@@ -29,6 +29,8 @@ from gpustack.plugin import (
     ReleaseBinary,
     ResourceClaim,
     SpansWorkers,
+    Suggestion,
+    SuggestsLess,
 )
 from gpustack.testing.suites.base import ExtensionSuite
 from gpustack.testing.suites.checks import are_texts, is_count, is_text, is_url
@@ -275,6 +277,26 @@ class InferenceBackendSuite(ExtensionSuite[InferenceBackend[Any]]):
                 plan: object = self.pure(made.launch_member, request)
                 assert isinstance(plan, LaunchPlan), f"launch_member returned {plan!r}; return a LaunchPlan"
                 _check_plan(plan)
+
+    def test_what_is_suggested_needs_less_memory(self, made: InferenceBackend[Any]) -> None:
+        """Where it suggests parameters: the engine takes them, with less memory each than before."""
+        if not isinstance(made, SuggestsLess):
+            pytest.skip("it suggests nothing")
+        for model, devices in self._accepted(made):
+            question = _estimate_request(made, model, devices, ())
+            before: Any = self.pure(made.estimate, question)
+            kinds = self.answer(made.suggestions, question)
+            assert not isinstance(kinds, Refused), f"suggestions refuses what estimate takes: {kinds}"
+            for kind in kinds:
+                for each in kind:
+                    assert isinstance(each, Suggestion), f"suggestions gave {each!r}; give a Suggestion"
+                    after: Any = self.pure(made.estimate, replace(question, parameters=each.parameters))
+                    assert isinstance(after, ResourceClaim), (
+                        f"its own suggestion {each.what!r} is refused: {after}"
+                    )
+                    assert (after.ram + after.vram) < before.ram + before.vram, (
+                        f"with {each.what} the model takes {after}, which is not less than {before}"
+                    )
 
     # Parameters -------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,70 @@
+"""What came of a simulation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waits:
+    """Seconds between arrival and placement of those that were placed, at once included."""
+
+    median: float = 0.0
+    p95: float = 0.0
+    p99: float = 0.0
+    longest: float = 0.0
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> Waits:
+        """Return the figures of ``seconds``."""
+        if not seconds:
+            return cls()
+        some = sorted(seconds)
+        at = {part: some[min(len(some) - 1, int(len(some) * part))] for part in (0.5, 0.95, 0.99)}
+        return cls(median=at[0.5], p95=at[0.95], p99=at[0.99], longest=some[-1])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OfKind:
+    """The requests of one kind."""
+
+    arrived: int
+    placed: int
+    at_once: int
+    waits: Waits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """A whole simulation. Shares are from 0 to 1."""
+
+    policy: str
+    seed: int
+    #: Seconds of made-up time.
+    duration: float
+    workers: int
+    gpus: int
+    arrived: int
+    #: Placed at some time; those that a failure took their place from and that were placed anew count once.
+    placed: int
+    #: Placed in the moment of their arrival.
+    at_once: int
+    #: Waiting at the end.
+    waiting: int
+    #: Instances that failures took from their workers.
+    lost: int
+    waits: Waits
+    #: Of the GPU memory of ready workers, over time.
+    utilisation: float
+    #: Of the free GPU memory, over time; see :class:`.usage.Meter`.
+    fragmentation: float
+    decisions: int
+    #: Digest of all decisions: equal ones are the same, decision for decision.
+    fingerprint: str
+    kinds: Mapping[str, OfKind]
+
+    @property
+    def placement_rate(self) -> float:
+        """Return the share of requests that were placed."""
+        return self.placed / self.arrived if self.arrived else 1.0

@@ -1,0 +1,266 @@
+"""The simulation itself: time goes from one thing that happens to the next, and the real scheduler decides."""
+
+from __future__ import annotations
+
+import heapq
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from itertools import count
+
+from gpustack.scheduling.fleet import Fleet, Watch
+from gpustack.scheduling.plan import Packing, Placed
+from gpustack.scheduling.records.entry import verdict
+from gpustack.scheduling.request import Request
+from gpustack.scheduling.simulation.described import Kind, Workload
+from gpustack.scheduling.simulation.report import OfKind, Report, Waits
+from gpustack.scheduling.simulation.script import Arrival, Outage, arrivals, outages
+from gpustack.scheduling.simulation.usage import Meter
+from gpustack.scheduling.snapshot import Holding, Worker
+from gpustack.schemas.models import PlacementStrategy
+
+#: The order of what happens in one moment: room comes free before anybody asks for it.
+_END, _RETURN, _FAIL, _ARRIVE = range(4)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """How the scheduler chooses among the places that fit."""
+
+    name: str
+    packing: Packing = Packing.WHOLE
+    #: In place of what the requests ask for.
+    strategy: PlacementStrategy | None = None
+
+
+POLICIES = {
+    each.name: each
+    for each in (
+        Policy(name="whole"),
+        Policy(name="best-fit", packing=Packing.BEST_FIT),
+        Policy(name="spread", strategy=PlacementStrategy.SPREAD),
+        Policy(name="binpack", strategy=PlacementStrategy.BINPACK),
+    )
+}
+
+
+@dataclass(slots=True)
+class _Instance:
+    """One request on its way."""
+
+    number: int
+    kind: Kind
+    request: Request
+    arrived: float
+    #: Seconds that it has left to run; None for ever.
+    left: float | None
+    #: When it was placed the first time.
+    waited: float | None = None
+    #: When it was placed last; None while it waits.
+    since: float | None = None
+    watch: Watch | None = None
+    #: Counts its placements, so that the end of an earlier one is none of a later one.
+    turn: int = 0
+    workers: tuple[int, ...] = ()
+
+
+@dataclass(slots=True)
+class _Counts:
+    arrived: int = 0
+    at_once: int = 0
+    waits: list[float] = field(default_factory=list)
+
+
+def simulate(
+    workers: Sequence[Worker],
+    workload: Workload,
+    policy: Policy,
+    *,
+    seed: int | None = None,
+    holdings: Iterable[Holding] = (),
+) -> Report:
+    """Return what comes of ``workload`` on ``workers``; ``holdings`` are there for all of the time.
+
+    ``seed`` stands in for the workload's own. Raises InvalidInput for failures of workers that are not there.
+    """
+    seed = workload.seed if seed is None else seed
+    held = list(holdings)
+    run = _Run(workers, workload, policy, held)
+    run.go(arrivals(workload, seed), outages(workload, workers, seed))
+    return run.report(seed)
+
+
+class _Run:
+    def __init__(
+        self, workers: Sequence[Worker], workload: Workload, policy: Policy, holdings: Sequence[Holding]
+    ) -> None:
+        self._workers = workers
+        self._original = {each.id: each for each in workers}
+        self._workload = workload
+        self._policy = policy
+        self._fleet = Fleet(workers, holdings, packing=policy.packing)
+        self._kinds = frozenset(each.kind for each in workers)
+        self._backends = frozenset().union(*(each.backends for each in workers))
+        self._cluster = workers[0].cluster_id
+        self._ids = count(1 + max((each.instance_id for each in holdings), default=0))
+        self._order = count()
+        self._events: list[tuple[float, int, int, object]] = []
+        self._placed: dict[int, _Instance] = {}
+        self._waiting: dict[int, _Instance] = {}
+        #: How many failures have a worker at this moment.
+        self._down: dict[int, int] = {}
+        self._counts = {each.name: _Counts() for each in workload.kinds}
+        self._lost = self._decisions = 0
+        self._digest = sha256()
+        self._meter: Meter
+
+    def go(self, arriving: Sequence[Arrival], failing: Sequence[Outage]) -> None:
+        """Let everything happen."""
+        weights: dict[str, float] = {}
+        for each in arriving:
+            weights[each.kind.name] = weights.get(each.kind.name, 0.0) + 1
+            self._push(each.at, _ARRIVE, each)
+        for outage in failing:
+            self._push(outage.at, _FAIL, outage)
+            self._push(outage.at + outage.lasts, _RETURN, outage.worker_id)
+        self._meter = Meter(
+            self._fleet, [(kind, weights.get(kind.name, 0.0)) for kind in self._workload.kinds]
+        )
+        while self._events and self._events[0][0] <= self._workload.duration:
+            now, what, _, thing = heapq.heappop(self._events)
+            self._meter.pass_to(now)
+            self._happen(now, what, thing)
+        self._meter.pass_to(self._workload.duration)
+
+    def _push(self, at: float, what: int, thing: object) -> None:
+        heapq.heappush(self._events, (at, what, next(self._order), thing))
+
+    def _happen(self, now: float, what: int, thing: object) -> None:
+        if what == _ARRIVE:
+            assert isinstance(thing, Arrival)
+            self._arrive(now, thing)
+            return
+        if what == _END:
+            assert isinstance(thing, tuple)
+            if not self._end(*thing):
+                return
+        elif what == _FAIL:
+            assert isinstance(thing, Outage)
+            self._fail(now, thing.worker_id)
+        else:
+            assert isinstance(thing, int)
+            self._return(thing)
+        self._retry(now)
+
+    def _arrive(self, now: float, arrival: Arrival) -> None:
+        number = next(self._ids)
+        request = arrival.kind.request(number, self._kinds, self._backends)
+        request = replace(request, cluster_id=self._cluster)
+        if self._policy.strategy is not None:
+            request = replace(request, strategy=self._policy.strategy)
+        instance = _Instance(number, arrival.kind, request, now, arrival.lasts)
+        self._counts[arrival.kind.name].arrived += 1
+        if not self._try(now, instance):
+            self._waiting[number] = instance
+
+    def _try(self, now: float, instance: _Instance) -> bool:
+        if instance.watch is not None and not self._fleet.stirred(instance.watch):
+            return False
+        answer = self._fleet.place(instance.request)
+        self._decisions += 1
+        self._digest.update(json.dumps(verdict(answer), sort_keys=True).encode())
+        if not isinstance(answer, Placed):
+            instance.watch = self._fleet.watch(instance.request)
+            return False
+        for each in answer.holdings():
+            self._fleet.hold(each)
+        instance.workers = tuple(each.worker_id for each in answer.holdings())
+        self._meter.touch(instance.workers)
+        instance.since, instance.watch = now, None
+        instance.turn += 1
+        self._placed[instance.number] = instance
+        if instance.waited is None:
+            instance.waited = now - instance.arrived
+            counts = self._counts[instance.kind.name]
+            counts.waits.append(instance.waited)
+            counts.at_once += not instance.waited
+        if instance.left is not None:
+            self._push(now + instance.left, _END, (instance.number, instance.turn))
+        return True
+
+    def _retry(self, now: float) -> None:
+        # When one of a kind is refused, so are all that ask for the same: room only becomes less meanwhile.
+        refused: set[str] = set()
+        for number, instance in list(self._waiting.items()):
+            if instance.kind.name in refused:
+                continue
+            if self._try(now, instance):
+                del self._waiting[number]
+            else:
+                refused.add(instance.kind.name)
+
+    def _end(self, number: int, turn: int) -> bool:
+        """End an instance; False when a failure had taken its place before."""
+        instance = self._placed.get(number)
+        if instance is None or instance.turn != turn:
+            return False
+        del self._placed[number]
+        self._fleet.release(number)
+        self._meter.touch(instance.workers)
+        return True
+
+    def _fail(self, now: float, worker_id: int) -> None:
+        self._down[worker_id] = self._down.get(worker_id, 0) + 1
+        self._put(replace(self._original[worker_id], ready=False, state_message="failed"))
+        hit = [each for each in self._placed.values() if worker_id in each.workers]
+        for instance in hit:
+            del self._placed[instance.number]
+            self._fleet.release(instance.number)
+            self._meter.touch(instance.workers)
+            self._lost += 1
+            if instance.left is not None and instance.since is not None:
+                instance.left = max(0.0, instance.left - (now - instance.since))
+            instance.since, instance.workers = None, ()
+        # Who was there before comes before those that wait.
+        self._waiting = {each.number: each for each in hit} | self._waiting
+
+    def _return(self, worker_id: int) -> None:
+        self._down[worker_id] -= 1
+        if not self._down[worker_id]:
+            self._put(self._original[worker_id])
+
+    def _put(self, worker: Worker) -> None:
+        self._fleet.put_worker(worker)
+        self._meter.touch([worker.id])
+
+    def report(self, seed: int) -> Report:
+        """Return what came of it."""
+        counts = self._counts
+        waits = [wait for each in counts.values() for wait in each.waits]
+        return Report(
+            policy=self._policy.name,
+            seed=seed,
+            duration=self._workload.duration,
+            workers=len(self._workers),
+            gpus=sum(len(each.gpus) for each in self._workers),
+            arrived=sum(each.arrived for each in counts.values()),
+            placed=len(waits),
+            at_once=sum(each.at_once for each in counts.values()),
+            waiting=len(self._waiting),
+            lost=self._lost,
+            waits=Waits.of(waits),
+            utilisation=self._meter.utilisation,
+            fragmentation=self._meter.fragmentation,
+            decisions=self._decisions,
+            fingerprint=self._digest.hexdigest()[:16],
+            kinds={
+                name: OfKind(
+                    arrived=each.arrived,
+                    placed=len(each.waits),
+                    at_once=each.at_once,
+                    waits=Waits.of(each.waits),
+                )
+                for name, each in counts.items()
+            },
+        )
