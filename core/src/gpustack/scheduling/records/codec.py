@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from functools import cache
+from operator import attrgetter
 from types import MappingProxyType, NoneType, UnionType
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
@@ -60,9 +61,9 @@ def encoder(kind: Any) -> _Function:
 def _encoder(kind: Any) -> _Function:
     origin, inner = get_origin(kind), get_args(kind)
     if kind in _PLAIN:
-        return lambda value: value
+        return _same
     if isinstance(kind, type) and issubclass(kind, Enum):
-        return lambda value: value.value
+        return attrgetter("value")
     if is_dataclass(kind):
         return _encode_fields(cast("type", kind))
     if origin is tuple and len(inner) == 2 and inner[1] is Ellipsis:
@@ -72,6 +73,8 @@ def _encoder(kind: Any) -> _Function:
         return sorted
     if origin is Mapping:
         of_value = encoder(inner[1])
+        if is_dataclass(inner[1]):
+            return lambda value: _grouped(value, of_value)
         # JSON has text for keys, and the order of the names is none of the value.
         return lambda value: {str(key): of_value(value[key]) for key in sorted(value)}
     raise TypeError(f"{kind} cannot be recorded")
@@ -79,17 +82,31 @@ def _encoder(kind: Any) -> _Function:
 
 def _encode_fields(kind: type) -> _Function:
     hints = get_type_hints(kind)
-    table = [(each.name, _default(each), encoder(hints[each.name])) for each in fields(kind) if each.init]
+    some = [each for each in fields(kind) if each.init]
+    table = [(each.name, _default(each), encoder(hints[each.name])) for each in some]
+    # One more name, so that a tuple comes even where there is one field.
+    items = attrgetter(*(each.name for each in some), "__class__")
 
     def made(value: Any) -> Document:
         found = {}
-        for name, default, inner in table:
-            item = getattr(value, name)
+        for (name, default, inner), item in zip(table, items(value), strict=False):
             if item is not default and item != default:
-                found[name] = inner(item)
+                found[name] = item if inner is _same else inner(item)
         return found
 
     return made
+
+
+def _grouped(value: Mapping[Any, Any], of_value: _Function) -> Document:
+    """Return what many names stand for once: workers of many kinds have the same offer."""
+    names: dict[int, list[Any]] = {}
+    for key in sorted(value):
+        names.setdefault(id(value[key]), []).append(key)
+    return [[keys, of_value(value[keys[0]])] for keys in names.values()]
+
+
+def _same(value: Any) -> Any:
+    return value
 
 
 @cache
@@ -117,6 +134,15 @@ def _decode(kind: Any) -> _Function:
         return lambda document: frozenset(item(some) for some in _of_type(list, document))
     if origin is Mapping:
         key_kind, of_value = inner[0], _decoder(inner[1])
+        if is_dataclass(inner[1]):
+            return lambda document: MappingProxyType(
+                {
+                    _of_type(key_kind, key): item
+                    for keys, value in _of_type(list, document)
+                    for item in [of_value(value)]
+                    for key in keys
+                }
+            )
         return lambda document: MappingProxyType(
             {key_kind(key): of_value(item) for key, item in _of_type(dict, document).items()}
         )
