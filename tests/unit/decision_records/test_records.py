@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gpustack.kit.text import GIB
 from gpustack.plugin import ResourceClaim
-from gpustack.scheduling import Holding, Packing, Placed, Refused, Request, Worker
+from gpustack.scheduling import Holding, Packing, Placed, Preemption, Refused, Request, Worker
 from gpustack.scheduling.records import (
     BadRecord,
     Entry,
@@ -31,13 +31,13 @@ def written(fleet: RecordedFleet, packing: Packing = Packing.WHOLE) -> list[str]
     return [each.write() for each in entries(fleet.take(100_000), packing)]
 
 
-def churn(seed: int, decisions: int, fleet: RecordedFleet, count: int) -> list[Placed | Refused]:
+def churn(seed: int, decisions: int, fleet: RecordedFleet, count: int) -> list[Placed | Refused | Preemption]:
     """Let workers come, go and change and instances come and go; return what was decided."""
     dice, odds = random.Random(seed), Odds(seed)
     for worker in odds.workers(count):
         fleet.put_worker(worker)
     running: list[int] = []
-    made: list[Placed | Refused] = []
+    made: list[Placed | Refused | Preemption] = []
     while len(made) < decisions:
         chance = dice.random()
         if chance < 0.1:
@@ -47,8 +47,14 @@ def churn(seed: int, decisions: int, fleet: RecordedFleet, count: int) -> list[P
         elif chance < 0.45 and running:
             fleet.release(running.pop(dice.randrange(len(running))))
         else:
-            answer = fleet.decide(odds.request(len(made) + 1, count))
+            request = replace(odds.request(len(made) + 1, count), priority=dice.choice((0, 0, 1, 2)))
+            answer = fleet.decide(request)
             made.append(answer)
+            if isinstance(answer, Refused) and (preemption := fleet.preempt(request)) is not None:
+                made.append(preemption)
+                for victim in preemption.victims:
+                    fleet.release(victim)
+                    running.remove(victim)
             if isinstance(answer, Placed):
                 for each in answer.holdings():
                     fleet.hold(each)
@@ -64,6 +70,16 @@ def test_every_decision_of_a_run_is_made_again(seed: int, count: int, packing: P
     again = list(replay(map(Entry.read, written(fleet, packing))))
     assert [verdict(each.answer) for each in again] == [verdict(each) for each in made]
     assert all(each.same for each in again)
+
+
+def test_who_had_to_leave_is_found_again() -> None:
+    fleet = RecordedFleet()
+    made = churn(2, 300, fleet, 3)
+    again = list(replay(map(Entry.read, written(fleet))))
+    assert sum(isinstance(each, Preemption) for each in made) >= 3
+    assert [each.answer for each in again if each.entry.preempts] == [
+        each for each in made if isinstance(each, Preemption)
+    ]
 
 
 @settings(max_examples=60, deadline=None)

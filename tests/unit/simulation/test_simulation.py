@@ -79,6 +79,17 @@ def test_what_a_failure_interrupts_has_only_the_rest_left_to_run() -> None:
     assert simulate(fleet(ONE_GPU), wanted, PLAIN).waiting == 0
 
 
+def test_a_higher_priority_takes_the_place_of_a_lower_one_which_waits() -> None:
+    wanted = a_workload(
+        {"name": "low", "at": 0, "vram": "8GiB", "lasts": "1000d"},
+        {"name": "high", "at": "10m", "vram": "8GiB", "lasts": "1s", "priority": 5},
+    )
+    report = simulate(fleet(ONE_GPU), wanted, PLAIN)
+    assert (report.preempted, report.placed, report.waiting) == (1, 2, 0)
+    held = Holding(instance_id=7, model_id=7, worker_id=1, ram=0, vram={0: 5 * GIB})
+    assert simulate(fleet(ONE_GPU), wanted, PLAIN, holdings=[held]).placed == 0, "what was there stays"
+
+
 def test_members_over_several_workers_need_them_all() -> None:
     two = {"workers": [{"name": "w", "count": 2, "gpus": {"memory": "10GiB", "count": 2}}]}
     wanted = a_workload({"name": "a", "at": 0, "count": 3, "workers": 2, "gpus": 1, "vram": "8GiB"})

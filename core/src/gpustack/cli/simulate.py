@@ -144,6 +144,8 @@ def _told(each: Replayed) -> str:
 
 
 def _short(verdict: Any) -> str:
+    if preempted := verdict.get("preempted"):
+        return f"in place of {', '.join(map(str, preempted['victims']))}"
     placed = verdict.get("placed")
     return "refused" if placed is None else f"placed on worker {placed['worker_id']}"
 
@@ -230,6 +232,7 @@ def _print(reports: Sequence[Report]) -> None:
         ("placed at once", [str(each.at_once) for each in reports]),
         ("waiting at the end", [str(each.waiting) for each in reports]),
         ("lost to failures", [str(each.lost) for each in reports]),
+        ("had to leave", [str(each.preempted) for each in reports]),
         ("wait, median", [_time(each.waits.median) for each in reports]),
         ("wait, 95 of 100", [_time(each.waits.p95) for each in reports]),
         ("wait, 99 of 100", [_time(each.waits.p99) for each in reports]),

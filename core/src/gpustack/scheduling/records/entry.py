@@ -8,11 +8,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gpustack.scheduling.plan import Packing, Placed, Refused
+from gpustack.scheduling.preempt import Preemption
 from gpustack.scheduling.records.codec import BadRecord, Document, decode, encode
 from gpustack.scheduling.request import Request
 from gpustack.scheduling.snapshot import Holding, Worker
 
-Answer = Placed | Refused
+Answer = Placed | Refused | Preemption | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +36,13 @@ class Entry:
     packing: Packing = Packing.WHOLE
 
     @property
+    def preempts(self) -> bool:
+        """Tell whether it was asked who is to leave for the request, which fitted nowhere."""
+        return "preempted" in self.verdict
+
+    @property
     def placed(self) -> Placed | None:
-        """Return where the instance went, None when it was refused."""
+        """Return where the instance went; None when it was refused, or others have to leave before."""
         document = self.verdict.get("placed")
         return None if document is None else decode(Placed, document)
 
@@ -93,11 +99,15 @@ class Entry:
 def verdict(answer: Answer) -> Document:
     """Return all of an answer that a replay must give again, as it comes out of JSON.
 
-    Of a refusal that is the counts by filter and the workers it names with the filter that each failed; what was missing
+    None is that nobody's leaving helps. Of a refusal it is the counts by filter and the workers it names with the filter that each failed; what was missing
     on each follows from the fleet.
     """
     if isinstance(answer, Placed):
         return {"placed": encode(answer)}
+    if answer is None:
+        return {"preempted": None}
+    if isinstance(answer, Preemption):
+        return {"preempted": {"placed": encode(answer.placed), "victims": list(answer.victims)}}
     return {
         "refused": {
             "workers": answer.workers,

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from gpustack.scheduling.fleet import Fleet
 from gpustack.scheduling.plan import Packing, Placed, Refused
-from gpustack.scheduling.records.entry import Entry, verdict
+from gpustack.scheduling.preempt import Preemption
+from gpustack.scheduling.records.entry import Answer, Entry, verdict
 from gpustack.scheduling.request import Request
 from gpustack.scheduling.snapshot import Holding, Worker
 
@@ -26,7 +27,7 @@ class Taken:
 
     at: float
     request: Request
-    answer: Placed | Refused
+    answer: Answer
     workers: tuple[Worker, ...]
     gone: tuple[int, ...]
     held: dict[int, tuple[Holding, ...]]
@@ -89,7 +90,14 @@ class RecordedFleet(Fleet):
         self.record(request, answer)
         return answer
 
-    def record(self, request: Request, answer: Placed | Refused) -> None:
+    def preempt(self, request: Request) -> Preemption | None:
+        """Return who is to leave for ``request``, which fits nowhere, and record it when somebody is."""
+        answer = super().preempt(request)
+        if answer is not None:
+            self.record(request, answer)
+        return answer
+
+    def record(self, request: Request, answer: Answer) -> None:
         """Record an answer of this fleet as it is now. Microseconds; nothing is encoded here."""
         if len(self._taken) >= MOST_WAITING:
             self.lost += len(self._taken)

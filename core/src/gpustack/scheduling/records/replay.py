@@ -6,9 +6,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from gpustack.scheduling.fleet import Fleet
-from gpustack.scheduling.plan import Placed, Refused
 from gpustack.scheduling.records.codec import BadRecord
-from gpustack.scheduling.records.entry import Entry, verdict
+from gpustack.scheduling.records.entry import Answer, Entry, verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +15,7 @@ class Replayed:
     """A recorded decision and the answer that it gets now."""
 
     entry: Entry
-    answer: Placed | Refused
+    answer: Answer
 
     @property
     def same(self) -> bool:
@@ -66,4 +65,9 @@ def replay(entries: Iterable[Entry]) -> Iterator[Replayed]:
     state = Replay()
     for entry in entries:
         fleet = state.step(entry)
-        yield Replayed(entry, fleet.place(entry.request))
+        yield Replayed(entry, again(fleet, entry))
+
+
+def again(fleet: Fleet, entry: Entry) -> Answer:
+    """Return what ``fleet``, as it was at ``entry``, answers to its question now."""
+    return fleet.preempt(entry.request) if entry.preempts else fleet.place(entry.request)

@@ -30,6 +30,8 @@ class Kind:
     linked: bool
     strategy: PlacementStrategy
     selector: dict[str, str]
+    #: Takes the place of lower ones where nothing is free.
+    priority: int
     #: Mean time between two, else the moment when ``count`` of them come at once.
     every: float | None
     at: float
@@ -58,6 +60,7 @@ class Kind:
             cluster_id=0,
             selector=self.selector,
             strategy=self.strategy,
+            priority=self.priority,
             files_elsewhere=_THERE,
             kinds=dict.fromkeys(sorted(kinds), offer),
         )
@@ -169,7 +172,7 @@ def _island(part: Part, count: int) -> int:
 
 _WORKLOAD = ("duration", "requests", "failures", "seed")
 _REQUEST = (
-    *("name", "gpus", "vram", "ram", "workers", "linked", "strategy", "selector"),
+    *("name", "gpus", "vram", "ram", "workers", "linked", "strategy", "selector", "priority"),
     *("every", "at", "count", "lasts"),
 )
 
@@ -208,6 +211,7 @@ def _kind(item: object, place: Place) -> Kind:
         linked=part.flag("linked", default=False),
         strategy=part.choice("strategy", _STRATEGIES, PlacementStrategy.BINPACK.value),
         selector=part.texts("selector"),
+        priority=part.whole("priority", 0),
         every=every,
         at=at,
         count=count if every is not None or count is not None else 1,

@@ -54,6 +54,8 @@ class Report:
     waiting: int
     #: Instances that failures took from their workers.
     lost: int
+    #: Instances that had to leave for one of higher priority.
+    preempted: int
     waits: Waits
     #: Of the GPU memory of ready workers, over time.
     utilisation: float

@@ -10,8 +10,8 @@ from hashlib import sha256
 from itertools import count
 
 from gpustack.scheduling.fleet import Fleet, Watch
-from gpustack.scheduling.plan import Packing, Placed
-from gpustack.scheduling.records.entry import verdict
+from gpustack.scheduling.plan import Packing, Placed, Refused
+from gpustack.scheduling.records.entry import Answer, verdict
 from gpustack.scheduling.request import Request
 from gpustack.scheduling.simulation.described import Kind, Workload
 from gpustack.scheduling.simulation.report import OfKind, Report, Waits
@@ -22,6 +22,10 @@ from gpustack.schemas.models import PlacementStrategy
 
 #: The order of what happens in one moment: room comes free before anybody asks for it.
 _END, _RETURN, _FAIL, _ARRIVE = range(4)
+
+
+#: Above all priorities.
+_FIXED = 1 << 40
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +103,9 @@ class _Run:
         self._original = {each.id: each for each in workers}
         self._workload = workload
         self._policy = policy
-        self._fleet = Fleet(workers, holdings, packing=policy.packing)
+        # What is not the workload's own stays.
+        fixed = [replace(each, priority=_FIXED) for each in holdings]
+        self._fleet = Fleet(workers, fixed, packing=policy.packing)
         self._kinds = frozenset(each.kind for each in workers)
         self._backends = frozenset().union(*(each.backends for each in workers))
         self._cluster = workers[0].cluster_id
@@ -111,7 +117,7 @@ class _Run:
         #: How many failures have a worker at this moment.
         self._down: dict[int, int] = {}
         self._counts = {each.name: _Counts() for each in workload.kinds}
-        self._lost = self._decisions = 0
+        self._lost = self._preempted = self._decisions = 0
         self._digest = sha256()
         self._meter: Meter
 
@@ -167,9 +173,7 @@ class _Run:
     def _try(self, now: float, instance: _Instance) -> bool:
         if instance.watch is not None and not self._fleet.stirred(instance.watch):
             return False
-        answer = self._fleet.place(instance.request)
-        self._decisions += 1
-        self._digest.update(json.dumps(verdict(answer), sort_keys=True).encode())
+        answer = self._decide(now, instance.request)
         if not isinstance(answer, Placed):
             instance.watch = self._fleet.watch(instance.request)
             return False
@@ -189,10 +193,39 @@ class _Run:
             self._push(now + instance.left, _END, (instance.number, instance.turn))
         return True
 
+    def _decide(self, now: float, request: Request) -> Placed | Refused:
+        """Place the request, in the place of others if it must be and may."""
+        answer = self._fleet.place(request)
+        self._note(answer)
+        if isinstance(answer, Placed) or not request.priority:
+            return answer
+        preemption = self._fleet.preempt(request)
+        self._note(preemption)
+        if preemption is None:
+            return answer
+        self._preempted += len(preemption.victims)
+        for number in preemption.victims:
+            self._take_from(now, self._placed[number])
+            self._waiting[number] = self._placed.pop(number)
+        return preemption.placed
+
+    def _note(self, answer: Answer) -> None:
+        self._decisions += 1
+        self._digest.update(json.dumps(verdict(answer), sort_keys=True).encode())
+
+    def _take_from(self, now: float, instance: _Instance) -> None:
+        """Free what an instance holds that runs; it has the rest of its time left."""
+        self._fleet.release(instance.number)
+        self._meter.touch(instance.workers)
+        if instance.left is not None and instance.since is not None:
+            instance.left = max(0.0, instance.left - (now - instance.since))
+        instance.since, instance.workers = None, ()
+
     def _retry(self, now: float) -> None:
         # When one of a kind is refused, so are all that ask for the same: room only becomes less meanwhile.
         refused: set[str] = set()
-        for number, instance in list(self._waiting.items()):
+        first = sorted(self._waiting.items(), key=lambda each: -each[1].kind.priority)
+        for number, instance in first:
             if instance.kind.name in refused:
                 continue
             if self._try(now, instance):
@@ -216,12 +249,8 @@ class _Run:
         hit = [each for each in self._placed.values() if worker_id in each.workers]
         for instance in hit:
             del self._placed[instance.number]
-            self._fleet.release(instance.number)
-            self._meter.touch(instance.workers)
+            self._take_from(now, instance)
             self._lost += 1
-            if instance.left is not None and instance.since is not None:
-                instance.left = max(0.0, instance.left - (now - instance.since))
-            instance.since, instance.workers = None, ()
         # Who was there before comes before those that wait.
         self._waiting = {each.number: each for each in hit} | self._waiting
 
@@ -249,6 +278,7 @@ class _Run:
             at_once=sum(each.at_once for each in counts.values()),
             waiting=len(self._waiting),
             lost=self._lost,
+            preempted=self._preempted,
             waits=Waits.of(waits),
             utilisation=self._meter.utilisation,
             fragmentation=self._meter.fragmentation,
