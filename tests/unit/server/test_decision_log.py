@@ -1,0 +1,135 @@
+"""Decisions are written together, and none is lost while the database is away."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from gpustack.db.repositories.decisions import NewPage
+from gpustack.kit.errors import Unavailable
+from gpustack.scheduling.records import Entry, RecordedFleet, replay
+from gpustack.scheduling.records import recorder as recorder_module
+from gpustack.server.decisions import DecisionLog, unpack
+from support.fleets import Odds
+
+
+class PageStore:
+    """Takes pages, unless it is down."""
+
+    def __init__(self) -> None:
+        self.down = False
+        self.away = False
+        self.written: list[NewPage] = []
+        self.writes = 0
+        self.back = asyncio.Event()
+        self.decisions = self
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[PageStore]:
+        yield self
+
+    async def write(self, pages: Sequence[NewPage]) -> None:
+        self.writes += 1
+        if self.down:
+            raise Unavailable("the database does not answer", retry_after=1)
+        self.written += pages
+
+    async def returned(self) -> None:
+        await self.back.wait()
+
+    def entries(self) -> list[Entry]:
+        return [Entry.read(line) for page in self.written for line in unpack(page.body)]
+
+
+def decide(fleet: RecordedFleet, count: int) -> None:
+    odds = Odds(1)
+    for number in range(count):
+        fleet.decide(odds.request(number + 1, 4))
+
+
+async def until(holds: Any) -> None:
+    async with asyncio.timeout(5):
+        while not holds():
+            await asyncio.sleep(0.002)
+
+
+@pytest.fixture
+def fleet() -> RecordedFleet:
+    return RecordedFleet(Odds(1).workers(4))
+
+
+def a_log(store: PageStore, fleet: RecordedFleet, every: float = 0.01) -> DecisionLog:
+    return DecisionLog(store, fleet, every=every)  # type: ignore[arg-type]
+
+
+async def test_many_decisions_are_one_write(fleet: RecordedFleet) -> None:
+    store = PageStore()
+    async with a_log(store, fleet):
+        decide(fleet, 50)
+        await until(lambda: store.written)
+    assert store.writes == 1
+    (page,) = store.written
+    assert len(page.decided) == 50
+    assert page.whole
+    assert all(each.same for each in replay(store.entries()))
+
+
+async def test_a_full_page_does_not_wait(fleet: RecordedFleet) -> None:
+    store = PageStore()
+    async with a_log(store, fleet, every=60):
+        decide(fleet, 600)
+        await until(lambda: len(store.entries()) == 600)
+    assert [len(page.decided) for page in store.written] == [500, 100]
+
+
+async def test_what_could_not_be_written_is_written_later_and_once(fleet: RecordedFleet) -> None:
+    store = PageStore()
+    store.down = True
+    async with a_log(store, fleet):
+        decide(fleet, 20)
+        await until(lambda: store.writes)
+        decide(fleet, 20)
+        store.down = False
+        store.back.set()
+        await until(lambda: len(store.entries()) == 40)
+    assert all(each.same for each in replay(store.entries()))
+
+
+async def test_the_end_writes_the_last_of_them(fleet: RecordedFleet) -> None:
+    store = PageStore()
+    async with a_log(store, fleet, every=60):
+        decide(fleet, 3)
+    assert len(store.entries()) == 3
+
+
+async def test_the_end_waits_for_no_database_that_is_away(fleet: RecordedFleet) -> None:
+    store = PageStore()
+    store.away = store.down = True
+    async with asyncio.timeout(1):
+        async with a_log(store, fleet, every=60):
+            decide(fleet, 3)
+    assert store.writes == 0
+
+
+async def test_a_database_that_is_away_for_long_costs_a_bounded_memory(
+    fleet: RecordedFleet, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(recorder_module, "MOST_WAITING", 30)
+    store = PageStore()
+    store.down = True
+    async with a_log(store, fleet):
+        decide(fleet, 5)
+        await until(lambda: store.writes)
+        decide(fleet, 100)
+        assert fleet.waiting <= 30
+        store.down = False
+        store.back.set()
+        await until(lambda: len(store.entries()) > 5)
+    assert "decisions are lost" in caplog.text
+    found = store.entries()
+    assert found[5].whole, "after the gap the record begins anew"
+    assert all(each.same for each in replay(found))
