@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from datetime import timedelta
+from itertools import count
 
 import pytest
 
@@ -81,6 +83,39 @@ async def test_a_single_decision_is_found_with_the_fleet_of_its_time(migrated_ur
     assert [room.holdings for room in past[0].fleet.snapshot().rooms.values()] == [()]
 
 
+async def test_who_leaves_for_a_higher_priority_is_in_the_record(migrated_url: str) -> None:
+    async with deciding(migrated_url) as house:
+        await house.worker("w", ram=4, gpus=(20,))
+        await house.model("low", gib=16)
+        await house.settled()
+        high = await house.model("high", gib=16, priority=10)
+        while (await house.store.models.get(high.id)).ready_replicas == 0:
+            await asyncio.sleep(0.02)
+        told = await explained(house, "high")
+        low = await explained(house, "low")
+        found = await kept(house.store)
+    again = list(replay(found))
+    assert all(each.same for each in again)
+    assert [each.entry.request.model_name for each in again if each.entry.preempts] == ["high"]
+    assert told.instances[0].outcome is Outcome.PLACED
+    assert low.instances[0].outcome is Outcome.WAITING
+
+
+async def test_a_model_without_a_worker_is_in_the_record_and_told(migrated_url: str) -> None:
+    async with deciding(migrated_url) as house:
+        await house.worker("w", labels={"zone": "a"})
+        await house.model("elsewhere", worker_selector={"zone": "b"})
+        await house.settled()
+        (one,) = (await explained(house, "elsewhere")).instances
+        found = await kept(house.store)
+    assert [(each.verdict["refused"]["short"], each.request.model_name) for each in found] == [
+        (0, "elsewhere")
+    ]
+    assert all(each.same for each in replay(found))
+    assert one.outcome is Outcome.REFUSED
+    assert one.near_misses[0].failed == "match the worker selector"
+
+
 async def test_what_waits_is_told_what_is_missing_and_what_would_help(migrated_url: str) -> None:
     async with deciding(migrated_url) as house:
         await house.worker("big", ram=20, gpus=(40,))
@@ -132,9 +167,11 @@ async def test_a_suggestion_that_is_followed_helps(migrated_url: str) -> None:
 
 
 async def test_the_oldest_pages_go_but_for_those_that_others_are_read_with(migrated_url: str) -> None:
+    numbers = count()
+
     def page(run: str, *, whole: bool) -> NewPage:
         decided = [Decided(model_id=1, instance_id=number, worker_id=None, at=0.0) for number in range(10)]
-        return NewPage(run=run, whole=whole, body="x" * 100, decided=decided)
+        return NewPage(run=run, number=next(numbers), whole=whole, body="x" * 100, decided=decided)
 
     async with await Store.open(migrated_url) as store:
         for whole in (True, False, False, True, False, False):
@@ -150,6 +187,21 @@ async def test_the_oldest_pages_go_but_for_those_that_others_are_read_with(migra
         assert await store.decisions.prune(older_than=timedelta(seconds=-5)) == 0, "the last whole page stays"
         bodies = [body async for body in store.decisions.pages("r")]
         assert len(bodies) == 1
+
+
+async def test_a_page_whose_writing_was_interrupted_is_there_once(migrated_url: str) -> None:
+    page = NewPage(
+        run="r",
+        number=0,
+        whole=True,
+        body="x",
+        decided=[Decided(model_id=1, instance_id=1, worker_id=None, at=0.0)],
+    )
+    async with await Store.open(migrated_url) as store:
+        for _ in range(2):
+            async with store.transaction() as tx:
+                await tx.decisions.write([page])
+        assert [body async for body in store.decisions.pages("r")] == ["x"]
 
 
 def test_a_damaged_page_is_told() -> None:

@@ -36,7 +36,8 @@ class PageStore:
         self.writes += 1
         if self.down:
             raise Unavailable("the database does not answer", retry_after=1)
-        self.written += pages
+        known = {each.number for each in self.written}
+        self.written += [each for each in pages if each.number not in known]
 
     async def returned(self) -> None:
         await self.back.wait()
@@ -104,6 +105,20 @@ async def test_the_end_writes_the_last_of_them(fleet: RecordedFleet) -> None:
     async with a_log(store, fleet, every=60):
         decide(fleet, 3)
     assert len(store.entries()) == 3
+
+
+async def test_an_end_in_the_middle_of_a_page_loses_nothing(fleet: RecordedFleet) -> None:
+    for pause in (0.0, 0.001, 0.003, 0.01, 0.02):
+        store = PageStore()
+        fleet.gap()
+        async with a_log(store, fleet, every=0.0):
+            decide(fleet, 400)
+            await asyncio.sleep(pause)
+            decide(fleet, 400)
+            await asyncio.sleep(pause)
+        found = store.entries()
+        assert all(each.same for each in replay(found))
+        assert len(found) == 800
 
 
 async def test_the_end_waits_for_no_database_that_is_away(fleet: RecordedFleet) -> None:

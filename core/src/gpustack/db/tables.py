@@ -283,10 +283,11 @@ class UsageRow(Table, tablename="usage_records", db=DIALECT):
 
 
 class DecisionPage(Table, tablename="decision_pages", db=DIALECT):
-    """Decisions of one run of the scheduler, packed; those after a whole page are read with it."""
+    """Decisions of one run of the scheduler, packed; unique by run and number. Those after a whole page are read with it."""
 
     id: BigSerial = BigSerial(primary_key=True)
     run = Varchar(length=32)
+    number = BigInt()
     whole = Boolean()
     decisions = Integer()
     body = Text()

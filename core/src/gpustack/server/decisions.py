@@ -39,7 +39,10 @@ class DecisionLog:
         self._run_id = uuid4().hex
         self._decided = asyncio.Event()
         self._full = asyncio.Event()
+        self._in_hand: list[Taken] = []
         self._unwritten: list[NewPage] = []
+        #: Pages that were made.
+        self._made = 0
         self._writing = asyncio.Lock()
         self._tasks = Tasks("decisions")
 
@@ -90,30 +93,46 @@ class DecisionLog:
             lost, self._fleet.lost = self._fleet.lost, 0
             if lost:
                 log.warning("%d decisions are lost: the database did not take them in time", lost)
-            while self._unwritten or self._fleet.waiting:
-                if not self._unwritten:
-                    taken = self._fleet.take(_PAGE)
-                    self._unwritten = await asyncio.to_thread(self._pages, taken)
+            while await self._pages():
                 async with self._store.transaction() as tx:
                     await tx.decisions.write(self._unwritten)
                 self._unwritten = []
             self._decided.clear()
             self._full.clear()
 
-    def _pages(self, taken: Iterable[Taken]) -> list[NewPage]:
-        return pages(entries(taken), self._run_id)
+    async def _pages(self) -> bool:
+        """Make the next pages, if there are none; whoever is cancelled here has lost nothing."""
+        if self._unwritten:
+            return True
+        self._in_hand = self._in_hand or self._fleet.take(_PAGE)
+        if not self._in_hand:
+            return False
+        self._unwritten = await asyncio.to_thread(_made, self._in_hand, self._run_id, self._made)
+        self._made += len(self._unwritten)
+        self._in_hand = []
+        return True
 
 
-def pages(decided: Iterable[Entry], run: str) -> list[NewPage]:
-    """Return the pages of ``decided``; what tells of the whole fleet begins one."""
+def _made(taken: Iterable[Taken], run: str, before: int) -> list[NewPage]:
+    return pages(entries(taken), run, before)
+
+
+def pages(decided: Iterable[Entry], run: str, before: int) -> list[NewPage]:
+    """Return the pages of ``decided``, after ``before`` of the run; what tells of the whole fleet begins one."""
     parts: list[list[Entry]] = []
     for each in decided:
         if each.whole or not parts:
             parts.append([])
         parts[-1].append(each)
     return [
-        NewPage(run=run, whole=part[0].whole, body=pack(part), decided=[_row(each) for each in part])
-        for part in parts
+        NewPage(
+            run=run,
+            number=number,
+            whole=part[0].whole,
+            body=pack(part),
+            decided=[_row(each) for each in part],
+        )
+        for number, part in enumerate(parts, start=before)
     ]
 
 

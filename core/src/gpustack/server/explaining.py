@@ -22,8 +22,8 @@ from gpustack.server import telling
 from gpustack.server.decisions import DecisionLog, recorded
 from gpustack.server.reconcile import Limits, hub
 from gpustack.server.reconcile.lore import Known, Lore, wish
-from gpustack.server.reconcile.notes import Rows
 from gpustack.server.reconcile.questions import Backends, Question, ask, questions
+from gpustack.server.reconcile.reading import read_rows
 from gpustack.server.reconcile.state import State
 
 log = logging.getLogger(__name__)
@@ -37,6 +37,8 @@ _MOST_ROUNDS = 5
 #: Seconds of searching for what would help; what was found by then is told.
 _PATIENCE = 10.0
 
+#: How the message of an instance begins for which others leave.
+_FOR_ROOM = "waits for the room of"
 _OF_REQUEST = {each.name for each in fields(Request)}
 _KNOWN = tuple(each.name for each in fields(Known) if each.name in _OF_REQUEST)
 
@@ -81,12 +83,7 @@ class Explainer:
 
     async def _state(self) -> State:
         """Return what the reconciler would know if it began now."""
-        store = self._store
-        models = await store.models.list(page=-1)
-        workers = await store.workers.list(page=-1)
-        files = await store.model_files.list(page=-1)
-        instances = await store.instances.list(page=-1)
-        rows = Rows(models=models.items, instances=instances.items, workers=workers.items, files=files.items)
+        rows = await read_rows(self._store)
         versions = {name: backend.default_version for name, (backend, _) in self._backends.items()}
         state = State(Limits(), versions, now=time.monotonic())
         await asyncio.to_thread(state.replace_rows, rows, now=time.monotonic(), wall=datetime.now(UTC))
@@ -148,7 +145,8 @@ class _Look:
             return InstanceExplanation(**own, outcome=Outcome.NOT_DECIDED, summary=summary)
         if self._waiting is None:
             self._waiting = await self._decide(instance)
-        return self._waiting.model_copy(update=own)
+        leaving = [each for each in instance.state_message.splitlines() if each.startswith(_FOR_ROOM)]
+        return self._waiting.model_copy(update={**own, "reasons": leaving})
 
     async def _decide(self, instance: ModelInstancePublic) -> InstanceExplanation:
         request = await self._request(self._model, instance.id)

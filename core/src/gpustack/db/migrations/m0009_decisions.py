@@ -7,12 +7,14 @@ STATEMENTS: tuple[str, ...] = (
     CREATE TABLE decision_pages (
         id BIGSERIAL PRIMARY KEY,
         run VARCHAR(32) NOT NULL,
+        number BIGINT NOT NULL,
         whole BOOLEAN NOT NULL,
         decisions INTEGER NOT NULL,
         body TEXT NOT NULL,
         created_at TIMESTAMP WITH TIME ZONE NOT NULL
     )
     """,
+    "CREATE UNIQUE INDEX decision_pages_run_number ON decision_pages (run, number)",
     """
     CREATE TABLE decisions (
         id BIGSERIAL PRIMARY KEY,

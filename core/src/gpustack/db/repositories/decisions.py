@@ -40,6 +40,8 @@ class NewPage:
     """A page to be written, with its decisions in their order."""
 
     run: str
+    #: Counts the pages of the run, so that one whose writing was interrupted is written once.
+    number: int
     whole: bool
     body: str
     decided: Sequence[Decided]
@@ -63,10 +65,14 @@ class Decisions:
         self._session = session
 
     async def write(self, pages: Sequence[NewPage]) -> None:
-        """Store ``pages`` after those of before. All of them or, in a transaction that fails, none."""
+        """Store ``pages`` after those of before, but for those that are there. Only one writes a run."""
         for page in pages:
+            query = sql("SELECT id FROM decision_pages WHERE run = {} AND number = {}", page.run, page.number)
+            if await self._session.fetch(query):
+                continue
             row = DecisionPage(
                 run=page.run,
+                number=page.number,
                 whole=page.whole,
                 decisions=len(page.decided),
                 body=page.body,

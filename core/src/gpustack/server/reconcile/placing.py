@@ -320,7 +320,9 @@ class _Look:
         return memory_of(asked, self._state.answers, way)
 
     def _no_worker(self) -> Park:
-        refused = self._state.fleet.refuse(self._request(Known()))
+        request = self._request(Known())
+        refused = self._state.fleet.refuse(request)
+        self._state.fleet.record(request, refused)
         return self._park(explain(refused), refused)
 
     def _park(self, lines: Sequence[str], refused: Refused, room_of: int | None = None) -> Park:

@@ -20,8 +20,9 @@ from gpustack.server.reconcile import clock, tidying
 from gpustack.server.reconcile.actions import Ask
 from gpustack.server.reconcile.decide import decide
 from gpustack.server.reconcile.execute import Execute
-from gpustack.server.reconcile.notes import Limits, Rows
+from gpustack.server.reconcile.notes import Limits
 from gpustack.server.reconcile.questions import Backends, Question, ask
+from gpustack.server.reconcile.reading import read_rows
 from gpustack.server.reconcile.scaling import FleetLoad
 from gpustack.server.reconcile.state import TOPICS, State
 
@@ -155,17 +156,7 @@ class Reconciler:
                 await self._sleep()
 
     async def _load(self) -> None:
-        models = await self._store.models.list(page=-1)
-        workers = await self._store.workers.list(page=-1)
-        files = await self._store.model_files.list(page=-1)
-        instances = await self._store.instances.list(page=-1)
-        rows = Rows(
-            models=models.items,
-            instances=instances.items,
-            workers=workers.items,
-            files=files.items,
-            peaks=await self._store.measured.all(),
-        )
+        rows = await read_rows(self._store)
         self.state.replace_rows(rows, now=self._now(), wall=datetime.now(UTC))
 
     async def _read(self, since: int) -> None:
