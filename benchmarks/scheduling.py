@@ -2,9 +2,9 @@
 
 The stream is mixed: 70 % of requests want one GPU or a part of it, 15 % two, 10 % four or eight, 5 % several workers at
 once; a fifth have selectors. Instances leave so that the fleet is between 50 and 95 % full. Times are CPU seconds of
-this thread, all of it counted: refusals, claims and releases. What else runs on the machine makes them longer, by its
-caches and its memory; so goals are for the fastest part of a run, and the whole run is printed beside it. ``--plot FILE``
-writes the growth as an SVG picture.
+this thread, all of it counted: refusals, claims and releases, and the records of all decisions, made into the text that
+the database gets. What else runs on the machine makes them longer, by its caches and its memory; so goals are for the
+fastest part of a run, and the whole run is printed beside it. ``--plot FILE`` writes the growth as an SVG picture.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from scheduling_stream import MACHINES, Stream, workers
 
 from gpustack.scheduling import Packing, Placed, Refused, Request, place
 from gpustack.scheduling.fleet import Fleet
+from gpustack.scheduling.records import RecordedFleet, entries
+from gpustack.server.decisions import pack
 
 SIZES = (100, 300, 1_000, 3_000, 5_000, 10_000)
 #: The size that has a rate to keep.
@@ -33,6 +35,8 @@ DECISIONS = 20_000
 PART = 2_000
 #: Decisions that are compared with a look at every worker, which takes its time.
 COMPARED = {100: 2_000, 300: 500, 1_000: 200, 3_000: 40, MAIN: 40, 10_000: 10}
+#: Decisions of one page of the record.
+PAGE = 500
 EIGHT = 8
 PACKED_WORKERS, PACKED_DECISIONS, PACKED_SEEDS = 1_000, 12_000, (1, 2)
 
@@ -76,7 +80,7 @@ class Rate:
 
     workers: int
     decisions: list[float] = field(default_factory=list)
-    #: Claims and releases.
+    #: Claims, releases and records.
     changes: float = 0.0
     placed: int = 0
     #: What each part took for one placement.
@@ -114,14 +118,22 @@ def spent(what: Callable[[], object]) -> float:
     return time.thread_time() - began
 
 
+def write_down(fleet: RecordedFleet) -> None:
+    """Make a page of the record."""
+    pack(entries(fleet.take(PAGE)))
+
+
 def rate(count: int, decisions: int, compared: int) -> Rate:
     """Run the stream on a fleet between half and almost full."""
-    fleet = Fleet(workers(count, seed=1))
+    fleet = RecordedFleet(workers(count, seed=1))
     stream, tenants, dice = Stream([*fleet.workers()], seed=2), Tenants(fleet, seed=3), random.Random(4)
     while tenants.full < 0.5:
         match fleet.place(stream.next()):
             case Placed() as placed:
                 tenants.come(placed)
+    # What came before needs no record: it begins with the fleet as it is now.
+    fleet.decide(stream.next())
+    fleet.take(PAGE)
     gc.collect()
     gc.freeze()
     found, bound = Rate(count), 0.95
@@ -129,7 +141,7 @@ def rate(count: int, decisions: int, compared: int) -> Rate:
     while len(found.decisions) < decisions:
         request = stream.next()
         began = time.thread_time()
-        answer = fleet.place(request)
+        answer = fleet.decide(request)
         found.decisions.append(time.thread_time() - began)
         if len(found.decisions) % every == 0:
             found.compared += 1
@@ -137,6 +149,8 @@ def rate(count: int, decisions: int, compared: int) -> Rate:
         if isinstance(answer, Placed):
             found.placed += 1
             found.changes += spent(partial(tenants.come, answer))
+        if fleet.waiting >= PAGE:
+            found.changes += spent(partial(write_down, fleet))
         if tenants.full >= bound:
             low = dice.uniform(0.5, 0.93)
             while tenants.full > low:
