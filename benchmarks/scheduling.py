@@ -24,7 +24,7 @@ from scheduling_stream import MACHINES, Stream, workers
 
 from gpustack.scheduling import Packing, Placed, Refused, Request, place
 from gpustack.scheduling.fleet import Fleet
-from gpustack.scheduling.records import RecordedFleet, entries
+from gpustack.scheduling.records import RecordedFleet
 from gpustack.server.decisions import pack
 
 SIZES = (100, 300, 1_000, 3_000, 5_000, 10_000)
@@ -120,7 +120,7 @@ def spent(what: Callable[[], object]) -> float:
 
 def write_down(fleet: RecordedFleet) -> None:
     """Make a page of the record."""
-    pack(entries(fleet.take(PAGE)))
+    pack(fleet.take(PAGE))
 
 
 def rate(count: int, decisions: int, compared: int) -> Rate:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gpustack.db.repositories.decisions import NewPage
 from gpustack.kit.errors import Unavailable
-from gpustack.scheduling.records import Entry, RecordedFleet, replay
+from gpustack.scheduling import Placed
+from gpustack.scheduling.records import Entry, RecordedFleet, entries, replay
 from gpustack.scheduling.records import recorder as recorder_module
-from gpustack.server.decisions import DecisionLog, unpack
+from gpustack.server.decisions import DecisionLog, line, unpack
 from support.fleets import Odds
 
 
@@ -65,6 +69,25 @@ def fleet() -> RecordedFleet:
 
 def a_log(store: PageStore, fleet: RecordedFleet, every: float = 0.01) -> DecisionLog:
     return DecisionLog(store, fleet, every=every)  # type: ignore[arg-type]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 6))
+def test_lines_are_read_as_what_was_decided(seed: int, count: int) -> None:
+    odds = Odds(seed)
+    fleet = RecordedFleet(odds.workers(count))
+    for number in range(1, 20):
+        request = replace(odds.request(number, count), priority=number % 3)
+        answer = fleet.decide(request)
+        if isinstance(answer, Placed):
+            for each in answer.holdings():
+                fleet.hold(each)
+        elif (preemption := fleet.preempt(request)) is not None:
+            fleet.release(preemption.victims[0])
+    taken = fleet.take(100)
+    assert [Entry.read(line(each).decode()) for each in taken] == [
+        Entry.read(each.write()) for each in entries(taken)
+    ]
 
 
 async def test_many_decisions_are_one_write(fleet: RecordedFleet) -> None:

@@ -6,16 +6,19 @@ import asyncio
 import base64
 import logging
 import zlib
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from types import TracebackType
 from typing import NoReturn, Self
 from uuid import uuid4
+
+import msgspec
 
 from gpustack.db import Store
 from gpustack.db.repositories.decisions import Decided, NewPage, Spot
 from gpustack.kit.errors import GPUStackError
 from gpustack.kit.tasks import Tasks
-from gpustack.scheduling.records import Entry, RecordedFleet, Replay, Taken, entries
+from gpustack.scheduling import Placed
+from gpustack.scheduling.records import Entry, RecordedFleet, Replay, Taken, outline
 
 log = logging.getLogger(__name__)
 
@@ -109,19 +112,15 @@ class DecisionLog:
         self._in_hand = self._in_hand or self._fleet.take(_PAGE)
         if not self._in_hand:
             return False
-        self._unwritten = await asyncio.to_thread(_made, self._in_hand, self._run_id, self._made)
+        self._unwritten = await asyncio.to_thread(pages, self._in_hand, self._run_id, self._made)
         self._made += len(self._unwritten)
         self._in_hand = []
         return True
 
 
-def _made(taken: Iterable[Taken], run: str, before: int) -> list[NewPage]:
-    return pages(entries(taken), run, before)
-
-
-def pages(decided: Iterable[Entry], run: str, before: int) -> list[NewPage]:
+def pages(decided: Iterable[Taken], run: str, before: int) -> list[NewPage]:
     """Return the pages of ``decided``, after ``before`` of the run; what tells of the whole fleet begins one."""
-    parts: list[list[Entry]] = []
+    parts: list[list[Taken]] = []
     for each in decided:
         if each.whole or not parts:
             parts.append([])
@@ -138,20 +137,53 @@ def pages(decided: Iterable[Entry], run: str, before: int) -> list[NewPage]:
     ]
 
 
-def _row(entry: Entry) -> Decided:
-    placed = entry.placed
+def _row(taken: Taken) -> Decided:
     return Decided(
-        model_id=entry.request.model_id,
-        instance_id=entry.request.instance_id,
-        worker_id=None if placed is None else placed.worker_id,
-        at=entry.at,
+        model_id=taken.request.model_id,
+        instance_id=taken.request.instance_id,
+        worker_id=taken.answer.worker_id if isinstance(taken.answer, Placed) else None,
+        at=taken.at,
     )
 
 
-def pack(decided: Iterable[Entry]) -> str:
+def pack(decided: Iterable[Taken]) -> str:
     """Return the text of a page."""
-    lines = "\n".join(each.write() for each in decided)
-    return base64.b64encode(zlib.compress(lines.encode(), _FAST)).decode()
+    lines = b"\n".join(map(line, decided))
+    return base64.b64encode(zlib.compress(lines, _FAST)).decode()
+
+
+def line(taken: Taken) -> bytes:
+    """Return a decision as :meth:`Entry.read` reads it: as :meth:`Entry.write` writes it, but many times faster.
+
+    Fields that have their default are written too, and what is a set has no order.
+    """
+    document: dict[str, object] = {
+        "at": round(taken.at, 3),
+        "request": taken.request,
+        "verdict": outline(taken.answer, _as_it_is),
+    }
+    if taken.workers:
+        document["workers"] = taken.workers
+    if taken.gone:
+        document["gone"] = taken.gone
+    if taken.held:
+        document["held"] = taken.held
+    if taken.whole:
+        document["whole"] = True
+    return _ENCODER.encode(document)
+
+
+def _as_it_is(placed: Placed) -> Placed:
+    return placed
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise NotImplementedError(f"{type(value).__name__} cannot be recorded")
+
+
+_ENCODER = msgspec.json.Encoder(enc_hook=_plain)
 
 
 def unpack(body: str) -> list[str]:

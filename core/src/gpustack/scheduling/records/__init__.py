@@ -10,7 +10,7 @@ before.
 """
 
 from gpustack.scheduling.records.codec import BadRecord, decode, encode
-from gpustack.scheduling.records.entry import Entry, verdict
+from gpustack.scheduling.records.entry import Entry, outline, verdict
 from gpustack.scheduling.records.recorder import RecordedFleet, Taken, entries
 from gpustack.scheduling.records.replay import Replay, Replayed, replay
 
@@ -24,6 +24,7 @@ __all__ = [
     "decode",
     "encode",
     "entries",
+    "outline",
     "replay",
     "verdict",
 ]

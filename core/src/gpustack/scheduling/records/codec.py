@@ -73,8 +73,6 @@ def _encoder(kind: Any) -> _Function:
         return sorted
     if origin is Mapping:
         of_value = encoder(inner[1])
-        if is_dataclass(inner[1]):
-            return lambda value: _grouped(value, of_value)
         # JSON has text for keys, and the order of the names is none of the value.
         return lambda value: {str(key): of_value(value[key]) for key in sorted(value)}
     raise TypeError(f"{kind} cannot be recorded")
@@ -95,14 +93,6 @@ def _encode_fields(kind: type) -> _Function:
         return found
 
     return made
-
-
-def _grouped(value: Mapping[Any, Any], of_value: _Function) -> Document:
-    """Return what many names stand for once: workers of many kinds have the same offer."""
-    names: dict[int, list[Any]] = {}
-    for key in sorted(value):
-        names.setdefault(id(value[key]), []).append(key)
-    return [[keys, of_value(value[keys[0]])] for keys in names.values()]
 
 
 def _same(value: Any) -> Any:
@@ -134,15 +124,6 @@ def _decode(kind: Any) -> _Function:
         return lambda document: frozenset(item(some) for some in _of_type(list, document))
     if origin is Mapping:
         key_kind, of_value = inner[0], _decoder(inner[1])
-        if is_dataclass(inner[1]):
-            return lambda document: MappingProxyType(
-                {
-                    _of_type(key_kind, key): item
-                    for keys, value in _of_type(list, document)
-                    for item in [of_value(value)]
-                    for key in keys
-                }
-            )
         return lambda document: MappingProxyType(
             {key_kind(key): of_value(item) for key, item in _of_type(dict, document).items()}
         )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from gpustack.scheduling.plan import Packing, Placed, Refused
@@ -87,7 +87,7 @@ class Entry:
         return cls(
             at=float(document["at"]),
             request=decode(Request, document["request"]),
-            verdict=document["verdict"],
+            verdict=_as_now(document["verdict"]),
             workers=tuple(decode(Worker, each) for each in document.get("workers", ())),
             gone=tuple(int(each) for each in document.get("gone", ())),
             held={int(key): tuple(decode(Holding, each) for each in held[key]) for key in held},
@@ -102,12 +102,17 @@ def verdict(answer: Answer) -> Document:
     None is that nobody's leaving helps. Of a refusal it is the counts by filter and the workers it names with the filter that each failed; what was missing
     on each follows from the fleet.
     """
+    return outline(answer, encode)
+
+
+def outline(answer: Answer, of_placed: Callable[[Placed], Document]) -> Document:
+    """Return what :func:`verdict` does, with each placement as ``of_placed`` gives it."""
     if isinstance(answer, Placed):
-        return {"placed": encode(answer)}
+        return {"placed": of_placed(answer)}
     if answer is None:
         return {"preempted": None}
     if isinstance(answer, Preemption):
-        return {"preempted": {"placed": encode(answer.placed), "victims": list(answer.victims)}}
+        return {"preempted": {"placed": of_placed(answer.placed), "victims": list(answer.victims)}}
     return {
         "refused": {
             "workers": answer.workers,
@@ -119,9 +124,14 @@ def verdict(answer: Answer) -> Document:
     }
 
 
-def as_whole(entry: Entry, workers: tuple[Worker, ...], held: Mapping[int, tuple[Holding, ...]]) -> Entry:
-    """Return ``entry`` with all of the fleet instead of what had changed."""
-    return replace(entry, workers=workers, held=held, gone=(), whole=True)
+def _as_now(document: Any) -> dict[str, Any]:
+    """Return a recorded verdict as :func:`verdict` gives it now: without the fields that have their default."""
+    if (placed := document.get("placed")) is not None:
+        return {"placed": encode(decode(Placed, placed))}
+    if preempted := document.get("preempted"):
+        placed = encode(decode(Placed, preempted["placed"]))
+        return {"preempted": {"placed": placed, "victims": preempted["victims"]}}
+    return dict(document)
 
 
 _dumps = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, check_circular=False).encode
