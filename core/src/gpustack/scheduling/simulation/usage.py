@@ -66,7 +66,8 @@ class Meter:
     @property
     def fragmentation(self) -> float:
         """Return the share of free GPU memory that was of no use, on average over time."""
-        return self._broken / self._seconds if self._seconds else 0.0
+        # Sums of many fractions may miss by the last digit.
+        return min(1.0, max(0.0, self._broken / self._seconds)) if self._seconds else 0.0
 
     def _add(self, one: _Of, sign: int) -> None:
         self._total += sign * one.total
