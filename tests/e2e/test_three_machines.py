@@ -61,6 +61,9 @@ class Cluster:
         items = self.api.get(f"/v2/model-instance-events?instance_id={instance}").json()["items"]
         return [(each["what"], each["message"]) for each in reversed(items)]
 
+    def explained(self, model: str) -> str:
+        return self.server.cli("explain", model).stdout
+
     def engines(self, address: str) -> int:
         """Return how many engines run on a machine."""
         found = 0
@@ -137,6 +140,7 @@ def test_one_is_cut_off_and_healed_and_one_loses_its_power(cluster: Cluster) -> 
         try:
             cluster.wait_state(cut, "unreachable")
             assert 8 < time.monotonic() - began < 30
+            told = {each["model_name"]: cluster.explained(each["model_name"]) for each in before.values()}
         finally:
             cluster.machines[cut].host.heal()
         cluster.wait_state(cut, "ready")
@@ -157,6 +161,10 @@ def test_one_is_cut_off_and_healed_and_one_loses_its_power(cluster: Cluster) -> 
     }, "recognised, not restarted"
     unexplained = _unexplained(traffic, outages)
     assert not unexplained
+    name = cluster.worker(cut)["name"]
+    for model, said in told.items():
+        assert f"is lost from sight on worker {name}," in said
+        assert "lost from sight" not in cluster.explained(model)
     for number, each in before.items():
         (lost, why), (back, _) = cluster.story(number)[-2:]
         assert (lost, back) == ("unreachable", "running")
