@@ -174,7 +174,10 @@ class House:
         self.wait_up()
 
         def whole() -> bool:
-            instances = self.instances()
+            try:
+                instances = self.instances()
+            except httpx.HTTPStatusError:  # the server is on its way
+                return False
             running = {(each["id"], each["pid"]) for each in instances if each["state"] == "running"}
             if not len(running) == len(instances) == replicas:
                 return False
@@ -195,7 +198,8 @@ class House:
     def instances(self) -> list[dict[str, Any]]:
         """Return all instances as the API has them."""
         with self.running.admin() as admin:
-            found: list[dict[str, Any]] = admin.get("/v2/model-instances?page=-1").json()["items"]
+            answer = admin.get("/v2/model-instances?page=-1").raise_for_status()
+            found: list[dict[str, Any]] = answer.json()["items"]
             return found
 
     def instance_events(self) -> list[dict[str, Any]]:

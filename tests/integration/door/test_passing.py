@@ -253,7 +253,6 @@ def test_a_door_takes_no_more_than_it_needs() -> None:
         "litestar",
         "pydantic",
         "piccolo",
-        "msgspec",
         "httpx",
         "gpustack.server",
         "gpustack.db",

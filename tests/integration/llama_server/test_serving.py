@@ -265,6 +265,6 @@ def test_how_full_its_cache_is_can_be_read_while_it_answers(
     asked = {"prompt": "one two three", "max_tokens": 400, "ignore_eos": True}
     with ThreadPoolExecutor(1) as pool:
         answering = pool.submit(server.post, "/v1/completions", asked)
-        eventually(lambda: (used() or 0) > 0.1, "a tenth of the cache is in use")
+        eventually(lambda: (used() or 0) > 0.02, "some of the cache is in use")
         answering.result()
     assert used() == 0

@@ -182,6 +182,7 @@ def test_only_its_own_processes_are_killed(
 
     RunningServer("", "", data, tmp_path / "output", run, {_MARK: "this run"}).stop()
 
+    psutil.wait_procs([child], timeout=5)
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
     assert [each.wait(5) for each in mine] == [-9, -9]
     assert [each.poll() for each in strangers] == [None] * len(strangers)
