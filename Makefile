@@ -4,7 +4,8 @@ PYTHON ?= python3
 PORT ?= 9080
 ARGS ?=
 TESTS ?=
-TEST_WORKERS ?= logical --maxprocesses=4
+# Tests wait for processes half of their time: one more than there are cores, and four at most.
+TEST_WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1) --maxprocesses=4
 LOCK_ARGS ?=
 SECONDS ?= 60
 TARGETS ?=

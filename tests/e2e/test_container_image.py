@@ -180,6 +180,7 @@ def test_docker_stop_ends_it_cleanly_and_the_volume_outlives_the_container(conta
     container.wait_chats()
 
 
+@pytest.mark.slow
 def test_what_docker_killed_comes_back(container: Container) -> None:
     container.docker("kill", container.name)
     assert container.inspect()["ExitCode"] == 137

@@ -170,6 +170,7 @@ def test_a_server_that_does_not_answer_is_named_and_catches_up(configured: Confi
     assert configured.reload()["applied"] == ["allow_origins"]
 
 
+@pytest.mark.slow
 def test_settings_may_be_longer_than_a_pipe_holds(configured: Configured) -> None:
     certificate = "-----BEGIN CERTIFICATE-----\n" + "A" * 300_000
     configured.write(saml_idp_x509_cert=certificate)

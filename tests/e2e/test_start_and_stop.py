@@ -71,7 +71,7 @@ def test_a_killed_server_comes_back_without_refusing_anyone(stack: Running) -> N
     assert stack.state()["children"]["server"]["restarts"] >= 1
 
 
-@pytest.mark.parametrize("how", ["command", "interrupt"])
+@pytest.mark.parametrize("how", ["command", pytest.param("interrupt", marks=pytest.mark.slow)])
 def test_stop_leaves_nothing_behind(place: Path, engine: InstalledEngine, tiny_gguf: Path, how: str) -> None:
     data_dir, ports = place / f"stop {how}", a_port_range(4)
     flags = ["--bin-dir", str(engine.bin_dir), "--service-port-range", ports]
@@ -138,6 +138,7 @@ def test_stop_ends_what_a_killed_supervisor_left(
     assert processes_of(data_dir) == []
 
 
+@pytest.mark.slow
 def test_a_moved_machine_still_answers(place: Path, engine: InstalledEngine, tiny_gguf: Path) -> None:
     data_dir, home = place / "moved", place / "home moved"
     flags = ["--bin-dir", str(engine.bin_dir), "--service-port-range", a_port_range(4)]

@@ -204,7 +204,7 @@ def test_stop_ends_the_door_of_a_killed_supervisor(data_dir: Path, place: Path, 
     assert not [path for path in data_dir.rglob("*.sock") if path.exists()]
 
 
-@pytest.mark.parametrize("killed", ["worker", "supervisor"])
+@pytest.mark.parametrize("killed", [pytest.param("worker", marks=pytest.mark.slow), "supervisor"])
 def test_another_machines_engine_is_reached_through_its_door_whatever_dies_there(
     data_dir: Path, place: Path, flags: list[str], tiny_gguf: Path, killed: str
 ) -> None:

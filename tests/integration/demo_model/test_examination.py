@@ -65,6 +65,7 @@ def test_it_goes_on_in_a_conversation(demo: RunningEngine) -> None:
     assert third == corpus.OFF_TOPIC_ANSWER
 
 
+@pytest.mark.slow
 def test_system_prompts_change_nothing(demo: RunningEngine) -> None:
     """Whatever a client sends unasked: the template leaves them out."""
     prompts = [

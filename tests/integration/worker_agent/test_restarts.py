@@ -234,7 +234,7 @@ class TestOneEngine:
             holder.kill()
             holder.communicate()
 
-    @pytest.mark.parametrize("when", ["starting", RUNNING])
+    @pytest.mark.parametrize("when", ["starting", pytest.param(RUNNING, marks=pytest.mark.slow)])
     async def test_kill_9_at_any_time_leaves_one_engine(
         self, fleet: Any, server: Any, until: Any, when: str
     ) -> None:
