@@ -17,33 +17,50 @@ from gpustack.kit.text import GIB
 from gpustack.lifecycle.instance import Deadlines
 from gpustack.plugin import ResourceClaim
 from gpustack.schemas import (
+    GpuMemory,
+    GpuStatus,
     Heartbeat,
     InstanceState,
     MemoryStatus,
     ModelCreate,
     ModelFileReport,
     ModelFileState,
+    ModelPatch,
     ModelUpdate,
     WorkerPublic,
     WorkerRegistration,
     WorkerState,
     WorkerStatus,
 )
+from gpustack.schemas.gpu_selection import GpuSelector
 from gpustack.server.reconcile import Limits, Reconciler
 from support.reconcile import FACTS, PATH, Obedient
 
 S = InstanceState
+_CARD = GpuMemory(total=8 * GIB)
+_CLAIM = ResourceClaim(ram=4 * GIB)
 
 
 class FakeWorker:
     """Registers, beats, reads files and runs instances: at once and without an engine."""
 
     def __init__(
-        self, store: Store, feed: Feed, name: str, *, ram: int = 24, files: Iterable[str] = (PATH,)
+        self,
+        store: Store,
+        feed: Feed,
+        name: str,
+        *,
+        ram: int = 24,
+        files: Iterable[str] = (PATH,),
+        gpus: int = 0,
     ) -> None:
         self._store, self._feed = store, feed
         self._name = name
-        self._status = WorkerStatus(memory=MemoryStatus(total=ram * GIB))
+        devices = [
+            GpuStatus(index=each, uuid=f"{name}-{each}", vendor="acme", name="A", type="cuda", memory=_CARD)
+            for each in range(gpus)
+        ]
+        self._status = WorkerStatus(memory=MemoryStatus(total=ram * GIB), gpu_devices=devices)
         self._files = set(files)
         self.row: WorkerPublic
         self.drains_for = 0.0
@@ -123,9 +140,13 @@ class FakeWorker:
 
 @asynccontextmanager
 async def reconciling(
-    store: Store, feed: Feed, workers: Iterable[FakeWorker] = (), **limits: Any
+    store: Store,
+    feed: Feed,
+    workers: Iterable[FakeWorker] = (),
+    claim: ResourceClaim = _CLAIM,
+    **limits: Any,
 ) -> AsyncIterator[Reconciler]:
-    backends = {"obedient": (Obedient(ResourceClaim(ram=4 * GIB)), "obedient-plugin")}
+    backends = {"obedient": (Obedient(claim), "obedient-plugin")}
     wanted = replace(Limits(deadlines=Deadlines(), patience=0.2, grace=1.0), **limits)
     async with Reconciler(
         store, feed, backends, limits=wanted, backoff=Backoff(first=0.05, limit=0.2)
@@ -230,6 +251,59 @@ async def test_a_changed_model_is_replaced(store: Store) -> None:
                 ] * 2
 
             await until(replaced)
+
+
+async def test_copies_keep_to_the_gpus_that_were_chosen_and_follow_another_choice(store: Store) -> None:
+    claim = ResourceClaim(ram=GIB, vram=2 * GIB, gpus=1)
+    async with store.feed() as feed, reconciling(store, feed, claim=claim):
+        async with (
+            FakeWorker(store, feed, "box", gpus=4).working(),
+            FakeWorker(store, feed, "other", gpus=4).working(),
+        ):
+            chosen = GpuSelector(gpu_ids=["box:cuda:1", "other:cuda:3"], gpus_per_replica=1)
+            model = await deploy(store, replicas=2, gpu_selector=chosen)
+            await until(all_in(store, S.RUNNING, S.RUNNING))
+            assert await taken(store) == [("box", 1), ("other", 3)]
+
+            await store.models.patch(
+                model.id,
+                ModelPatch.model_validate({"gpu_selector": {"gpu_ids": ["box:cuda:0", "box:cuda:2"]}}),
+            )
+
+            async def moved() -> bool:
+                return await taken(store) == [("box", 0), ("box", 2)]
+
+            await until(moved)
+
+
+async def test_a_chosen_gpu_is_waited_for_until_its_worker_joins(store: Store) -> None:
+    claim = ResourceClaim(ram=GIB, vram=2 * GIB, gpus=1)
+    async with (
+        store.feed() as feed,
+        reconciling(store, feed, claim=claim),
+        FakeWorker(store, feed, "box", gpus=2).working(),
+    ):
+        await deploy(store, gpu_selector=GpuSelector(gpu_ids=["late:cuda:1"]))
+
+        async def explained() -> bool:
+            return (await rows(store))[:1] != [] and (await rows(store))[0].state_message.startswith(
+                "the chosen GPU late:cuda:1 is on a worker that has not joined"
+            )
+
+        await until(explained)
+        async with FakeWorker(store, feed, "late", gpus=2).working():
+            await until(all_in(store, S.RUNNING))
+            assert await taken(store) == [("late", 1)]
+
+
+async def taken(store: Store) -> list[tuple[str, int]]:
+    """Return the worker and GPU of each running instance that is not on its way out."""
+    return sorted(
+        (each.worker_name, index)
+        for each in await rows(store)
+        if each.state is S.RUNNING and each.draining_since is None
+        for index in each.computed_resource_claim.vram
+    )
 
 
 async def test_a_worker_that_falls_silent_is_lost_and_found_with_its_instances(store: Store) -> None:

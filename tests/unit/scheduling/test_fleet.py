@@ -249,7 +249,7 @@ def test_a_choice_by_hand_is_kept_to() -> None:
     assert put(fleet, chosen).vram == {1: 10 * GIB}
     refused = fleet.place(replace(a_request(a_claim(2, 10)), gpus={"worker-2": frozenset({1})}))
     assert isinstance(refused, Refused)
-    assert "worker-2: needs 2 GPUs, has 1" in explain(refused)
+    assert "worker-2: needs 2 GPUs, has 1 of those chosen" in explain(refused)
 
 
 def test_files_on_the_workers_disk_count_but_not_for_ever() -> None:

@@ -38,6 +38,15 @@ def workers(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> 
     return _names(ctx, parameter, incomplete, "workers")
 
 
+def gpus(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Complete the id of a GPU."""
+    typed = set(ctx.params.get(str(parameter.name)) or ())
+    ids: list[str] = []
+    with suppress(Exception):
+        ids = [each["id"] for each in _asked(ctx, "/v2/gpu-devices", "")["items"]]
+    return sorted(each for each in ids if each.startswith(incomplete) and each not in typed)
+
+
 def models_and_instances(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
     """Complete the name of a model or of one of its copies."""
     return _names(ctx, parameter, incomplete, "models", "model-instances")

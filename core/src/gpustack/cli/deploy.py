@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gpustack.cli import complete
+from gpustack.cli.by_hand import gpu_options, selection
 from gpustack.cli.catalog import catalog_names
-from gpustack.cli.names import variables
+from gpustack.cli.names import invalid, variables
 from gpustack.cli.output import clean, note
 from gpustack.cli.serving import serving_options, split
 from gpustack.cli.sources import HubOptions, default_name, read_source
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 @click.option(
     "--env", "env", multiple=True, metavar="KEY=VALUE", help="Variable of the engine; may be repeated."
 )
+@gpu_options
 @serving_options
 @click.option("--wait/--no-wait", default=True, help="Wait until it runs, or return at once.")
 @click.option(
@@ -104,7 +106,7 @@ def _model(
     from gpustack.schemas import ModelCreate
 
     pairs = variables(env)
-    serving = split(spec)
+    serving = split(spec) | selection(spec)
     # What is not named is left to the model, whose bounds may want another number.
     named = {field: value for field, value in spec.items() if value is not None}
     try:
@@ -118,6 +120,8 @@ def _model(
                 f"--name {shorten(name, 160)!r}: a name is made of letters, digits and . _ : / - with a letter or digit at both "
                 "ends, 128 characters at most"
             ) from error
+        if problem["loc"][:1] == ("gpu_selector",):
+            raise invalid(error) from error
         field = f"{'.'.join(map(str, problem['loc'])).replace('_', '-')}: " if problem["loc"] else ""
         raise WrongUsage(f"{field}{problem['msg'].removeprefix('Value error, ')}") from error
 

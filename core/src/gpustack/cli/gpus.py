@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 @server_options
 @json_option
 def command(target: Target, as_json: bool) -> None:
-    """List the GPUs of all workers."""
+    """List the GPUs of all workers.
+
+    ID is what `gpustack deploy --gpu` takes, when a model is to run on certain ones.
+    """
     gpus = target.ask(lambda client: client.gpu_devices.list_all())
     gpus.sort(key=lambda gpu: (gpu.worker_name, gpu.index))
     if as_json:

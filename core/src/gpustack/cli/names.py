@@ -52,5 +52,7 @@ def variables(pairs: tuple[str, ...]) -> dict[str, str]:
 def invalid(error: ValidationError) -> InvalidInput:
     """Return what is wrong with a description in one line, by the name of its option."""
     problem = error.errors()[0]
+    if problem["loc"][:1] == ("gpu_selector",):
+        return WrongUsage(f"--gpu: {problem['msg'].removeprefix('Value error, ')}")
     field = str(problem["loc"][-1]).replace("_", "-") if problem["loc"] else "the model"
     return WrongUsage(f"{field}: {problem['msg'].removeprefix('Value error, ')}")

@@ -109,6 +109,9 @@ def _facts(model: ModelPublic) -> Iterator[tuple[str, str]]:
         yield "Variables", ", ".join(model.env)
     selector = ", ".join(f"{key}={value}" for key, value in model.worker_selector.items())
     yield "Placement", f"{model.placement_strategy}{' on workers with ' + selector if selector else ''}"
+    if (chosen := model.gpu_selector) is not None:
+        each = f", {chosen.gpus_per_replica} for each copy" if chosen.gpus_per_replica else ""
+        yield "GPUs", f"only {', '.join(chosen.gpu_ids)}{each}"
     rollout = model.rollout
     yield (
         "Exchange",

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from gpustack.cli import complete
+from gpustack.cli.by_hand import gpu_options, selection
 from gpustack.cli.changing import Change, wait_options
 from gpustack.cli.names import variables
 from gpustack.cli.serving import serving_options, split
@@ -44,6 +45,7 @@ _ROLLOUT = ("max_surge", "max_unavailable", "drain_seconds")
 @click.option(
     "--drain-seconds", type=click.IntRange(0, 86400), help="Time for requests in flight on a copy that ends."
 )
+@gpu_options
 @serving_options
 @click.option(
     "--fixed-replicas", is_flag=True, help="Let the number of copies follow what is asked no longer."
@@ -60,7 +62,7 @@ def command(
     What is not named stays. Copies whose engines have to start anew are exchanged one after the other, so that
     requests are answered all the time. Ctrl-C ends the waiting, not the change.
     """
-    serving = split(given)
+    serving = split(given) | selection(given, changes=True)
     if fixed_replicas:
         if {"min_replicas", "max_replicas"} & serving.keys():
             raise click.UsageError("--fixed-replicas does not go with --min-replicas or --max-replicas")

@@ -140,6 +140,7 @@ class Model(Table, tablename="models", db=DIALECT):
     categories = JSON()
     placement_strategy = Varchar(length=32)
     worker_selector = JSON()
+    gpu_selector = JSON(default=None, null=True)
     backend = Varchar(length=64)
     backend_version = Varchar(length=64)
     backend_parameters = JSON()

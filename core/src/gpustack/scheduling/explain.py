@@ -5,6 +5,7 @@ from __future__ import annotations
 from gpustack.kit.text import human_bytes, plural
 from gpustack.scheduling.fit import Deficit, GpuShort
 from gpustack.scheduling.plan import Refused
+from gpustack.scheduling.request import Request
 from gpustack.scheduling.snapshot import Room
 
 
@@ -41,7 +42,9 @@ def worker_lines(refused: Refused) -> dict[int, str]:
     """Return of each worker that the refusal names, by id, what is missing there or why it was left out."""
     deficits, reasons, rooms = refused.deficits, refused.reasons, refused.rooms
     return {
-        number: reasons[number] if number in reasons else "; ".join(_parts(room, deficits[number]))
+        number: reasons[number]
+        if number in reasons
+        else "; ".join(_parts(room, deficits[number], refused.request))
         for number, room in rooms.items()
     }
 
@@ -51,17 +54,18 @@ def _worker_lines(refused: Refused) -> list[str]:
     return [f"{rooms[number].worker.name}: {line}" for number, line in worker_lines(refused).items()]
 
 
-def _parts(room: Room, deficit: Deficit) -> list[str]:
+def _parts(room: Room, deficit: Deficit, request: Request) -> list[str]:
     parts = []
+    by_hand = request.gpus is not None
     if deficit.members > 1:
         parts.append(f"one of {deficit.members} members")
     if deficit.gpus_needed > deficit.gpus_present:
         linked = "linked " if deficit.linked else ""
         parts.append(
             f"needs {deficit.gpus_needed} {linked}{'GPU' if deficit.gpus_needed == 1 else 'GPUs'}, "
-            f"has {deficit.gpus_present}"
+            f"has {deficit.gpus_present}{' of those chosen' if by_hand else ''}"
         )
-    parts += [_gpu_part(room, each) for each in deficit.gpus_short]
+    parts += [_gpu_part(room, each, "the chosen GPU" if by_hand else "GPU") for each in deficit.gpus_short]
     if deficit.ram_missing:
         parts.append(_ram_part(room, deficit.ram_needed))
     if deficit.members > 1 and len(parts) == 1:
@@ -78,11 +82,11 @@ def _ram_part(room: Room, needed: int) -> str:
     )
 
 
-def _gpu_part(room: Room, short: GpuShort) -> str:
+def _gpu_part(room: Room, short: GpuShort, which: str) -> str:
     gpu = short.gpu
     taken = _taken(room.worker.vram_reserved, room.vram_claimed.get(gpu.index, 0), gpu.others)
     return (
-        f"needs {human_bytes(short.needed)} on GPU {gpu.index}, {human_bytes(short.free)} of "
+        f"needs {human_bytes(short.needed)} on {which} {gpu.index}, {human_bytes(short.free)} of "
         f"{human_bytes(gpu.total)} is free{taken}"
     )
 

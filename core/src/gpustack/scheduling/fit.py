@@ -128,7 +128,7 @@ def deficit(
             )
         )
     if not found:  # links are asked for where there are none
-        present = min(1, len(room.worker.gpus))
+        present = min(1, sum(only is None or gpu.index in only for gpu in room.worker.gpus))
         return Deficit(
             claim=claim,
             ram_needed=ram_needed,
@@ -141,14 +141,21 @@ def deficit(
     return min(found, key=lambda each: (max(0, each.gpus_needed - each.gpus_present), each.distance))
 
 
-def possible(room: Room, claim: ResourceClaim, *, linked: bool = False) -> bool:
+def possible(
+    room: Room, claim: ResourceClaim, *, linked: bool = False, only: frozenset[int] | None = None
+) -> bool:
     """Tell whether the worker could hold the claim when nothing else ran there."""
     worker = room.worker
     if mib_needed(_ram_needed(room, claim)) > mib_free(max(0, worker.ram_total - worker.ram_reserved)):
         return False
     share = mib_needed(per_gpu(claim))
     return not claim.gpus or any(
-        sum(mib_free(max(0, gpu.total - worker.vram_reserved)) >= share for gpu in gpus) >= claim.gpus
+        sum(
+            mib_free(max(0, gpu.total - worker.vram_reserved)) >= share
+            for gpu in gpus
+            if only is None or gpu.index in only
+        )
+        >= claim.gpus
         for gpus, _ in _rows(room, claim.gpus, linked)
     )
 

@@ -138,17 +138,32 @@ class Refused:
 def place(snapshot: Snapshot, request: Request, packing: Packing = Packing.WHOLE) -> Placed | Refused:
     """Return the best place for ``request``, or why there is none.
 
-    Deterministic. Workers to avoid come last; GPUs come before the CPU; then counts the order of the ways, then the
-    model's strategy, then the smaller worker id.
+    Deterministic. Workers to avoid come last; of GPUs chosen by hand those come first that no other instance of the
+    model has; GPUs come before the CPU; then counts the order of the ways, then the model's strategy, then the
+    smaller worker id.
     """
     workers = [room.worker for room in snapshot.rooms.values()]
     verdicts = sift(workers, request, PIPELINE)
     rooms = [snapshot.rooms[worker.id] for worker in verdicts.passed]
     wanted = [room for room in rooms if room.worker.id not in request.avoid]
+    apart = _apart(rooms, request)
     for some in (wanted, rooms) if len(wanted) < len(rooms) else (rooms,):
-        if found := _best(some, request, _scorer(request, packing)):
-            return found
+        for each in (apart, request) if apart is not None else (request,):
+            if found := _best(some, each, _scorer(request, packing)):
+                return found
     return refusal(snapshot, request, verdicts)
+
+
+def _apart(rooms: Iterable[Room], request: Request) -> Request | None:
+    """Return the request without the GPUs that other instances of the model have; None when that is all the same."""
+    if request.gpus is None:
+        return None
+    left = dict(request.gpus)
+    for room in rooms:
+        for each in room.holdings:
+            if each.model_id == request.model_id and each.instance_id != request.instance_id:
+                left[room.worker.name] = left[room.worker.name].difference(each.vram)
+    return replace(request, gpus=left) if left != request.gpus else None
 
 
 def _scorer(request: Request, packing: Packing) -> Scorer:
@@ -224,7 +239,11 @@ def refusal(snapshot: Snapshot, request: Request, verdicts: Verdicts) -> Refused
     near = sorted(rooms, key=lambda room: (miss(room, request).distance, room.worker.id))[:MOST_NAMED]
     order = {step.name: number for number, step in enumerate(verdicts.steps)}
     failed = {key: order[name] for key, name in verdicts.failed_at.items()}
-    out = sorted(failed, key=lambda key: (-failed[key], key))[: MOST_NAMED - len(near)]
+    out = sorted(failed, key=lambda key: (-failed[key], key))
+    if request.gpus is not None:  # of all others there is nothing to say
+        out = [key for key in out if snapshot.rooms[key].worker.name in request.gpus] or (
+            out if not near else []
+        )
     return Refused(
         request=request,
         workers=len(snapshot.rooms),
@@ -233,7 +252,10 @@ def refusal(snapshot: Snapshot, request: Request, verdicts: Verdicts) -> Refused
         too_large=bool(rooms) and not _any_possible(rooms, request),
         named=(
             *(Named(room.worker, room.holdings) for room in near),
-            *(Named(snapshot.rooms[key].worker, snapshot.rooms[key].holdings, failed[key]) for key in out),
+            *(
+                Named(snapshot.rooms[key].worker, snapshot.rooms[key].holdings, failed[key])
+                for key in out[: MOST_NAMED - len(near)]
+            ),
         ),
     )
 
@@ -273,7 +295,8 @@ def _any_possible(rooms: Iterable[Room], request: Request) -> bool:
     large: dict[tuple[int, Way, str], int] = {}
     for room in rooms:
         for index, way in _ways(room, request):
-            if any(possible(room, claim, linked=way.linked) for claim in way.members):
+            only = _only(room.worker, request)
+            if any(possible(room, claim, linked=way.linked, only=only) for claim in way.members):
                 key = (index, way, room.worker.fabric)
                 large[key] = large.get(key, 0) + 1
                 if large[key] == len(way.members):

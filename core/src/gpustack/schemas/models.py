@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from gpustack.kit.paths import stays_below
 from gpustack.schemas.common import Input, Name, Record, Title
+from gpustack.schemas.gpu_selection import GpuSelector, GpuSelectorPatch
 from gpustack.schemas.serving import (
     MOST_REPLICAS,
     Autoscaling,
@@ -124,6 +125,8 @@ class _Spec(Input):
     placement_strategy: PlacementStrategy = PlacementStrategy.SPREAD
     #: Labels that a worker must carry.
     worker_selector: dict[str, str] = Field(default_factory=dict)
+    #: GPUs chosen by hand; null lets GPUStack choose.
+    gpu_selector: GpuSelector | None = None
     #: Name of the backend; empty lets GPUStack choose.
     backend: Title = Field(default="", max_length=64)
     #: Version of the engine; empty is the backend's default.
@@ -269,6 +272,7 @@ class ModelPatch(Input):
     queue: ModelQueuePatch | None = None
     placement_strategy: PlacementStrategy | None = None
     worker_selector: dict[str, str | None] | None = None
+    gpu_selector: GpuSelectorPatch | None = None
     backend: str | None = None
     backend_version: str | None = None
     backend_parameters: list[str] | None = None
@@ -333,6 +337,7 @@ class ModelPublic(Record):
     categories: list[str] = []
     placement_strategy: PlacementStrategy = PlacementStrategy.SPREAD
     worker_selector: dict[str, str] = {}
+    gpu_selector: GpuSelector | None = None
     backend: str = ""
     backend_version: str = ""
     backend_parameters: list[str] = []

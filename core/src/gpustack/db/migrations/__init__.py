@@ -24,6 +24,7 @@ from gpustack.db.migrations import (
     m0007_model_serving,
     m0008_measured_memory,
     m0009_decisions,
+    m0010_gpu_selection,
 )
 from gpustack.kit.errors import NewerData, SettingsError
 from gpustack.plugin.databases import DatabaseConnection, DatabaseError, Trouble
@@ -39,6 +40,7 @@ STEPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("0007_model_serving", m0007_model_serving.STATEMENTS),
     ("0008_measured_memory", m0008_measured_memory.STATEMENTS),
     ("0009_decisions", m0009_decisions.STATEMENTS),
+    ("0010_gpu_selection", m0010_gpu_selection.STATEMENTS),
 )
 
 #: What records the steps.

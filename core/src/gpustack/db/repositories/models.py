@@ -22,13 +22,18 @@ _HUB = ("huggingface_repo_id", "huggingface_filename", "huggingface_revision")
 
 
 def spec_digest(described: ModelCreate | ModelUpdate | ModelPublic) -> str:
-    """Return the digest over what an engine of the model is started with: equal ones need no other engine."""
+    """Return the digest over what an engine of the model is started with, and on which GPUs chosen by hand.
+
+    Equal ones need no other engine.
+    """
     spec = {name: getattr(described, name) for name in _SPEC}
     spec["env"] = sorted(described.env.items())
     if described.source is Source.HUGGINGFACE:
         spec |= {name: getattr(described, name) for name in _HUB}
     elif described.source is Source.BUNDLED:
         spec["bundled_name"] = described.bundled_name
+    if (gpus := described.gpu_selector) is not None:
+        spec["gpus"] = [sorted(gpus.gpu_ids), gpus.gpus_per_replica]
     return hashlib.sha256(json(spec).encode()).hexdigest()
 
 

@@ -35,4 +35,5 @@ def chosen(worker: Worker, request: Request) -> str | None:
         return "has none of the chosen GPUs"
     if indexes & {gpu.index for gpu in worker.gpus}:
         return None
-    return f"has no GPU {', '.join(map(str, sorted(indexes)))}"
+    numbers = ", ".join(map(str, sorted(indexes)))
+    return f"the chosen {'GPUs' if len(indexes) > 1 else 'GPU'} {numbers} cannot be used there"

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from gpustack.plugin.values import ResourceClaim
+from gpustack.scheduling import plan
+from gpustack.scheduling.filters import CANDIDATES, PIPELINE, sift
 from gpustack.scheduling.fit import Fit, per_gpu
 from gpustack.scheduling.fleet import kernels
 from gpustack.scheduling.fleet.audience import Tier, tiers
@@ -241,9 +243,7 @@ class Fleet:
         """Return the ids of the workers that could be asked to serve the model, by id: they are ready and selected."""
         columns, directory = self._columns()
         if request.gpus is not None:
-            from gpustack.scheduling.filters import CANDIDATES, sift
-
-            return [each.id for each in sift(self.workers(), request, CANDIDATES).passed]
+            return [each.id for each in sift(self._named(request.gpus), request, CANDIDATES).passed]
         seats = columns.seats
         selector = tuple(sorted(request.selector.items()))
         flags = directory.candidates(request.cluster_id, selector).flags & directory.ready
@@ -270,6 +270,8 @@ class Fleet:
 
     def refuse(self, request: Request) -> Refused:
         """Return why ``request``, which fits nowhere, does not."""
+        if request.gpus is not None:
+            return plan.refusal(self.snapshot(), request, sift(self.workers(), request, PIPELINE))
         columns, directory = self._columns()
         return refusal(columns, directory, request, len(self._seats))
 
@@ -311,9 +313,12 @@ class Fleet:
     def _by_hand(self, request: Request) -> Placed | Refused:
         """Few workers are named, so that looking at each is fast."""
         assert request.gpus is not None
-        named = [each.id for each in self.workers() if each.name in request.gpus]
+        named = [each.id for each in self._named(request.gpus)]
         answer = place(self.snapshot(named), request, self._packing)
-        return answer if isinstance(answer, Placed) else place(self.snapshot(), request, self._packing)
+        return answer if isinstance(answer, Placed) else self.refuse(request)
+
+    def _named(self, gpus: Mapping[str, frozenset[int]]) -> Iterator[Worker]:
+        return (each for each in self.workers() if each.name in gpus)
 
     def _slots(self, worker_ids: Iterable[int]) -> list[int]:
         seats = self._seats

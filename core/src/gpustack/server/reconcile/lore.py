@@ -5,12 +5,13 @@ Workers of one kind get the same offers, so a backend's answer is looked up once
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 from gpustack.plugin import ModelFacts
 from gpustack.scheduling import FilesThere, Offer, Request, Way
 from gpustack.schemas import ModelFileState, ModelPublic, Source, WorkerPublic
+from gpustack.server.reconcile.byhand import choice
 from gpustack.server.reconcile.questions import Answer, Question, facts_of, questions
 from gpustack.server.reconcile.state import State
 
@@ -44,6 +45,7 @@ class Lore:
         self._workers: dict[int, list[WorkerPublic]] = {}
         self._readers: dict[int, list[WorkerPublic]] = {}
         self._known: dict[tuple[int, ModelFacts | None], Known] = {}
+        self._gpus: dict[int, Mapping[str, frozenset[int]] | None] = {}
 
     def workers(self, model: ModelPublic) -> list[WorkerPublic]:
         """Return the workers that may be considered for the model, whatever its files and backends say."""
@@ -51,6 +53,14 @@ class Lore:
         if found is None:
             found = self._workers[model.id] = candidates(self._state, model)
         return found
+
+    def gpus(self, model: ModelPublic) -> Mapping[str, frozenset[int]] | None:
+        """Return the GPUs that were chosen for the model by worker name and index; None allows all."""
+        if model.gpu_selector is None:
+            return None
+        if model.id not in self._gpus:
+            self._gpus[model.id] = choice(model, self._state.workers.values())
+        return self._gpus[model.id]
 
     def readers(self, model: ModelPublic) -> list[WorkerPublic]:
         """Return those of them that can read the files: not those without the plugin that carries them."""
@@ -83,6 +93,10 @@ class Lore:
             files_elsewhere=_THERE,
             local=frozenset(each.worker_id for each in files if each.state is ModelFileState.READY),
         )
+        if model.gpu_selector is not None:
+            for worker in self.workers(model):
+                known.offers[worker.id] = self._offer(model, worker, facts, known)
+            return known
         for kind, worker in self._samples(model).items():
             known.kinds[kind] = self._offer(model, worker, facts, known)
         return known
@@ -98,12 +112,14 @@ class Lore:
             known.passing |= files is _READING_STILL
             if facts is None:
                 continue
-            kind = state.kinds[worker.id]
+            # Of GPUs chosen by hand each worker has its own.
+            kind = state.kinds[worker.id] if model.gpu_selector is None else worker.name
             kinds.setdefault(kind, set()).add(facts)
             if (offer := offers.get((kind, facts))) is None:
                 offer = offers[kind, facts] = self._offer(model, worker, facts, known)
             known.offers[worker.id] = offer
-        if len(known.offers) == len(known.files) and all(len(each) == 1 for each in kinds.values()):
+        alike = model.gpu_selector is None and len(known.offers) == len(known.files)
+        if alike and all(len(each) == 1 for each in kinds.values()):
             # The scheduler is many times faster with offers by kind.
             known.kinds = {kind: offer for (kind, _), offer in offers.items()}
             known.files_elsewhere = _THERE if known.files else None
@@ -157,7 +173,7 @@ class Lore:
 
 
 def wish(model: ModelPublic, instance_id: int = 0) -> Request:
-    """Return what a model asks for, before anybody has looked at its files."""
+    """Return what a model asks for, before anybody has looked at its files, or at the types of GPUs."""
     return Request(
         instance_id=instance_id,
         model_id=model.id,
@@ -167,12 +183,16 @@ def wish(model: ModelPublic, instance_id: int = 0) -> Request:
         strategy=model.placement_strategy,
         backend=model.backend,
         priority=model.priority,
+        gpus=None if model.gpu_selector is None else model.gpu_selector.indexes(),
     )
 
 
 def candidates(state: State, model: ModelPublic) -> list[WorkerPublic]:
     """Return the workers that may be considered for the model, by id."""
-    return [state.workers[each] for each in state.fleet.candidates(wish(model))]
+    asked = wish(model)
+    if model.gpu_selector is not None:
+        asked = replace(asked, gpus=choice(model, state.workers.values()))
+    return [state.workers[each] for each in state.fleet.candidates(asked)]
 
 
 def lacks_plugin(model: ModelPublic, worker: WorkerPublic) -> bool:

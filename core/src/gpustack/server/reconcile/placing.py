@@ -17,7 +17,7 @@ from gpustack.schemas import (
     WorkerPublic,
     source_key,
 )
-from gpustack.server.reconcile import hub
+from gpustack.server.reconcile import byhand, hub
 from gpustack.server.reconcile.actions import Action, Analyze, Ask, Drain, Fail, Move, Park, Restart, Schedule
 from gpustack.server.reconcile.harm import least_harmful_first
 from gpustack.server.reconcile.learned import memory_of
@@ -292,6 +292,7 @@ class _Look:
         headline = f"no worker can serve model {name}"
         # A table has room for the first line alone.
         lines = [f"{headline}: {reasons[0]}"] if len(reasons) == 1 else [headline, *reasons]
+        lines += byhand.missing(self._model, self._state.workers.values())
         lines.append(self._what_to_do())
         tried = frozenset(worker_print(w) for w in self._workers)
         return Fail(self._instance.id, "\n".join(lines), tried, self._model.spec_digest)
@@ -327,7 +328,10 @@ class _Look:
 
     def _park(self, lines: Sequence[str], refused: Refused, room_of: int | None = None) -> Park:
         refusal = self._state.refused(refused.request, self._model)
-        return Park(self._instance.id, "\n".join(lines), refusal, room_of)
+        missing = byhand.missing(self._model, self._state.workers.values())
+        # A table has room for the first line alone: it is the reason when none of the chosen GPUs is there.
+        said = [*lines, *missing] if self._workers else [*missing, *lines]
+        return Park(self._instance.id, "\n".join(said), refusal, room_of)
 
     def _request(self, known: Known) -> Request:
         return replace(
@@ -338,6 +342,7 @@ class _Look:
             kinds=known.kinds,
             local=known.local,
             avoid=self._notes.avoid,
+            gpus=self._lore.gpus(self._model),
         )
 
     def _file(self, worker: WorkerPublic) -> ModelFilePublic | None:

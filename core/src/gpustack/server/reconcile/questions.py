@@ -24,6 +24,7 @@ from gpustack.plugin import (
     TryAgain,
 )
 from gpustack.schemas import FactsDocument, GpuStatus, ModelPublic, WorkerPublic
+from gpustack.server.reconcile import byhand
 
 #: Backend instances with the names of their plugins, by backend name, in the order in which they are asked.
 Backends = Mapping[str, tuple[InferenceBackend[Any], str]]
@@ -128,10 +129,12 @@ def questions(
 ) -> list[Question]:
     """Return what to ask for ``model`` on ``worker``: with its GPUs first, then without.
 
+    With GPUs chosen by hand: with as many of them as one instance may get, the best number first, and not without.
     ``versions`` holds the default version of every backend there is to ask, by name, in order.
     """
     names = [model.backend] if model.backend else list(versions)
     devices = alike(devices_of(worker))
+    by_hand = _chosen(model, worker)
     return [
         Question(
             backend=name,
@@ -141,10 +144,25 @@ def questions(
             devices=each,
             platform=platform_of(worker),
         )
-        for each in ([devices, ()] if devices else [()])
+        for each in (by_hand if by_hand is not None else [devices, ()] if devices else [()])
         for name in names
         if name in versions
     ]
+
+
+def _chosen(model: ModelPublic, worker: WorkerPublic) -> list[tuple[GpuDevice, ...]] | None:
+    """Return the sets of GPUs that one instance may get of those chosen on ``worker``; None when none were chosen."""
+    indexes = byhand.choice(model, [worker])
+    if indexes is None:
+        return None
+    wanted = indexes.get(worker.name, frozenset())
+    devices = alike(tuple(each for each in devices_of(worker) if each.index in wanted))
+    if not devices:
+        return []
+    # What the smallest can hold, all can. Where there are too few, the answer tells what more of them would take, and
+    # the refusal that they are lacking.
+    ranked = sorted(devices, key=lambda each: (each.memory_total, each.index))
+    return [tuple((ranked * count)[:count]) for count in byhand.counts(model, len(ranked))]
 
 
 async def ask(question: Question, backends: Backends, now: float) -> Answer:
