@@ -18,6 +18,19 @@ async def test_a_model_without_workers_says_so(api: Api) -> None:
     assert "no worker has joined yet" in one["summary"]
 
 
+async def test_a_chosen_gpu_that_is_not_there_is_named(api: Api) -> None:
+    await api.worker()
+    model = await api.model("tiny", gpu_selector={"gpu_ids": ["gone:cuda:0", "w:cuda:0"]})
+    await api.instance(model, None)
+
+    (one,) = (await api.admin.get(f"/v2/models/{model['id']}/explain")).json()["instances"]
+
+    assert one["reasons"] == [
+        "the chosen GPU gone:cuda:0 is on a worker that has not joined; `gpustack gpus` lists what there is",
+        "the chosen GPU w:cuda:0 is not there; `gpustack gpus` lists what there is",
+    ]
+
+
 async def test_an_instance_without_a_record_is_told_by_its_row(api: Api) -> None:
     model, worker = await api.model("tiny"), await api.worker()
     claim = {"ram": 3 << 30, "vram": {}}

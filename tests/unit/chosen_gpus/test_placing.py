@@ -22,7 +22,10 @@ from gpustack.scheduling import (
     Worker,
     explain,
 )
+from gpustack.scheduling.account import account
 from gpustack.scheduling.fleet import Fleet
+from gpustack.scheduling.records import Entry, RecordedFleet, entries, replay
+from gpustack.scheduling.remedies import remedies
 from gpustack.schemas import PlacementStrategy
 
 
@@ -139,3 +142,43 @@ def test_never_elsewhere_never_too_much_and_apart_as_long_as_that_is_possible(da
         for gpu in took:
             used[gpu] = used.get(gpu, 0) + each
         fleet.hold(answer.holding())
+
+
+def test_it_is_told_that_other_gpus_of_the_worker_would_do() -> None:
+    fleet = Fleet([a_worker(1, 24, 80)])
+    request = ask(1, 40, gpus={"w1": frozenset({0})})
+    refused = fleet.place(request)
+    assert isinstance(refused, Refused)
+
+    (remedy,) = remedies(fleet, refused)
+    assert remedy.what == "on GPUs that were not chosen"
+    assert {*remedy.placed.vram} == {1}
+    full = fleet.place(ask(1, 90, gpus={"w1": frozenset({0})}))
+    assert isinstance(full, Refused)
+    assert remedies(fleet, full) == []
+
+
+def test_a_model_of_higher_priority_gets_the_room_on_the_chosen_gpu_and_nobody_else_leaves() -> None:
+    fleet = Fleet([a_worker(1, 80, 80)])
+    for number, index in ((8, 0), (9, 1)):
+        fleet.hold(Holding(instance_id=number, model_id=9, worker_id=1, ram=0, vram={index: 60 * GIB}))
+    found = fleet.preempt(ask(1, 40, gpus={"w1": frozenset({1})}, priority=1))
+
+    assert found is not None
+    assert [*found.victims] == [9]
+    assert {*found.placed.vram} == {1}
+
+
+def test_a_decision_by_hand_is_recorded_and_made_again() -> None:
+    recorder = RecordedFleet([a_worker(1, 24, 80), a_worker(2, 80)])
+    first, second = ask(1, 10, 1, gpus={"w1": frozenset({0, 1})}), ask(1, 90, 2, gpus={"w1": frozenset({1})})
+    placed = recorder.decide(first)
+    assert isinstance(placed, Placed)
+    assert "its GPUs were chosen by hand" in account(recorder, first, placed).reasons
+    recorder.hold(placed.holding())
+    assert isinstance(recorder.decide(second), Refused)
+
+    read = [Entry.read(each.write()) for each in entries(recorder.take(10))]
+    made = list(replay(read))
+    assert [each.entry.request.gpus for each in made] == [first.gpus, second.gpus]
+    assert all(each.same for each in made)

@@ -134,6 +134,10 @@ def test_what_is_told_to_help_does(seed: int, count: int) -> None:
             for move in remedy.moves:
                 snapshot = snapshot.release(move.instance_id)
             asked = replace(request, selector={}) if "selector" in remedy.what else request
+            if "not chosen" in remedy.what:
+                named = [each for each in workers.values() if each.name in (request.gpus or {})]
+                every = {each.name: frozenset(gpu.index for gpu in each.gpus) for each in named}
+                asked = replace(request, gpus=every)
             assert isinstance(place(snapshot, asked), Placed)
             for holding in remedy.placed.holdings():
                 snapshot = snapshot.hold(holding)

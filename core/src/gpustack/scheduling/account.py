@@ -44,6 +44,8 @@ def _reasons(fleet: Fleet, request: Request, placed: Placed, passed: int, room: 
         yield f"it was the only one of {passed} possible workers with enough free memory"
     else:
         yield f"{len(room)} of {passed} possible workers had enough free memory"
+    if request.gpus is not None:
+        yield "its GPUs were chosen by hand"
     if placed.followers:
         yield f"it runs on {len(placed.followers) + 1} workers at once, which all had to have room"
     if request.avoid & set(room):

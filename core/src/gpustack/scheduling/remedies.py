@@ -70,6 +70,7 @@ def remedies(
         found += _moved(fleet, refused, movable or {})
     else:
         found += _unselected(fleet, refused.request)
+    found += _on_others(fleet, refused.request)
     return [*found, *_if_ready(fleet, refused.request)]
 
 
@@ -95,6 +96,20 @@ def _unselected(fleet: Fleet, request: Request) -> Iterator[Remedy]:
     answer = fleet.place(replace(request, selector={}))
     if isinstance(answer, Placed):
         yield Remedy(what="without its worker selector", placed=answer)
+
+
+def _on_others(fleet: Fleet, request: Request) -> Iterator[Remedy]:
+    """Try the other GPUs of the workers of those that were chosen by hand."""
+    if request.gpus is None:
+        return
+    named = {
+        each.name: frozenset(gpu.index for gpu in each.gpus)
+        for each in fleet.workers()
+        if each.name in request.gpus
+    }
+    answer = fleet.place(replace(request, gpus=named))
+    if isinstance(answer, Placed):
+        yield Remedy(what="on GPUs that were not chosen", placed=answer)
 
 
 def _if_ready(fleet: Fleet, request: Request) -> Iterator[Remedy]:

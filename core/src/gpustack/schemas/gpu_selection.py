@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from pydantic import Field, field_validator, model_validator
 
@@ -67,16 +69,18 @@ class GpuSelector(Input):
             )
         return self
 
-    def names(self) -> list[GpuName]:
-        """Return the GPUs in parts."""
-        return [gpu_name(each) for each in self.gpu_ids]
+    @cached_property
+    def by_worker(self) -> Mapping[str, tuple[GpuName, ...]]:
+        """The GPUs by the name of their worker, in the order in which they are named."""
+        found: dict[str, list[GpuName]] = {}
+        for text in self.gpu_ids:
+            name = gpu_name(text)
+            found.setdefault(name.worker, []).append(name)
+        return {worker: tuple(names) for worker, names in found.items()}
 
     def indexes(self) -> dict[str, frozenset[int]]:
         """Return the indexes of the GPUs by the name of their worker."""
-        found: dict[str, set[int]] = {}
-        for name in self.names():
-            found.setdefault(name.worker, set()).add(name.index)
-        return {worker: frozenset(indexes) for worker, indexes in found.items()}
+        return {worker: frozenset(each.index for each in names) for worker, names in self.by_worker.items()}
 
 
 class GpuSelectorPatch(Input):

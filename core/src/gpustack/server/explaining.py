@@ -20,7 +20,7 @@ from gpustack.schemas import InstanceState, ModelInstancePublic, ModelPublic, So
 from gpustack.schemas.explanations import InstanceExplanation, ModelExplanation, Outcome
 from gpustack.server import telling
 from gpustack.server.decisions import DecisionLog, recorded
-from gpustack.server.reconcile import Limits, hub
+from gpustack.server.reconcile import Limits, byhand, hub
 from gpustack.server.reconcile.lore import Known, Lore, wish
 from gpustack.server.reconcile.questions import Backends, Question, ask, questions
 from gpustack.server.reconcile.reading import read_rows
@@ -146,7 +146,8 @@ class _Look:
         if self._waiting is None:
             self._waiting = await self._decide(instance)
         leaving = [each for each in instance.state_message.splitlines() if each.startswith(_FOR_ROOM)]
-        return self._waiting.model_copy(update={**own, "reasons": leaving})
+        missing = byhand.missing(self._model, self.state.workers.values())
+        return self._waiting.model_copy(update={**own, "reasons": [*leaving, *missing]})
 
     async def _decide(self, instance: ModelInstancePublic) -> InstanceExplanation:
         request = await self._request(self._model, instance.id)

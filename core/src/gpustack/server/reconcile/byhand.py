@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from gpustack.schemas import GpuStatus, ModelPublic, WorkerPublic
-from gpustack.schemas.gpu_selection import GpuName
+from gpustack.schemas.gpu_selection import GpuName, GpuSelector
 
 #: GPUs that are not there and are told of one by one.
 _MOST = 8
@@ -19,11 +19,14 @@ def choice(model: ModelPublic, workers: Iterable[WorkerPublic]) -> Mapping[str, 
     if model.gpu_selector is None:
         return None
     found = model.gpu_selector.indexes()
-    named = {each.name: _types(each) for each in workers if each.name in found}
-    for name in model.gpu_selector.names():
-        if named.get(name.worker, {}).get(name.index, name.type) != name.type:
-            found[name.worker] -= {name.index}
-    return found
+    return found | {each.name: chosen_on(each, model.gpu_selector) for each in workers if each.name in found}
+
+
+def chosen_on(worker: WorkerPublic, selector: GpuSelector) -> frozenset[int]:
+    """Return the indexes of the chosen GPUs of one worker, without those that are of another type."""
+    types = {each.index: type_of(each) for each in worker.status.gpu_devices}
+    names = selector.by_worker.get(worker.name, ())
+    return frozenset(each.index for each in names if types.get(each.index, each.type) == each.type)
 
 
 def counts(model: ModelPublic, present: int) -> list[int]:
@@ -46,11 +49,12 @@ def missing(model: ModelPublic, workers: Iterable[WorkerPublic]) -> list[str]:
     """Return a line for each chosen GPU that cannot be used, and why not."""
     if model.gpu_selector is None:
         return []
-    wanted = model.gpu_selector.indexes()
+    wanted = model.gpu_selector.by_worker
     named = {each.name: each for each in workers if each.name in wanted}
     lines = [
         f"the chosen GPU {name} {why}"
-        for name in model.gpu_selector.names()
+        for names in wanted.values()
+        for name in names
         if (why := _why_not(named.get(name.worker), name, model))
     ]
     if len(lines) > _MOST:
@@ -72,7 +76,3 @@ def _why_not(worker: WorkerPublic | None, name: GpuName, model: ModelPublic) -> 
 def type_of(gpu: GpuStatus) -> str:
     """Return the middle part of the GPU's id."""
     return gpu.type or gpu.vendor
-
-
-def _types(worker: WorkerPublic) -> dict[int, str]:
-    return {each.index: type_of(each) for each in worker.status.gpu_devices}

@@ -30,6 +30,7 @@ class Known:
     offers: dict[int, Offer] = field(default_factory=dict)
     kinds: dict[str, Offer] = field(default_factory=dict)
     local: frozenset[int] = frozenset()
+    gpus: Mapping[str, frozenset[int]] | None = None
     #: What backends are to be asked before anything can be decided.
     open: dict[Question, None] = field(default_factory=dict)
     #: Some reason may go away by itself.
@@ -87,11 +88,12 @@ class Lore:
 
     def _of_hub(self, model: ModelPublic, facts: ModelFacts | None) -> Known:
         if facts is None:
-            return Known(files_elsewhere=_UNKNOWN, passing=True)
+            return Known(files_elsewhere=_UNKNOWN, gpus=self.gpus(model), passing=True)
         files = self._state.files_of(model)
         known = Known(
             files_elsewhere=_THERE,
             local=frozenset(each.worker_id for each in files if each.state is ModelFileState.READY),
+            gpus=self.gpus(model),
         )
         if model.gpu_selector is not None:
             for worker in self.workers(model):
@@ -102,7 +104,7 @@ class Lore:
         return known
 
     def _of_workers(self, model: ModelPublic) -> Known:
-        known = Known()
+        known = Known(gpus=self.gpus(model))
         offers: dict[tuple[str, ModelFacts], Offer] = {}
         kinds: dict[str, set[ModelFacts]] = {}
         state = self._state

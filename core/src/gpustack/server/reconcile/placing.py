@@ -321,7 +321,7 @@ class _Look:
         return memory_of(asked, self._state.answers, way)
 
     def _no_worker(self) -> Park:
-        request = self._request(Known())
+        request = self._request(Known(gpus=self._lore.gpus(self._model)))
         refused = self._state.fleet.refuse(request)
         self._state.fleet.record(request, refused)
         return self._park(explain(refused), refused)
@@ -342,7 +342,7 @@ class _Look:
             kinds=known.kinds,
             local=known.local,
             avoid=self._notes.avoid,
-            gpus=self._lore.gpus(self._model),
+            gpus=known.gpus,
         )
 
     def _file(self, worker: WorkerPublic) -> ModelFilePublic | None:

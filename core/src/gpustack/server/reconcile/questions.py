@@ -152,10 +152,9 @@ def questions(
 
 def _chosen(model: ModelPublic, worker: WorkerPublic) -> list[tuple[GpuDevice, ...]] | None:
     """Return the sets of GPUs that one instance may get of those chosen on ``worker``; None when none were chosen."""
-    indexes = byhand.choice(model, [worker])
-    if indexes is None:
+    if model.gpu_selector is None:
         return None
-    wanted = indexes.get(worker.name, frozenset())
+    wanted = byhand.chosen_on(worker, model.gpu_selector)
     devices = alike(tuple(each for each in devices_of(worker) if each.index in wanted))
     if not devices:
         return []
