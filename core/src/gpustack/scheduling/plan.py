@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -151,7 +151,8 @@ def place(snapshot: Snapshot, request: Request, packing: Packing = Packing.WHOLE
         for each in (apart, request) if apart is not None else (request,):
             if found := _best(some, each, _scorer(request, packing)):
                 return found
-    return refusal(snapshot, request, verdicts)
+    named = {each.id for each in workers if request.gpus is not None and each.name in request.gpus}
+    return refusal(snapshot.rooms.__getitem__, request, verdicts, named)
 
 
 def _apart(rooms: Iterable[Room], request: Request) -> Request | None:
@@ -233,29 +234,30 @@ def placed(request: Request, way: Way, members: Sequence[tuple[int, Fit]]) -> Pl
     )
 
 
-def refusal(snapshot: Snapshot, request: Request, verdicts: Verdicts) -> Refused:
-    """Return why ``request``, which fits nowhere, was refused."""
-    rooms = [snapshot.rooms[worker.id] for worker in verdicts.passed]
+def refusal(
+    room_of: Callable[[int], Room], request: Request, verdicts: Verdicts, chosen: Collection[int] = ()
+) -> Refused:
+    """Return why ``request``, which fits nowhere, was refused.
+
+    ``chosen`` are the workers with GPUs that were chosen by hand: of others there is nothing to say then.
+    """
+    rooms = [room_of(worker.id) for worker in verdicts.passed]
     near = sorted(rooms, key=lambda room: (miss(room, request).distance, room.worker.id))[:MOST_NAMED]
     order = {step.name: number for number, step in enumerate(verdicts.steps)}
     failed = {key: order[name] for key, name in verdicts.failed_at.items()}
     out = sorted(failed, key=lambda key: (-failed[key], key))
-    if request.gpus is not None:  # of all others there is nothing to say
-        out = [key for key in out if snapshot.rooms[key].worker.name in request.gpus] or (
-            out if not near else []
-        )
+    if request.gpus is not None:
+        out = [key for key in out if key in chosen] or (out if not near else [])
+    others = {key: room_of(key) for key in out[: MOST_NAMED - len(near)]}
     return Refused(
         request=request,
-        workers=len(snapshot.rooms),
+        workers=len(verdicts.passed) + len(failed),
         steps=verdicts.steps,
         short=len(rooms),
         too_large=bool(rooms) and not _any_possible(rooms, request),
         named=(
             *(Named(room.worker, room.holdings) for room in near),
-            *(
-                Named(snapshot.rooms[key].worker, snapshot.rooms[key].holdings, failed[key])
-                for key in out[: MOST_NAMED - len(near)]
-            ),
+            *(Named(room.worker, room.holdings, failed[key]) for key, room in others.items()),
         ),
     )
 

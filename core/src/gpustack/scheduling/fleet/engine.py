@@ -271,7 +271,8 @@ class Fleet:
     def refuse(self, request: Request) -> Refused:
         """Return why ``request``, which fits nowhere, does not."""
         if request.gpus is not None:
-            return plan.refusal(self.snapshot(), request, sift(self.workers(), request, PIPELINE))
+            named = {each.id for each in self._named(request.gpus)}
+            return plan.refusal(self.room, request, sift(self.workers(), request, PIPELINE), named)
         columns, directory = self._columns()
         return refusal(columns, directory, request, len(self._seats))
 
