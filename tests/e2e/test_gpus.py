@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -48,7 +49,8 @@ def driver(tmp_path: Path) -> Path:
 def linked(place: Path, tmp_path: Path, driver: Path) -> Iterator[RunningServer]:
     driver.write_text(linked_gpus())
     paths = (fakes.path("fake-engine"), nvml.shim(tmp_path / "shim", driver))
-    with running_gpustack(place / "detected", env={"PYTHONPATH": os.pathsep.join(map(str, paths))}) as server:
+    env = {"PYTHONPATH": os.pathsep.join(map(str, paths))}
+    with running_gpustack(place / uuid4().hex[:8], env=env) as server:
         yield server
 
 
@@ -58,10 +60,14 @@ def gpus(server: RunningServer) -> list[dict[str, Any]]:
     return found
 
 
-def instance_of(server: RunningServer, model: str) -> dict[str, Any]:
+def instances(server: RunningServer) -> list[dict[str, Any]]:
     with server.client() as client:
         found: list[dict[str, Any]] = client.get("/v2/model-instances").json()["items"]
-    [instance] = (each for each in found if each["model_name"] == model)
+    return found
+
+
+def instance_of(server: RunningServer, model: str) -> dict[str, Any]:
+    [instance] = (each for each in instances(server) if each["model_name"] == model)
     return instance
 
 
@@ -115,6 +121,29 @@ def test_detected_gpus_are_placed_on_shown_and_told_apart_by_use(
     until(lambda: gpus(linked)[1], lambda gpu: gpu["memory"]["used"] == GIB)
     linked.deploy(fakes.a_model(tmp_path / "late"), "late", **wish)
     assert instance_of(linked, "late")["gpu_indexes"] == [1]
+
+
+@pytest.mark.slow
+def test_a_model_keeps_to_the_gpu_that_was_chosen_and_moves_with_the_choice(
+    linked: RunningServer, tmp_path: Path
+) -> None:
+    first, second = (each["id"] for each in gpus(linked))
+    file = str(fakes.a_model(tmp_path))
+    engine = ("--backend", "fake", "-p", "--claim-vram=10GiB")
+    linked.cli("deploy", file, "--name", "picked", *engine, "--gpu", second, "--timeout", "120")
+    assert visible_to(instance_of(linked, "picked")) == "GPU-b"
+
+    linked.cli("update", "picked", "--gpu", first, "--timeout", "120")
+    # The old one may still drain.
+    until(
+        lambda: {"on": [each["gpu_indexes"] for each in instances(linked)]}, lambda seen: seen["on"] == [[0]]
+    )
+    assert visible_to(instance_of(linked, "picked")) == "GPU-a"
+
+
+def visible_to(instance: dict[str, Any]) -> str:
+    environment = Path(f"/proc/{instance['pid']}/environ").read_text().split("\0")
+    return next(each for each in environment if each.startswith("CUDA_VISIBLE_DEVICES=")).partition("=")[2]
 
 
 def test_described_gpus_are_those_of_the_machine(place: Path, tmp_path: Path) -> None:
