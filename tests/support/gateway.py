@@ -65,13 +65,16 @@ class Running:
     @property
     def busy(self) -> dict[str, int]:
         """What is not at rest: exchanges with engines, requests counted at instances, turns, bytes of bodies, tasks."""
+        admission = self.gateway.admission
         tallies = [each.tally.total for each in self.gateway.chooser._instances.values()]
-        turns = sum(running + waiting for _, running, waiting, _ in self.gateway.admission.survey())
+        turns = [count for _, *counts in admission.survey() for count in counts]
+        buckets = admission._buckets
         tasks = [each for each in asyncio.all_tasks() if "connect to an engine" in each.get_name()]
         found = {
             "exchanges": len(self.upstream.active),
             "at instances": sum(tallies),
-            "turns": turns,
+            "turns": sum(map(abs, turns)),
+            "requests of keys": sum(map(abs, buckets.numbers[4 + buckets.seat :: buckets._width].tolist())),
             "bytes": self.server.buffered,
             "tasks": len(tasks),
         }

@@ -29,10 +29,12 @@ from gpustack.dataplane.admission.turns import (
     WAITING,
     Deadlines,
     Granted,
+    Holds,
     Refused,
     Room,
     Ticket,
     flow_of,
+    untold,
 )
 from gpustack.dataplane.admission.values import Cancellable, Reason, Refusal, Rules, Timers
 from gpustack.plugin.routing import Principal, Route, RoutingTable
@@ -94,10 +96,12 @@ class Admission:
         tokens: int,
         granted: Granted,
         refused: Refused,
+        holds: Holds = untold,
     ) -> Ticket:
         """Ask for a turn for a request of about ``tokens``, prompt and answer.
 
-        Calls ``granted`` with the seconds that it waited, or ``refused``, before this returns as a rule.
+        Calls ``granted`` with the seconds that it waited, or ``refused``, before this returns as a rule; ``holds`` is given
+        the ticket before either, for whoever may ask elsewhere within them and has to give this one back first.
         """
         room = self._rooms.get(route.name)
         if room is None:
@@ -113,14 +117,15 @@ class Admission:
             taken = self._limits.take(principal, tokens, self._clock())
             if isinstance(taken, Refusal):
                 ticket = Ticket(self, room, tokens, -1, None, OVER)
+                holds(ticket)
                 refused(taken)
                 return ticket
             row = taken
-        ticket = Ticket(self, room, tokens, row, limits, RUNNING)
+        ticket = Ticket(self, room, tokens, row, limits, OVER)
+        holds(ticket)
         if not room.waiting and room.targets and (room.capacity is None or self._has_room(room)):
-            room.running += 1
-            if room.row >= 0:
-                self._buckets.run(room.row, 1)
+            ticket.state = RUNNING
+            self._start(room)
             granted(0.0)
         else:
             self._queue(ticket, room, row, principal, granted, refused)
@@ -193,7 +198,10 @@ class Admission:
             return
         actual = ticket.tokens if used is None else used
         if row >= 0 and ticket.limits is not None:
-            self._limits.end(row, ticket.limits, ticket.tokens, actual, self._clock())
+            if ticket.moved:
+                self._limits.undo(row, ticket.limits, ticket.tokens, self._clock())
+            else:
+                self._limits.end(row, ticket.limits, ticket.tokens, actual, self._clock())
         if room.waiting:
             if ticket.flow is not None and actual != ticket.tokens:
                 room.queue.correct(ticket.flow, actual - ticket.tokens, priority=ticket.priority)

@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 Granted = Callable[[float], None]
 Refused = Callable[[Refusal], None]
+Holds = Callable[["Ticket"], None]
 
 
-def _untold(_: object) -> None:
+def untold(_: object) -> None:
     """Stands for what a request that did not wait need not be told."""
 
 
@@ -41,12 +42,19 @@ class Ticket(msgspec.Struct, eq=False):
     limits: Limits | None
     state: int
     gone: bool = False
+    #: Another ticket takes its place: nothing of this one is charged.
+    moved: bool = False
     #: Set only for a request that had to wait.
     flow: object = None
     since: float = 0.0
     priority: int = 0
-    granted: Granted = _untold
-    refused: Refused = _untold
+    granted: Granted = untold
+    refused: Refused = untold
+
+    @property
+    def waits(self) -> bool:
+        """Whether it has been told nothing yet."""
+        return self.state == WAITING
 
     def done(self, tokens_used: int | None = None) -> None:
         """Say that the request has ended, and what it took if that is known. Twice is without effect."""
@@ -55,6 +63,11 @@ class Ticket(msgspec.Struct, eq=False):
             self._admission._ended(self, tokens_used)
         elif self.state == WAITING:
             self.cancel()
+
+    def move(self) -> None:
+        """Say that the request goes elsewhere, where it asks again: limits get back what was taken for it here."""
+        self.moved = True
+        self.done(0)
 
     def cancel(self) -> None:
         """Say that nobody wants the answer any more. What it took so far stays taken unless it still waited."""

@@ -188,13 +188,15 @@ class Inference(msgspec.Struct, eq=False):
             self.gateway.budget.request()
             self._attempt()
             return
-        ticket = admission.ask(self.principal, route, tokens, self._granted, self._turned_away)
-        if self._over:
-            ticket.done(0)
+        ticket = admission.ask(self.principal, route, tokens, self._granted, self._turned_away, self._hold)
+        # It may be over by now, or another route's turn.
+        if ticket is not self._ticket or not ticket.waits or self._comfort is not None:
             return
-        self._ticket = ticket
-        if self._exchange is None and self._asked is not None and self._asked.stream:
+        if self._asked is not None and self._asked.stream:
             self._comfort = self.gateway.call_later(self.gateway.hold_seconds, self._hold_open)
+
+    def _hold(self, ticket: Ticket) -> None:
+        self._ticket = ticket
 
     def _granted(self, waited: float) -> None:
         self.queued += waited
@@ -309,7 +311,7 @@ class Inference(msgspec.Struct, eq=False):
             return False
         self._fell_back = True
         if self._ticket is not None:
-            self._ticket.done(0)
+            self._ticket.move()
             self._ticket = None
         self._tried = ()
         self._hints = None
