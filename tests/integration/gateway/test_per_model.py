@@ -188,3 +188,29 @@ async def test_a_stream_that_waits_for_a_start_is_kept_alive_and_then_answered(t
             answer = await waiting
     assert answer.text.startswith(": waiting\n\n: waiting\n\n")
     assert answer.text.endswith("data: [DONE]\n\n")
+
+
+async def test_pictures_and_recordings_wait_for_a_start_beside_others(running: Running) -> None:
+    """A megabyte of base64 or of a file is no 200,000 tokens of text."""
+    asleep = published(min_replicas=0, replicas=0)
+    running.apply(asleep)
+    recording = {"file": ("a.wav", b"\x01\x80" * 500_000, "audio/wav")}
+    url = "data:image/png;base64," + "iVBORw0KGgo7" * 90_000
+    picture = {**CHAT, "messages": [{"role": "user", "content": [{"image_url": {"url": url}}]}]}
+    post = running.client.post
+    small = [asyncio.create_task(ask(running)) for _ in range(2)]
+    large = [asyncio.create_task(post("/v1/chat/completions", json=picture)) for _ in range(2)]
+    large.append(
+        asyncio.create_task(post("/v1/audio/transcriptions", data={"model": "tiny"}, files=recording))
+    )
+    async with asyncio.timeout(SOON):
+        while running.gateway.admission.load().get("tiny", (0, 0, 0))[1] != 5:
+            assert not any(each.done() for each in small + large)
+            await asyncio.sleep(0.01)
+    assert 3000 < running.gateway.admission.waiting("tiny")[1] < 20_000
+    with FakeEngine() as engine:
+        running.apply(published(port_of(engine), min_replicas=0))
+        answers = await asyncio.gather(*small, *large[:2])
+        await large[2]
+    assert [each.status_code for each in answers] == [200] * 4
+    await running.at_rest()

@@ -59,6 +59,19 @@ def test_a_client_that_leaves_makes_room(gate: Any, a_principal: People) -> None
     assert gate.admission.waiting("m") == (1, 10)
 
 
+def test_a_refusal_says_which_bound_is_reached(gate: Any, a_principal: People) -> None:
+    gate.serve(queue_requests=1)
+    gate.serve("hasty", queue_requests=0)
+    for name in ("m", "hasty"):
+        gate.ask(a_principal(), route=name)
+    gate.ask(a_principal())
+    said = [gate.ask(a_principal(), route=name).refusal.message for name in ("m", "hasty")]
+    assert said == [
+        "model m has 1 request waiting, which is all its queue takes",
+        "model hasty is busy, and nothing may wait for it",
+    ]
+
+
 def test_the_bound_is_for_each_instance_and_one_request_alone_always_may_wait(
     gate: Any, a_principal: People
 ) -> None:
@@ -70,6 +83,9 @@ def test_the_bound_is_for_each_instance_and_one_request_alone_always_may_wait(
     refused = gate.ask(a_principal(), 1)
     assert refused.told == "503 queue_full"
     assert refused.refusal.retry_after >= 1
+    assert refused.refusal.message == (
+        "model m has 1 request of about 5000 tokens waiting; its queue takes 200 tokens, and this one is of about 1"
+    )
     running[0].ticket.done()
     assert large.told == "goes on"
 

@@ -242,9 +242,7 @@ class Admission:
             self._turn_away(ticket, row, _no("none_running", message, 5.0))
             return
         if not room.takes(ticket.tokens):
-            waiting = f"{room.waiting} requests of {room.tokens} tokens"
-            message = f"model {room.name} has {waiting} waiting, which is all its queue takes"
-            self._turn_away(ticket, row, _no("queue_full", message, room.again_after()))
+            self._turn_away(ticket, row, _no("queue_full", room.full(ticket.tokens), room.again_after()))
             return
         ticket.state = WAITING
         ticket.since = now

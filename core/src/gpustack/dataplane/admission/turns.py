@@ -129,6 +129,19 @@ class Room:
             return False
         return not self.waiting or self.tokens + tokens <= self._bound * count
 
+    def full(self, tokens: int) -> str:
+        """Say why ``tokens`` more may not wait, as a sentence."""
+        count = max(1, self.targets)
+        if not self._most:
+            return f"model {self.name} is busy, and nothing may wait for it"
+        waiting = f"{self.waiting} request{'s' if self.waiting > 1 else ''}"
+        if self.waiting >= self._most * count:
+            return f"model {self.name} has {waiting} waiting, which is all its queue takes"
+        return (
+            f"model {self.name} has {waiting} of about {self.tokens} tokens waiting; its queue takes "
+            f"{self._bound * count} tokens, and this one is of about {tokens}"
+        )
+
     def granted(self, tokens: int, now: float) -> None:
         """Note how fast the queue moves: an average over about ten seconds."""
         passed = max(now - self._rate_at, 1e-3)

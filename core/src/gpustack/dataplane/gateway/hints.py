@@ -13,8 +13,13 @@ _SESSION, _OTHER_SESSION = b"x-session-id", b"x-gpustack-session"
 SESSIONS = frozenset((_SESSION, _OTHER_SESSION))
 
 
-def hints_of(request: Request, fields: Mapping[bytes, bytes], operation: Operation, salt: int) -> Hints:
-    """Return the hints of ``request``, whose headers ``fields`` are; routes differ in their ``salt``."""
+def hints_of(
+    request: Request, fields: Mapping[bytes, bytes], operation: Operation, salt: int, size: int
+) -> Hints:
+    """Return the hints of ``request``, whose headers ``fields`` are; routes differ in their ``salt``.
+
+    ``size`` is in bytes of text.
+    """
     body = request.body
     session = 0
     if fields and not SESSIONS.isdisjoint(fields):
@@ -22,4 +27,4 @@ def hints_of(request: Request, fields: Mapping[bytes, bytes], operation: Operati
         if value:
             session = prefix.session(value, salt)
     marks = () if operation.form else prefix.marks(body, salt, system_apart=operation.anthropic)
-    return Hints(len(body) // prefix.BYTES_PER_TOKEN, marks, session)
+    return Hints(prefix.tokens(size), marks, session)

@@ -21,6 +21,7 @@ from gpustack.dataplane.gateway.books import LEFT
 from gpustack.dataplane.gateway.failures import is_plain, obstacle, outcome_of, told_by_door, trouble_of
 from gpustack.dataplane.gateway.hints import hints_of
 from gpustack.dataplane.gateway.operations import Operation
+from gpustack.dataplane.gateway.sizes import size_of
 from gpustack.dataplane.hops import DOOR_SAYS
 from gpustack.dataplane.http import Exchange, Failure, Headers, KnownAnswer, Reply, Request, request_head
 from gpustack.dataplane.metering import forms, requests
@@ -76,6 +77,8 @@ class Inference(msgspec.Struct, eq=False):
     _body: bytes = b""
     _served: str | None = None
     _forced: bool = False
+    #: Bytes of text that the body weighs as much as.
+    _size: int = 0
     #: What an engine says instead of an answer; None while it answers.
     _content: list[bytes] | None = None
     _status: int = 0
@@ -174,13 +177,14 @@ class Inference(msgspec.Struct, eq=False):
         if kinds and route.categories and kinds.isdisjoint(route.categories):
             self._refuse(errors.wrong_kind(model, route.categories, self.operation.name))
             return
+        self._size = size_of(self.request.body, form=self.operation.form)
         self._enter(route)
 
     def _enter(self, route: Route) -> None:
         """Ask for a turn at ``route``."""
         self._route = route
         admission = self.gateway.admission
-        tokens = len(self.request.body) // prefix.BYTES_PER_TOKEN
+        tokens = prefix.tokens(self._size)
         self._ticket = ticket = admission.enter(self.principal, route, tokens)
         if ticket is not None:
             if self._comfort is not None:
@@ -244,7 +248,7 @@ class Inference(msgspec.Struct, eq=False):
             hints = self._hints
             if hints is None:
                 salt = self.gateway.salt(route.name)
-                self._hints = hints = hints_of(self.request, self._fields, self.operation, salt)
+                self._hints = hints = hints_of(self.request, self._fields, self.operation, salt, self._size)
             lease = self.gateway.chooser.pick(route, hints, self._tried)
             if lease is None:
                 self._nobody(route)
@@ -334,7 +338,7 @@ class Inference(msgspec.Struct, eq=False):
             lease, self._lease = self._lease, None
             self.usage = usage = read_document(
                 body,
-                prompt_bytes=0 if self.operation.form else len(self.request.body),
+                prompt_bytes=0 if self.operation.form else self._size,
                 estimate=self.operation.metered,
             )
             if lease is not None:
@@ -385,7 +389,7 @@ class Inference(msgspec.Struct, eq=False):
             content_type,
             encoding=encoding,
             status=status,
-            prompt_bytes=0 if self.operation.form else len(self.request.body),
+            prompt_bytes=0 if self.operation.form else self._size,
             forced=self._forced,
             estimate=self.operation.metered,
             clock=self.gateway.clock,
@@ -589,7 +593,7 @@ class Inference(msgspec.Struct, eq=False):
                 self.usage = self.reader.usage
         elif status == LEFT and self.asked_engine and self.operation.metered and not self.operation.form:
             # The engine has read the prompt, as far as anybody can tell.
-            self.usage = Usage(prompt=prefix.tokens(len(self.request.body)), estimated=True)
+            self.usage = Usage(prompt=prefix.tokens(self._size), estimated=True)
         if self._ticket is not None:
             self._ticket.done(self.usage.prompt + self.usage.completion)
         gateway.books.close(self)
