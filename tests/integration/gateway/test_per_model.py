@@ -214,3 +214,33 @@ async def test_pictures_and_recordings_wait_for_a_start_beside_others(running: R
         await large[2]
     assert [each.status_code for each in answers] == [200] * 4
     await running.at_rest()
+
+
+async def test_routes_to_the_same_model_share_its_slots(running: Running) -> None:
+    with FakeEngine(Behaviour(time_to_first_token=0.3)) as engine:
+        own = published(port_of(engine), queue={"slots": 1})
+        running.apply(own, replace(own, name="r2"))
+        answers = await asyncio.gather(ask(running), ask(running, model="r2"))
+        assert [each.status_code for each in answers] == [200, 200]
+        assert sum("x-queue-time" in each.headers for each in answers) == 1
+        await running.at_rest()
+
+
+async def test_a_canary_takes_no_slot_that_is_taken(running: Running) -> None:
+    with FakeEngine(Behaviour(time_to_first_token=0.3)) as old, FakeEngine() as new:
+        targets = [
+            replace(target, slots=1, model=name, served_name=name, instance_id=number)
+            for number, (name, engine) in enumerate((("old", old), ("new", new)), 1)
+            for target in published(port_of(engine)).targets
+        ]
+        route = replace(published(), name="old", targets=(targets[0],))
+        running.apply(route, replace(route, name="tiny", targets=tuple(targets)))
+        first = asyncio.create_task(ask(running, model="old"))
+        async with asyncio.timeout(SOON):
+            while not old.requests:
+                await asyncio.sleep(0.01)
+        assert [(await ask(running)).status_code for _ in range(6)] == [200] * 6
+        assert not first.done()
+        assert (await first).status_code == 200
+        assert (len(old.requests), len(new.requests)) == (1, 6)
+        await running.at_rest()

@@ -64,6 +64,9 @@ class Route:
     created: int
     targets: tuple[Target, ...] = ()
     obstacle: str = "has no running instance"
+    #: The models that it leads to, those first that may start when they are asked; routes to the same model have its
+    #: slots and its queue in common. Empty: one that is called like the route.
+    models: tuple[str, ...] = ()
     categories: tuple[str, ...] = ()
     #: Other names of the same.
     aliases: tuple[str, ...] = ()

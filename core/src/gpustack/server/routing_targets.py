@@ -97,6 +97,7 @@ def route_of(route: ModelRoutePublic, fleet: Fleet, *, fallback: str = "") -> Ro
         name=route.name,
         created=int(route.created_at.timestamp()),
         targets=tuple(targets),
+        models=tuple(each.name for each in sorted(known, key=lambda each: not _may_wake(each, fleet))),
         categories=_categories(models),
         aliases=tuple(route.aliases),
         fallback=fallback,

@@ -1,4 +1,4 @@
-"""One request's wait and turn, and one model's room for them."""
+"""One request's wait and turn."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from gpustack.dataplane.admission.fair import FairQueue
-from gpustack.dataplane.admission.values import Cancellable, Refusal, Rules, Timers
-from gpustack.plugin.routing import Limits, Principal, Route
+from gpustack.dataplane.admission.values import Cancellable, Refusal, Timers
+from gpustack.plugin.routing import Limits, Principal
 
 if TYPE_CHECKING:
     from gpustack.dataplane.admission.admission import Admission
+    from gpustack.dataplane.admission.rooms import Pool, Room
 
 Granted = Callable[[float], None]
 Refused = Callable[[Refusal], None]
@@ -37,6 +37,8 @@ class Ticket(msgspec.Struct, eq=False):
 
     _admission: Admission
     room: Room
+    #: Where it counts; None for a request that was refused, or whose model is not chosen yet.
+    pool: Pool | None
     tokens: int
     row: int
     limits: Limits | None
@@ -48,6 +50,7 @@ class Ticket(msgspec.Struct, eq=False):
     flow: object = None
     since: float = 0.0
     priority: int = 0
+    weight: int = 100
     granted: Granted = untold
     refused: Refused = untold
 
@@ -64,6 +67,16 @@ class Ticket(msgspec.Struct, eq=False):
         elif self.state == WAITING:
             self.cancel()
 
+    def at(self, model: str) -> None:
+        """Say which model the request is sent to, where it counts from now on."""
+        pool = self.pool
+        if pool is None or pool.name != model:
+            self._admission._moved(self, model)
+
+    def not_first(self) -> tuple[int, ...]:
+        """Return the instances, of a route to several models, that others would have to wait for if it went there."""
+        return self.room.not_first(self.pool) if self.room.several else ()
+
     def move(self) -> None:
         """Say that the request goes elsewhere, where it asks again: limits get back what was taken for it here."""
         self.moved = True
@@ -77,81 +90,6 @@ class Ticket(msgspec.Struct, eq=False):
             self._admission._left(self)
         elif self.state == RUNNING:
             self.done()
-
-
-class Room:
-    """What one route has room for, and who waits for it."""
-
-    __slots__ = ("_bound", "_most", "_rate_at", "asked", "asleep", "capacity", "name", "obstacle", "override", "queue", "rate", "route", "row", "running", "settling", "targets", "tokens", "waiting", "waits", "woken_at")  # fmt: skip
-
-    def __init__(self, route: Route, rules: Rules, row: int) -> None:
-        self.name = route.name
-        self.row = row
-        self.running = 0
-        #: Requests that have come in all.
-        self.asked = 0
-        #: Requests that wait, and their tokens.
-        self.waiting = 0
-        self.tokens = 0
-        self.queue: FairQueue[Ticket] = FairQueue(rules.patience)
-        self.override: int | None = None
-        self.woken_at = -math.inf
-        self.settling = False
-        #: Tokens granted a second, lately, for telling when to come again.
-        self.rate = 0.0
-        self._rate_at = 0.0
-        self.change(route, rules)
-
-    def change(self, route: Route, rules: Rules) -> None:
-        """Take what a new table says."""
-        self.route = route
-        self.targets = len(route.targets)
-        self.asleep = route.asleep and not route.targets
-        self.obstacle = route.obstacle
-        self._bound = rules.queue_tokens if route.queue_tokens is None else route.queue_tokens
-        self._most = math.inf if route.queue_requests is None else route.queue_requests
-        #: Seconds that a request waits at most from here on.
-        if self.asleep:
-            self.waits = rules.longest_start if route.start_seconds is None else route.start_seconds
-        else:
-            self.waits = rules.longest_wait if route.queue_seconds is None else route.queue_seconds
-        slots = [target.slots for target in route.targets]
-        known = [count for count in slots if count is not None]
-        #: None: nobody knows, so that nothing waits here.
-        self.capacity = sum(known) if len(known) == len(slots) else None
-        if self.override is not None and route.targets:
-            self.capacity = self.override
-
-    def takes(self, tokens: int) -> bool:
-        """Tell whether ``tokens`` more may wait. One request alone always may, unless none is to wait at all."""
-        count = max(1, self.targets)
-        if self.waiting >= self._most * count:
-            return False
-        return not self.waiting or self.tokens + tokens <= self._bound * count
-
-    def full(self, tokens: int) -> str:
-        """Say why ``tokens`` more may not wait, as a sentence."""
-        count = max(1, self.targets)
-        if not self._most:
-            return f"model {self.name} is busy, and nothing may wait for it"
-        waiting = f"{self.waiting} request{'s' if self.waiting > 1 else ''}"
-        if self.waiting >= self._most * count:
-            return f"model {self.name} has {waiting} waiting, which is all its queue takes"
-        return (
-            f"model {self.name} has {waiting} of about {self.tokens} tokens waiting; its queue takes "
-            f"{self._bound * count} tokens, and this one is of about {tokens}"
-        )
-
-    def granted(self, tokens: int, now: float) -> None:
-        """Note how fast the queue moves: an average over about ten seconds."""
-        passed = max(now - self._rate_at, 1e-3)
-        self._rate_at = now
-        keep = max(0.0, 1.0 - passed / 10.0)
-        self.rate = self.rate * keep + (tokens / passed) * (1.0 - keep)
-
-    def again_after(self) -> float:
-        """Return in how many seconds half of what waits will probably be gone."""
-        return min(60.0, max(1.0, self.tokens / 2 / self.rate)) if self.rate > 0 else 5.0
 
 
 def flow_of(principal: Principal) -> object:

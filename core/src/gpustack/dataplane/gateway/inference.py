@@ -249,7 +249,12 @@ class Inference(msgspec.Struct, eq=False):
             if hints is None:
                 salt = self.gateway.salt(route.name)
                 self._hints = hints = hints_of(self.request, self._fields, self.operation, salt, self._size)
-            lease = self.gateway.chooser.pick(route, hints, self._tried)
+            lease, ticket = None, self._ticket
+            assert ticket is not None
+            if ticket.room.several and (others := ticket.not_first()):
+                lease = self.gateway.chooser.pick(route, hints, (*self._tried, *others))
+            if lease is None:
+                lease = self.gateway.chooser.pick(route, hints, self._tried)
             if lease is None:
                 self._nobody(route)
             else:
@@ -262,7 +267,9 @@ class Inference(msgspec.Struct, eq=False):
         self._lease = lease
         target = lease.target
         self.instance_id = target.instance_id
-        self.model = target.model or route.name
+        self.model = model = target.model or route.name
+        if (ticket := self._ticket) is not None:
+            ticket.at(model)
         # Most bodies are sent as they came.
         asked = self._asked
         as_it_came = not target.served_name and asked is not None and not asked.stream
