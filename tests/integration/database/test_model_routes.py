@@ -98,6 +98,19 @@ async def test_targets_of_models_that_stay_keep_their_ids_and_each_change_is_one
     await store.model_routes.create(wanted("clever", "a", aliases=["y", "z"]))
 
 
+async def test_the_errors_that_lead_to_the_fallback_are_kept(store: Store) -> None:
+    await models(store, "a")
+    plain = await store.model_routes.create(wanted("plain", "a"))
+    assert (await store.model_routes.get(plain.id)).fallback_status_codes == []
+    asked = wanted("smart", "a").model_copy(update={"fallback_status_codes": ["5xx", "429"]})
+    route = await store.model_routes.create(asked)
+    assert (await store.model_routes.get(route.id)).fallback_status_codes == ["5xx", "429"]
+    await store.model_routes.update(route.id, ModelRoutePatch(description="other"))
+    assert (await store.model_routes.get(route.id)).fallback_status_codes == ["5xx", "429"]
+    await store.model_routes.update(route.id, ModelRoutePatch(fallback_status_codes=["4xx"]))
+    assert (await store.model_routes.get(route.id)).fallback_status_codes == ["4xx"]
+
+
 async def test_targets_are_added_weighed_made_the_fallback_and_removed(store: Store) -> None:
     await models(store, "a", "b", "c")
     route = await store.model_routes.create(wanted("smart", "a", {"model_name": "b", "is_fallback": True}))

@@ -13,7 +13,7 @@ import pytest
 
 from gpustack.plugin.routing import Limits, Route
 from gpustack.testing.fakes.engine import Behaviour, FakeEngine
-from support.gateway import CHAT, SOON, Running, a_gateway, a_route, a_target, nobody
+from support.gateway import CHAT, SOON, Running, a_gateway, a_route, a_target, an_engine, nobody
 
 
 @pytest.fixture
@@ -150,3 +150,89 @@ async def test_a_fallback_that_is_full_too_is_told_of_and_leaves_nothing(running
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "queue_full")
         assert (await first).status_code == 200
         await running.at_rest()
+
+
+# By status ------------------------------------------------------------------------------------------------
+
+
+def saying(status: int, body: bytes = b'{"error": {"message": "out of memory"}}') -> bytes:
+    head = b"HTTP/1.1 %d Said\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+    return head % (status, len(body)) + body
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize(
+    ("codes", "status", "falls_back"),
+    [
+        (("5xx",), 500, True),
+        (("5xx",), 400, False),
+        (("4xx", "5xx"), 404, True),
+        (("429",), 429, True),
+        (("429",), 500, False),
+        ((), 500, False),
+        (("5xx",), 501, True),
+    ],
+)
+async def test_an_engines_error_leads_to_the_fallback_where_the_route_says_so(
+    running: Running, codes: tuple[str, ...], status: int, falls_back: bool, stream: bool
+) -> None:
+    async with an_engine(saying(status)) as port:
+        with FakeEngine() as engine:
+            running.apply(
+                a_route(a_target(1, port, slots=1), fallback="small", fallback_status_codes=codes),
+                a_route(a_target(2, engine, slots=1), name="small"),
+                limits=Limits(concurrency=1, requests_per_minute=3),
+            )
+            for _ in range(3):
+                answer = await ask(running, stream=stream)
+                assert answer.status_code == (200 if falls_back else status), answer.text
+                await running.at_rest()
+            assert len(engine.requests) == 3 * falls_back
+
+
+async def test_an_engine_that_dies_is_an_error_of_it_too(running: Running) -> None:
+    async with an_engine(b"") as port:
+        with FakeEngine() as engine:
+            running.apply(
+                a_route(a_target(1, port), fallback="small", fallback_status_codes=("502",)),
+                a_route(a_target(2, engine), name="small"),
+            )
+            assert (await ask(running)).status_code == 200
+            await running.at_rest()
+
+
+async def test_what_has_begun_to_be_answered_is_not_asked_again(running: Running) -> None:
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: 99\r\n\r\ndata: {}\n\n"
+    async with an_engine(head) as port:
+        with FakeEngine() as engine:
+            running.apply(
+                a_route(a_target(1, port), fallback="small", fallback_status_codes=("4xx", "5xx")),
+                a_route(a_target(2, engine), name="small"),
+            )
+            answer = await ask(running, stream=True)
+            assert answer.status_code == 200
+            assert '"error"' in answer.text
+            assert not engine.requests
+            await running.at_rest()
+
+
+@pytest.mark.parametrize("name", ["small", "there-is-none"])
+async def test_the_engines_error_is_told_where_nobody_stands_in(running: Running, name: str) -> None:
+    async with an_engine(saying(500)) as port:
+        running.apply(
+            a_route(a_target(1, port), fallback=name, fallback_status_codes=("5xx",)),
+            a_route(name="small", obstacle="is stopped"),
+        )
+        answer = await ask(running)
+        assert (answer.status_code, answer.json()["error"]["message"]) == (500, "out of memory")
+        await running.at_rest()
+
+
+async def test_a_fallback_without_a_route_of_its_own_is_asked_as_well(running: Running) -> None:
+    async with an_engine(saying(500)) as port:
+        with FakeEngine() as engine:
+            spare = a_target(2, engine, weight=0, slots=1, model="small")
+            running.apply(a_route(a_target(1, port, slots=1), spare, fallback_status_codes=("5xx",)))
+            assert [(await ask(running)).status_code for _ in range(3)] == [200] * 3
+            assert len(engine.requests) == 3
+            await running.at_rest()

@@ -29,7 +29,7 @@ def a_target(name: str, weight: int = 100, **fields: Any) -> dict[str, Any]:
 SMART = a_route(
     "smart",
     a_target("old", 199), a_target("new", 1), a_target("gone", 0, model_id=None), a_target("spare", is_fallback=True),
-    aliases=["gpt"],
+    aliases=["gpt"], fallback_status_codes=["5xx", "429"],
 )  # fmt: skip
 
 
@@ -38,7 +38,7 @@ def test_routes_are_listed_with_the_shares_of_their_targets(cli: Cli, api: FakeA
 
     head, smart, tiny = cli("routes", "list").out.splitlines()
     assert head.split() == ["NAME", "ALIASES", "TARGETS", "FALLBACK", "AGE"]
-    assert "gpt      old 100%, new <1%, gone (removed) 0%  spare" in smart
+    assert "gpt      old 100%, new <1%, gone (removed) 0%  spare (on 5xx, 429)" in smart
     assert tiny.split()[:5] == ["tiny", "-", "tiny", "100%", "-"]
     assert [each["name"] for each in json.loads(cli("routes", "list", "--json").out)] == ["smart", "tiny"]
 
@@ -47,11 +47,13 @@ def test_a_route_is_created_as_it_is_described(cli: Cli, api: FakeApi) -> None:
     api.on("POST", "/v2/model-routes", Reply(201, a_route()))
 
     ended = cli(
-        "routes", "create", "chat", "--target", "v1=90", "--target", "v2", "--alias", "a", "--fallback", "v0"
-    )
+        "routes", "create", "chat", "--target", "v1=90", "--target", "v2", "--alias", "a", "--fallback", "v0",
+        "--fallback-on", "5XX", "--fallback-on", "429",
+    )  # fmt: skip
     assert (ended.status, ended.out) == (0, "Created chat.\n")
     sent = api.asked[-1].json
     assert (sent["name"], sent["aliases"]) == ("chat", ["a"])
+    assert sent["fallback_status_codes"] == ["5xx", "429"]
     assert sent["targets"] == [
         {"model_name": "v1", "weight": 90},
         {"model_name": "v2", "weight": 100},
@@ -148,3 +150,24 @@ def test_a_key_for_an_alias_and_a_chat_by_it_need_no_model_of_that_name(cli: Cli
     assert "there is no model 'none'" in cli("chat", "none", "--once", "Hello").err
     cli("chat", "gpt", "--once", "Hello")
     assert api.requests("POST", "/v1/chat/completions")
+
+
+@pytest.mark.parametrize(("given", "sent"), [([""], []), (["4xx", "503"], ["4xx", "503"])])
+def test_the_errors_that_lead_to_the_fallback_are_changed(
+    cli: Cli, api: FakeApi, given: list[str], sent: list[str]
+) -> None:
+    api.on("GET", "/v2/model-routes", Reply(body=page(SMART)))
+    api.on("PATCH", "/v2/model-routes/5", Reply(body=SMART))
+    options = [word for code in given for word in ("--fallback-on", code)]
+    assert cli("routes", "update", "smart", *options).status == 0
+    assert api.asked[-1].json == {"fallback_status_codes": sent}
+
+
+@pytest.mark.parametrize("code", ["200", "6xx", "5x", "500 "])
+def test_what_is_no_error_of_an_engine_is_told_before_anybody_is_asked(
+    cli: Cli, api: FakeApi, code: str
+) -> None:
+    ended = cli("routes", "create", "chat", "--target", "v1", "--fallback-on", code)
+    assert ended.status != 0
+    assert f"--fallback-on {code!r} is not 4xx, 5xx, or one such as 429" in ended.err
+    assert not api.asked

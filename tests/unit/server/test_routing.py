@@ -432,6 +432,11 @@ async def test_a_fallback_is_the_route_that_its_model_has_or_takes_what_nobody_e
     await know(routing, own)
     route = routing.table.routes["smart"]
     assert (route.fallback, [target.instance_id for target in route.targets]) == ("new", [1])
+    assert route.models == ("tiny",)
+    assert route.fallback_status_codes == ()
+
+    await know(routing, smart.model_copy(update={"fallback_status_codes": ["5xx"]}))
+    assert routing.table.routes["smart"].fallback_status_codes == ("5xx",)
 
     await routing.apply(StoredEvent(1, "model-routes", EventType.DELETED, 6, {}, {}))
     assert routing.table.routes["smart"].fallback == ""

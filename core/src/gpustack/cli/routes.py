@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -26,6 +27,13 @@ _TARGET = click.option(
     multiple=True,
     metavar="MODEL[=WEIGHT]",
     help="A model that answers, and its share relative to the others'; 100 without one. May be repeated.",
+)
+_FALLBACK_ON = click.option(
+    "--fallback-on",
+    multiple=True,
+    metavar="STATUS",
+    help="An engine's error in whose place the fallback is asked, too: 4xx, 5xx, or one such as 429. May be repeated; "
+    '"" alone is none.',
 )
 
 
@@ -62,9 +70,13 @@ def _row(route: ModelRoutePublic) -> tuple[str, ...]:
         route.name,
         ", ".join(route.aliases) or "-",
         ", ".join(f"{_shown(each)} {_share(each.weight, total)}" for each in counted) or "-",
-        "-" if spare is None else _shown(spare),
+        "-" if spare is None else " ".join([_shown(spare), *_told(route.fallback_status_codes)]),
         age(route.created_at),
     )
+
+
+def _told(codes: Sequence[str]) -> list[str]:
+    return [f"(on {', '.join(codes)})"] if codes else []
 
 
 def _shown(target: ModelRouteTargetPublic) -> str:
@@ -83,12 +95,13 @@ def _share(weight: int, total: int) -> str:
     "--alias", "aliases", multiple=True, metavar="NAME", help="Another name of the same; may be repeated."
 )
 @click.option("--fallback", metavar="MODEL", help="The model that is asked when no target can answer.")
+@_FALLBACK_ON
 @click.option("--description", default="", help="What it is for.")
 @server_options
 @json_option
 def create_route(
-    name: str, targets: tuple[str, ...], aliases: tuple[str, ...], fallback: str | None, description: str,
-    target: Target, as_json: bool,
+    name: str, targets: tuple[str, ...], aliases: tuple[str, ...], fallback: str | None,
+    fallback_on: tuple[str, ...], description: str, target: Target, as_json: bool,
 ) -> None:  # fmt: skip
     """Have models answer under a name of its own.
 
@@ -104,6 +117,8 @@ def create_route(
         "aliases": list(aliases),
         "targets": _targets(targets, fallback or ""),
     }
+    if fallback_on:
+        fields["fallback_status_codes"] = _codes(fallback_on)
     wanted = _checked(lambda: ModelRouteCreate.model_validate(fields))
     route = target.ask(lambda client: client.routes.create(wanted), changes=True)
     if as_json:
@@ -124,12 +139,13 @@ def create_route(
     help='May be repeated. Takes the place of all it had; "" alone leaves none.',
 )
 @click.option("--fallback", metavar="MODEL", help='Asked when no target can answer; "" leaves none.')
+@_FALLBACK_ON
 @click.option("--description", metavar="TEXT", help="What it is for.")
 @server_options
 @json_option
 def update_route(
     route: str, name: str | None, targets: tuple[str, ...], aliases: tuple[str, ...], fallback: str | None,
-    description: str | None, target: Target, as_json: bool,
+    fallback_on: tuple[str, ...], description: str | None, target: Target, as_json: bool,
 ) -> None:  # fmt: skip
     """Change a model route.
 
@@ -142,6 +158,8 @@ def update_route(
         fields["description"] = description
     if aliases:
         fields["aliases"] = [] if aliases == ("",) else list(aliases)
+    if fallback_on:
+        fields["fallback_status_codes"] = _codes(fallback_on)
     if not (fields or targets or fallback is not None):
         raise click.UsageError("nothing is to change; name what is, such as --target MODEL=10")
     _targets(targets, fallback or "")  # a slip is told before anybody is asked
@@ -229,6 +247,15 @@ def _targets(given: Sequence[str], fallback: str) -> list[dict[str, Any]]:
     if fallback:
         found.append({"model_name": fallback, "is_fallback": True})
     return found
+
+
+def _codes(given: tuple[str, ...]) -> list[str]:
+    """Return what ``--fallback-on`` says; "" alone is none. Raises WrongUsage for what is no error of an engine."""
+    codes = [] if given == ("",) else [each.lower() for each in given]
+    for each in codes:
+        if not re.fullmatch("[45](xx|[0-9]{2})", each, re.ASCII):
+            raise WrongUsage(f"--fallback-on {shorten(each, 160)!r} is not 4xx, 5xx, or one such as 429")
+    return codes
 
 
 def _checked(make: Callable[[], Any]) -> Any:

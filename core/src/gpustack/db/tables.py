@@ -160,6 +160,7 @@ class ModelRoute(Table, tablename="model_routes", db=DIALECT):
     name = Varchar(length=128)
     description = Text()
     aliases = JSON()
+    fallback_status_codes = JSON()
     created_at = Timestamptz(default=None)
     updated_at = Timestamptz(default=None)
 

@@ -72,6 +72,9 @@ class Route:
     aliases: tuple[str, ...] = ()
     #: The route that is asked when no target of this one can answer; empty when there is none.
     fallback: str = ""
+    #: Errors of an engine, such as ``5xx`` or ``429``, in whose place the fallback is asked as long as the client has been
+    #: sent nothing; where ``fallback`` is empty, targets with a weight of 0.
+    fallback_status_codes: tuple[str, ...] = ()
     timeouts: Timeouts = Timeouts()
     #: Tokens that may wait for one instance; what comes beyond is refused. None: the gateway's own bound.
     queue_tokens: int | None = None

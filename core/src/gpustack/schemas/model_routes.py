@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 from pydantic import Field, computed_field, field_validator, model_validator
 
@@ -12,6 +13,9 @@ from gpustack.schemas.common import Input, Name, Record, Title
 MOST = 100
 #: The largest weight of a target.
 HEAVIEST = 10_000
+
+#: Errors of engines: one by its number, or all that begin with 4 or with 5.
+StatusCodes = Annotated[str, Field(pattern=r"^[45](xx|[0-9]{2})$")]
 
 
 class ModelRouteTargetCreate(Input):
@@ -60,8 +64,11 @@ class ModelRouteUpdate(Input):
     #: Other names of the same, as unique.
     aliases: list[Name] = Field(default_factory=list, max_length=MOST)
     targets: list[ModelRouteTargetCreate] | None = Field(default=None, max_length=MOST)
+    #: Answers of engines, such as ``5xx`` or ``429``, in whose place the fallback is asked, too. Without any it is asked
+    #: where nobody can answer.
+    fallback_status_codes: list[StatusCodes] = Field(default_factory=list, max_length=MOST)
 
-    _unique = field_validator("aliases")(_once)
+    _unique = field_validator("aliases", "fallback_status_codes")(_once)
 
 
 class ModelRouteCreate(ModelRouteUpdate):
@@ -77,11 +84,12 @@ class ModelRoutePatch(Input):
     description: str | None = Field(default=None, max_length=4096)
     aliases: list[Name] | None = Field(default=None, max_length=MOST)
     targets: list[ModelRouteTargetCreate] | None = Field(default=None, max_length=MOST)
+    fallback_status_codes: list[StatusCodes] | None = Field(default=None, max_length=MOST)
 
-    @field_validator("aliases")
+    @field_validator("aliases", "fallback_status_codes")
     @classmethod
-    def _unique(cls, aliases: list[str] | None) -> list[str] | None:
-        return None if aliases is None else _once(aliases)
+    def _unique(cls, given: list[str] | None) -> list[str] | None:
+        return None if given is None else _once(given)
 
 
 class ModelRouteTargetPublic(Record):
@@ -109,6 +117,8 @@ class ModelRoutePublic(Record):
     aliases: list[str] = []
     #: In the order in which they were added.
     targets: list[ModelRouteTargetPublic] = []
+    #: Answers of engines, such as ``5xx`` or ``429``, in whose place the fallback is asked, too.
+    fallback_status_codes: list[str] = []
 
     @computed_field  # type: ignore[prop-decorator]  # pydantic's own way
     @property

@@ -101,12 +101,18 @@ def route_of(route: ModelRoutePublic, fleet: Fleet, *, fallback: str = "") -> Ro
         categories=_categories(models),
         aliases=tuple(route.aliases),
         fallback=fallback,
+        fallback_status_codes=_fallback_codes(route),
         **_serving(known),
     )
     if targets:
         return made
     asleep = any(_may_wake(each, fleet) for each in known)
     return replace(made, obstacle=_obstacle(route, fleet), asleep=asleep)
+
+
+def _fallback_codes(route: ModelRoutePublic) -> tuple[str, ...]:
+    """Return the errors that lead to the fallback; none where there is no fallback."""
+    return tuple(route.fallback_status_codes) if any(each.is_fallback for each in route.targets) else ()
 
 
 def _serving(models: list[ModelPublic]) -> dict[str, Any]:

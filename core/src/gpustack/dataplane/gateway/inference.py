@@ -217,8 +217,12 @@ class Inference(msgspec.Struct, eq=False):
     def _turned_away(self, refusal: Refusal) -> None:
         if self._over:
             return
-        if refusal.status == 503 and self._fall_back():
-            return
+        if refusal.status == 503:
+            if self._fall_back():
+                return
+            if (trouble := self._trouble) is not None and trouble.status != 503:
+                self._refuse(trouble)  # an engine's own error tells more than why nobody stands in
+                return
         self.refused_for = refusal.reason
         self._refuse(refusal.error())
 
@@ -327,6 +331,26 @@ class Inference(msgspec.Struct, eq=False):
         self._tried = ()
         self._hints = None
         self._enter(other)
+        return True
+
+    def _fall_back_from(self, status: int, error: ApiError) -> bool:
+        """Ask whom the route names for an engine's ``status``; tell whether there is anybody. ``error`` is told otherwise."""
+        route = self._route
+        assert route is not None
+        codes = route.fallback_status_codes
+        if not codes or (str(status) not in codes and f"{status // 100}xx" not in codes):
+            return False
+        self._trouble = error
+        self._exchange = self.reader = self._content = None
+        self._said = b""
+        if self._fall_back():
+            return True
+        counted = tuple(each.instance_id for each in route.targets if each.weight)
+        if self._fell_back or len(counted) == len(route.targets):
+            return False
+        self._fell_back = True
+        self._tried = (*self._tried, *counted)
+        self._attempt()
         return True
 
     # The answer (called by the exchange) ----------------------------------------------------------------
@@ -460,7 +484,7 @@ class Inference(msgspec.Struct, eq=False):
         self._trouble = trouble_of(failure, route)
         if not failure.started or (self.operation.repeatable and not failure.timed_out):
             self._again()
-        else:
+        elif not self._fall_back_from(self._trouble.status, self._trouble):
             self._refuse(self._trouble)
 
     def _again(self) -> None:
@@ -496,7 +520,9 @@ class Inference(msgspec.Struct, eq=False):
             self._again()
         else:
             self._let_go(Outcome.SERVER_ERROR if self._status >= 500 else Outcome.OK)
-            self._refuse(errors.of_engine(self._status, content))
+            error = errors.of_engine(self._status, content)
+            if not self._fall_back_from(self._status, error):
+                self._refuse(error)
 
     # The end --------------------------------------------------------------------------------------------
 

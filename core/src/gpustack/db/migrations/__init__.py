@@ -25,6 +25,7 @@ from gpustack.db.migrations import (
     m0008_measured_memory,
     m0009_decisions,
     m0010_gpu_selection,
+    m0011_fallback_status_codes,
 )
 from gpustack.kit.errors import NewerData, SettingsError
 from gpustack.plugin.databases import DatabaseConnection, DatabaseError, Trouble
@@ -41,6 +42,7 @@ STEPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("0008_measured_memory", m0008_measured_memory.STATEMENTS),
     ("0009_decisions", m0009_decisions.STATEMENTS),
     ("0010_gpu_selection", m0010_gpu_selection.STATEMENTS),
+    ("0011_fallback_status_codes", m0011_fallback_status_codes.STATEMENTS),
 )
 
 #: What records the steps.

@@ -86,7 +86,9 @@ class ModelRoutes(Repository[ModelRoutePublic]):
                 targets = chosen_of(wanted.targets, models, ())
                 check(wanted, targets)
                 await self._check_names(tx, 0, [wanted.name, *wanted.aliases], targets)
-                return await self._add(tx, wanted.name, targets, wanted.description, wanted.aliases)
+                return await self._add(
+                    tx, wanted.name, targets, wanted.description, wanted.aliases, wanted.fallback_status_codes
+                )
 
     async def update(self, route_id: int, wanted: ModelRouteUpdate | ModelRoutePatch) -> ModelRoutePublic:
         """Change what ``wanted`` has that is not None; targets of the models that stay keep their ids."""
@@ -99,7 +101,9 @@ class ModelRoutes(Repository[ModelRoutePublic]):
                     if wanted.targets is None
                     else chosen_of(wanted.targets, models, old.targets)
                 )
-                fields = wanted.model_dump(include={"name", "description", "aliases"}, exclude_none=True)
+                fields = wanted.model_dump(
+                    include={"name", "description", "aliases", "fallback_status_codes"}, exclude_none=True
+                )
                 return await self._describe(tx, old, targets, fields)
 
     async def add_targets(self, route_id: int, more: Sequence[ModelRouteTargetCreate]) -> ModelRoutePublic:
@@ -200,10 +204,16 @@ class ModelRoutes(Repository[ModelRoutePublic]):
         targets: Sequence[Wanted],
         description: str = "",
         aliases: Sequence[str] = (),
+        fallback_status_codes: Sequence[str] = (),
     ) -> ModelRoutePublic:
         """Insert a route with its names and targets."""
         moment = now()
-        row = {"name": name, "description": description, "aliases": [*aliases]}
+        row = {
+            "name": name,
+            "description": description,
+            "aliases": [*aliases],
+            "fallback_status_codes": [*fallback_status_codes],
+        }
         stored = self._stored({"created_at": moment, "updated_at": moment, **row})
         number = (await tx.fetch(ModelRoute.insert(ModelRoute(**stored)).returning(ModelRoute.id)))[0]["id"]
         await _claim(tx, number, {name, *aliases})
