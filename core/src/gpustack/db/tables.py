@@ -282,6 +282,7 @@ class UsageRow(Table, tablename="usage_records", db=DIALECT):
     duration = DoublePrecision(default=0.0)
     queued = DoublePrecision(default=0.0)
     estimated = Boolean(default=False)
+    request_id = Varchar(length=128, default="", index=True)
 
 
 class DecisionPage(Table, tablename="decision_pages", db=DIALECT):

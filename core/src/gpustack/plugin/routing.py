@@ -170,6 +170,8 @@ class UsageRecord:
     between_tokens: float | None = None
     #: Whether the counts are the gateway's own, because the engine told none (a stream that was cut off, say).
     estimated: bool = False
+    #: What the client got as ``x-request-id``, at most 128 characters. A client may give the same one many times.
+    request_id: str = ""
 
 
 def digest(credential: str) -> str:

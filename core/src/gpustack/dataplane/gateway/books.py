@@ -44,6 +44,7 @@ class Books:
         # In the order of the fields: by name they would cost seven times as much.
         at, model, instance_id, queued = self.wall(), done.model, done.instance_id, done.queued
         user_id, key_id = principal.user_id, principal.key_id
+        request_id = done.request_id.decode("latin-1")
         if asked and journal is not None:
             journal.append(
                 Entry(
@@ -64,6 +65,7 @@ class Books:
                     queued,
                     between,
                     usage.estimated,
+                    request_id,
                 )
             )
         if log is not None:
@@ -71,7 +73,7 @@ class Books:
             log.write(
                 Line(
                     at,
-                    done.request_id.decode("latin-1"),
+                    request_id,
                     request.method.decode("latin-1"),
                     request.path.decode("latin-1"),
                     status,
@@ -105,17 +107,19 @@ class Books:
         if done.refused_for:
             metrics.refused.of(route, done.refused_for).add()
 
-    def note(self, request: Request, status: int, *, reply: Reply | None = None, began: float = 0.0) -> None:
-        """Write down a request that came to no model: the server's, or one that was refused at once."""
+    def note(
+        self, request: Request, status: int, request_id: bytes, duration: float, *, reply: Reply | None = None
+    ) -> None:
+        """Write down a request that came to no model, or was refused at once; ``duration`` is seconds."""
         if self.access_log is not None:
             self.access_log.write(
                 Line(
                     time=self.wall(),
-                    request_id="",
+                    request_id=request_id.decode("latin-1"),
                     method=request.method.decode("latin-1"),
                     path=request.path.decode("latin-1"),
                     status=status,
-                    duration=began,
+                    duration=duration,
                     bytes_in=len(request.body),
                     bytes_out=reply.sent if reply is not None else 0,
                     peer=request.peer or None,

@@ -91,6 +91,14 @@ class _Preflight:
 _PREFLIGHT = _Preflight()
 
 
+@dataclass(frozen=True, slots=True)
+class _Listing:
+    """The context of a question for the models there are, and when it came by the gateway's clock."""
+
+    principal: Principal
+    began: float
+
+
 class Gateway:
     """The service behind an :class:`~gpustack.dataplane.http.HttpServer`. Everything happens on one event loop."""
 
@@ -167,19 +175,20 @@ class Gateway:
         if self._is_preflight(request):
             request.context = _PREFLIGHT
             return BodyPlan(limit=0)
+        began = self.clock()
         try:
-            request.context = self._judged(request, operation)
+            request.context = self._judged(request, operation, began)
         except ApiError as error:
-            return self._refusal(request, operation, error)
+            return self._refusal(request, operation, error, began)
         return _PLAN
 
     def _begin(self, request: Request, operation: Operation) -> Refusal | BodyPlan:
         """The usual case."""
-        fields = _fields(request)
+        began, fields = self.clock(), _fields(request)
         try:
             principal = self._principal(request, fields)
         except ApiError as error:
-            return self._refusal(request, operation, error)
+            return self._refusal(request, operation, error, began)
         if principal is not None:
             request.context = (operation, principal, "", fields)
         return _PLAN
@@ -203,8 +212,8 @@ class Gateway:
 
     # Who asks for what ----------------------------------------------------------------------------------
 
-    def _judged(self, request: Request, operation: Operation | None) -> Any:
-        """Return what :meth:`handle` goes by: None for the server, a Principal for the models' list, or what to ask."""
+    def _judged(self, request: Request, operation: Operation | None, began: float) -> Any:
+        """Return what :meth:`handle` goes by: None for the server, a _Listing for the models' list, or what to ask."""
         model = ""
         names = models_path(request.path) if operation is None else None
         if operation is None and names is None:
@@ -218,7 +227,7 @@ class Gateway:
         if principal is None:
             return None
         if operation is None:
-            return principal
+            return _Listing(principal, began)
         return operation, principal, model, fields
 
     def _principal(self, request: Request, fields: Fields) -> Principal | None:
@@ -259,11 +268,12 @@ class Gateway:
 
     # Answers --------------------------------------------------------------------------------------------
 
-    def _answer_models(self, request: Request, reply: Reply, principal: Principal) -> None:
+    def _answer_models(self, request: Request, reply: Reply, asked: _Listing) -> None:
+        principal, number = asked.principal, self._request_id(request)
         named = unquote_to_bytes(models_path(request.path) or b"").decode("utf-8", "replace")
         headers: Headers = [
             (b"content-type", b"application/json"),
-            (b"x-request-id", self._request_id(request)),
+            (b"x-request-id", number),
         ]
         headers += self.sharing(request)
         status, body = 200, b""
@@ -275,7 +285,7 @@ class Gateway:
             error = errors.unknown_model(named)
             status, body = error.status, error.body()
         reply.answer(status, headers, body)
-        self.books.note(request, status, reply=reply)
+        self.books.note(request, status, number, self.clock() - asked.began, reply=reply)
 
     def _answer_preflight(self, request: Request, reply: Reply) -> None:
         assert self.cors is not None
@@ -286,10 +296,14 @@ class Gateway:
         status, headers, body = preflight(self.cors, *values)
         reply.answer(status, headers, body)
 
-    def _refusal(self, request: Request, operation: Operation | None, error: ApiError) -> Refusal:
-        self.books.note(request, error.status)
-        headers = (*error.headers(), (b"x-request-id", self._request_id(request)), *self.sharing(request))
-        return Refusal(error.status, headers, error_body(error, operation))
+    def _refusal(
+        self, request: Request, operation: Operation | None, error: ApiError, began: float
+    ) -> Refusal:
+        number = self._request_id(request)
+        headers = (*error.headers(), (b"x-request-id", number), *self.sharing(request))
+        refusal = Refusal(error.status, headers, error_body(error, operation))
+        self.books.note(request, error.status, number, self.clock() - began)
+        return refusal
 
     def _behind(self, request: Request, reply: Reply) -> None:
         if self._backstage is not None:

@@ -46,6 +46,7 @@ class Entry(msgspec.Struct, omit_defaults=True, gc=False):
     queued: float = 0.0
     between_tokens: float | None = None
     estimated: bool = False
+    request_id: str = ""
 
     @property
     def record(self) -> UsageRecord:

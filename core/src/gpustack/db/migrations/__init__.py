@@ -26,6 +26,7 @@ from gpustack.db.migrations import (
     m0009_decisions,
     m0010_gpu_selection,
     m0011_fallback_status_codes,
+    m0012_request_ids,
 )
 from gpustack.kit.errors import NewerData, SettingsError
 from gpustack.plugin.databases import DatabaseConnection, DatabaseError, Trouble
@@ -43,6 +44,7 @@ STEPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("0009_decisions", m0009_decisions.STATEMENTS),
     ("0010_gpu_selection", m0010_gpu_selection.STATEMENTS),
     ("0011_fallback_status_codes", m0011_fallback_status_codes.STATEMENTS),
+    ("0012_request_ids", m0012_request_ids.STATEMENTS),
 )
 
 #: What records the steps.

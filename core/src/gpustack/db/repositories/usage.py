@@ -14,10 +14,10 @@ from gpustack.plugin.routing import UsageRecord
 
 #: How long rows are kept.
 KEEP = timedelta(days=400)
-#: Rows in one statement; each has 17 values, and the protocol allows 32767.
+#: Rows in one statement; each has 18 values, and the protocol allows 32767.
 _BATCH = 1000
 #: Characters that the columns hold.
-_NAME, _OPERATION = 255, 64
+_NAME, _OPERATION, _REQUEST_ID = 255, 64, 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +46,16 @@ class Usage:
         """Return what was taken since a moment, of the rows in which each column named in ``filters`` has that value."""
         wheres, values = ["ended_at >= {}"], [since or datetime.fromtimestamp(0, UTC)]
         for name, value in filters.items():
-            if name not in ("route", "model", "user_id", "key_id", "instance_id", "status", "operation"):
+            if name not in (
+                "route",
+                "model",
+                "user_id",
+                "key_id",
+                "instance_id",
+                "status",
+                "operation",
+                "request_id",
+            ):
                 raise ValueError(f"usage is not filtered by {name}")
             wheres.append(f"{name} = {{}}")
             values.append(value)
@@ -82,4 +91,5 @@ def _row(record: UsageRecord) -> UsageRow:
         duration=record.duration,
         queued=record.queued,
         estimated=record.estimated,
+        request_id=record.request_id[:_REQUEST_ID],
     )
