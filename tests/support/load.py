@@ -30,6 +30,8 @@ from urllib.parse import urlsplit
 
 #: Seconds that one request may take, restarts of whatever it needs included.
 PATIENCE = 30.0
+#: In an event of a stream that has a piece of text.
+_TEXT = re.compile(rb'"content": ?"[^"]')
 
 #: What is asked in turn. Half of it is inference, a tenth changes something.
 MIX = ("chat", "list models", "chat", "read", "chat", "write", "chat", "readyz", "chat", "read")
@@ -103,6 +105,8 @@ class Report:
     repeated: int = 0
     #: Tokens of prompts and of answers, as the whole answers of models have told them.
     tokens: list[int] = field(default_factory=lambda: [0, 0])
+    #: Pieces with text of the streams that were cut off.
+    cut: int = 0
     #: The longest time for one answer, by kind.
     slowest: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
@@ -274,15 +278,19 @@ class Line:
         await self.reader.readuntil(b"\r\n")
         return found
 
-    async def stream(self) -> tuple[str, bytes]:
-        """Read a stream of events to its end; return why it failed, or nothing, and how it ended."""
+    async def stream(self) -> tuple[str, bytes, int]:
+        """Read a stream of events to its end; return why it failed, or nothing, how it ended, and its pieces with text."""
         head = (await self.reader.read(64)).decode("latin-1")
-        tail = b""
-        while piece := await self.reader.read(1 << 16):
-            tail = (tail + piece)[-1500:]
+        tail, pieces = b"", 0
+        with contextlib.suppress(ConnectionError):
+            while piece := await self.reader.read(1 << 16):
+                # An event is found with the piece in which it ends.
+                before = tail.rpartition(b"\n\n")[2]
+                pieces += len(_TEXT.findall((before + piece).rpartition(b"\n\n")[0]))
+                tail = (tail + piece)[-1500:]
         if b"[DONE]" in tail and b'"error":' not in tail:
-            return "", tail
-        return f"{head[9:12] or 'nothing came'}, last: {tail[-300:].decode(errors='replace')}", tail
+            return "", tail, pieces
+        return f"{head[9:12] or 'nothing came'}, last: {tail[-300:].decode(errors='replace')}", tail, pieces
 
     def close(self) -> None:
         self.writer.close()
@@ -342,8 +350,10 @@ class Sender:
                 line.send(self.plan, "POST", "/v1/chat/completions", body, close=True)
                 self.open_streams += 1
                 try:
-                    why, tail = await line.stream()
-                    if not why:
+                    why, tail, pieces = await line.stream()
+                    if why:
+                        self.report.cut += pieces
+                    else:
                         self._count(tail)
                 finally:
                     self.open_streams -= 1

@@ -33,6 +33,7 @@ class Ordeal:
         self.kills: list[Kill] = []
         self.unheld: list[Unheld] = []
         self._usage = usage(house)
+        self._cut_off = cut_off(house)
         self._instances = {each["id"]: each for each in house.instances()}
         #: How often the engine of each instance was killed.
         self._engine_kills = Counter[int]()
@@ -69,6 +70,7 @@ class Ordeal:
         assert not unexplained, report.account(self.kills, self.unheld)
         report.check_rows(key_names(self.house))
         self._check_usage(report)
+        self._check_cut_off(report)
         self._check_instances(self.house.instances())
         check_history(self.house.instance_events())
         assert report.rate >= 50
@@ -91,6 +93,13 @@ class Ordeal:
         most = report.tokens[1] + cut * _LONGEST
         assert there[1] <= most, f"{there[1]} tokens are written down, at most {most} can have been seen"
 
+    def _check_cut_off(self, report: Report) -> None:
+        """What clients had of streams that were cut off is written down, whoever died."""
+        deadline = time.monotonic() + _PATIENCE
+        while (there := cut_off(self.house) - self._cut_off) < report.cut:
+            assert time.monotonic() < deadline, f"{there} pieces are written down, {report.cut} were seen"
+            time.sleep(0.5)
+
     def _check_instances(self, now: list[dict[str, Any]]) -> None:
         """No death makes, takes or doubles an instance; each restart is counted, once."""
         for what in ("id", "name", "pid", "port"):
@@ -105,11 +114,19 @@ class Ordeal:
 
 def usage(house: House) -> Totals:
     """Return what the database has of whole answers of the model ``tiny``."""
+    return _totals(house, status=200)
 
+
+def cut_off(house: House) -> int:
+    """Return the tokens of answers that were not whole."""
+    return _totals(house).completion_tokens - usage(house).completion_tokens
+
+
+def _totals(house: House, **filters: int) -> Totals:
     async def ask() -> Totals:
         url = EmbeddedPostgres(house.data_dir, house.data_dir / "log").recorded_url()
         async with await Store.open(url) as store:
-            return await store.usage.totals(model="tiny", status=200)
+            return await store.usage.totals(model="tiny", **filters)
 
     return asyncio.run(ask())
 

@@ -8,9 +8,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from gpustack.dataplane.metering.access_log import AccessLog, Line
+from gpustack.dataplane.metering.answers import AnswerReader
 from gpustack.dataplane.metering.frames import Entry
 from gpustack.dataplane.metering.journal import Journal
 from gpustack.dataplane.metering.metrics import Metrics, ModelSeries
+from gpustack.dataplane.metering.open_streams import OpenStream
+from gpustack.dataplane.metering.streams import StreamReader
+from gpustack.dataplane.metering.usage import Tally
 
 if TYPE_CHECKING:
     from gpustack.dataplane.gateway.inference import Inference
@@ -32,6 +36,33 @@ class Books:
     wall: Callable[[], float] = time.time
     _series: dict[str, ModelSeries] = field(default_factory=dict)
 
+    def begin(self, stream: Inference, reader: AnswerReader, prompt_tokens: int) -> OpenStream | None:
+        """Keep a stream that an engine begins, so that it is written down even if this process is killed.
+
+        ``prompt_tokens`` is the estimate that counts until the engine tells better. None without a journal.
+        """
+        journal, principal = self.journal, stream.principal
+        if journal is None:
+            return None
+        metered = stream.operation.metered
+        entry = Entry(
+            id=journal.new_id(),
+            at=self.wall() - (stream.gateway.clock() - stream.began),
+            model=stream.model,
+            instance_id=stream.instance_id,
+            user_id=principal.user_id,
+            key_id=principal.key_id,
+            status=LEFT,
+            prompt_tokens=prompt_tokens if metered else 0,
+            operation=stream.operation.name,
+            route=stream.route_name,
+            queued=stream.queued,
+            estimated=metered,
+            request_id=stream.request_id.decode("latin-1"),
+        )
+        tally = reader.tally if isinstance(reader, StreamReader) else Tally()
+        return journal.begin(entry, stream.began, tally)
+
     def close(self, done: Inference) -> None:
         """Write down a request for a model that has ended, however it did."""
         usage, principal, reader = done.usage, done.principal, done.reader
@@ -45,10 +76,11 @@ class Books:
         at, model, instance_id, queued = self.wall(), done.model, done.instance_id, done.queued
         user_id, key_id = principal.user_id, principal.key_id
         request_id = done.request_id.decode("latin-1")
+        kept = done.kept
         if asked and journal is not None:
             journal.append(
                 Entry(
-                    journal.new_id(),
+                    journal.new_id() if kept is None else kept.id,
                     at,
                     model,
                     instance_id,
@@ -68,6 +100,8 @@ class Books:
                     request_id,
                 )
             )
+        if kept is not None:
+            kept.end()
         if log is not None:
             request = done.request
             log.write(

@@ -26,6 +26,7 @@ from gpustack.dataplane.hops import DOOR_SAYS
 from gpustack.dataplane.http import Exchange, Failure, Headers, KnownAnswer, Reply, Request, request_head
 from gpustack.dataplane.metering import forms, requests
 from gpustack.dataplane.metering.answers import AnswerReader, answer_reader, read_document
+from gpustack.dataplane.metering.open_streams import OpenStream
 from gpustack.dataplane.metering.requests import Asked
 from gpustack.dataplane.metering.usage import Usage
 from gpustack.plugin.routing import Principal, Route, Target
@@ -62,7 +63,7 @@ class Inference(msgspec.Struct, eq=False):
     request_id: bytes
     _id_line: bytes
     _fields: dict[bytes, bytes]
-    _began: float
+    began: float
     _asked: Asked | None = None
     _route: Route | None = None
     _ticket: Ticket | None = None
@@ -98,6 +99,8 @@ class Inference(msgspec.Struct, eq=False):
     queued: float = 0.0
     duration: float = 0.0
     usage: Usage = _NOTHING
+    #: What is left of it if this process is killed; streams only.
+    kept: OpenStream | None = None
 
     @property
     def time_to_first_token(self) -> float | None:
@@ -105,7 +108,7 @@ class Inference(msgspec.Struct, eq=False):
         reader = self.reader
         if reader is None or reader.first_at is None or not reader.chunks:
             return None
-        return reader.first_at - self._began
+        return reader.first_at - self.began
 
     @property
     def between_tokens(self) -> float | None:
@@ -426,6 +429,9 @@ class Inference(msgspec.Struct, eq=False):
             clock=self.gateway.clock,
             between=self.gateway.between(self.route_name) if streaming else None,
         )
+        if streaming:
+            tokens = 0 if self.operation.form else prefix.tokens(len(self.request.body))
+            self.kept = self.gateway.books.begin(self, self.reader, tokens)
         if self._held_open:
             if not streaming:
                 self._content = []  # it cannot be put into a stream that has begun
@@ -445,6 +451,9 @@ class Inference(msgspec.Struct, eq=False):
             if self._streaming and reader.first_at is None and self._lease is not None:
                 self._lease.first_byte()
             body = reader.feed(body)
+            if self.kept is not None and reader.last_at is not None:
+                # Before the client has it.
+                self.kept.note(reader.chunks, reader.last_at)
         if self._held_open:
             reply.write(body)
         else:
@@ -619,7 +628,7 @@ class Inference(msgspec.Struct, eq=False):
             self._still_there()
         gateway = self.gateway
         self.status = status
-        self.duration = gateway.clock() - self._began
+        self.duration = gateway.clock() - self.began
         if self.reader is not None:
             # Usually an engine's last word has been read already.
             if self.usage is _NOTHING:

@@ -2,7 +2,8 @@
 
 ``append`` copies a record into memory that outlives the process (:mod:`~gpustack.dataplane.metering.tail`) and returns;
 a thread writes it to the process's own segment a few milliseconds later. Killing the process loses nothing, the
-machine's loss of power what the system had not written yet (segments are synced when they are full). What dead
+machine's loss of power what the system had not written yet (segments are synced when they are full). Streams that are
+open are kept in the same way, with what came so far (:mod:`~gpustack.dataplane.metering.open_streams`). What dead
 processes left is adopted by whichever looks first. Delivery is somebody else's::
 
     async with Journal(directory) as journal:
@@ -30,8 +31,10 @@ from typing import Self
 
 from gpustack.dataplane.metering.behind import Behind
 from gpustack.dataplane.metering.frames import Entry, Numbered, frame
+from gpustack.dataplane.metering.open_streams import FILES, OpenStream, OpenStreams, read_open
 from gpustack.dataplane.metering.spool import Place, Spool, writers_in
 from gpustack.dataplane.metering.tail import Tail, read_tail
+from gpustack.dataplane.metering.usage import Tally
 from gpustack.kit.locks import FileLock
 from gpustack.kit.paths import make_dir
 from gpustack.kit.text import human_bytes, plural
@@ -117,12 +120,27 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Write what is left; what was not acknowledged is delivered by the next process."""
+        for record in self._streams.left():
+            self.append(record)
         await asyncio.to_thread(self._close)
 
     def new_id(self) -> str:
         """Return an id that no other process makes, today or ever."""
         self._ids += 1
         return f"{self._spool.writer}-{self._ids:x}"
+
+    def begin(self, entry: Entry, began: float, tally: Tally) -> OpenStream | None:
+        """Keep a stream that begins: ``entry`` is its record if no piece comes, with its time as of the wall clock.
+
+        ``began`` is when the request came, by the clock that the pieces are noted by, ``tally`` what the engine tells,
+        and ``entry.estimated`` whether it takes tokens. ``end`` of what is returned is called when the stream's own
+        record, with the same id, is appended. None where there is no memory for it.
+        """
+        streams = self._streams
+        opened = streams.begin(entry, began, tally)
+        if streams.scarce:
+            self._behind.wake()
+        return opened
 
     def append(self, record: UsageRecord | Entry) -> None:
         """Keep ``record``. From here on the process may be killed."""
@@ -212,6 +230,8 @@ class Journal:
         self._directory.chmod(0o700)
         self._lock, self._spool = self._new_writer()
         self._tails = self._new_tails()
+        self._streams = OpenStreams(_stream_paths(self._memory, self._spool.writer) if self._tails else [])
+        self._streams.grow()
         self._adopt()
         self._adopt_at = time.monotonic() + _ADOPT
         self._behind.start()
@@ -244,14 +264,24 @@ class Journal:
                 continue  # it lives
             spool = Spool(self._directory, writer)
             try:
-                spool.load()
-                tails = _tail_paths(self._memory, writer)
-                spool.rescue(sorted((record for path in tails for record in read_tail(path)), key=_number))
-                for path in tails:
-                    path.unlink(missing_ok=True)
+                self._rescue(spool)
             except OSError as error:
                 log.warning("the usage journal of a dead process cannot be read: %s", error)
             self._adopted = [*self._adopted, _Adopted(spool, lock)]
+
+    def _rescue(self, spool: Spool) -> None:
+        """Put what a dead writer's memory holds to its files."""
+        spool.load()
+        tails = _tail_paths(self._memory, spool.writer)
+        streams = _stream_paths(self._memory, spool.writer)
+        ended = sorted((record for path in tails for record in read_tail(path)), key=_number)
+        spool.rescue(ended)
+        # A stream has its own record already if it ended in the last moment.
+        known = {record.id for _, record in ended}
+        broken_off = [each for path in streams for each in read_open(path) if each.id not in known]
+        spool.rescue(list(enumerate(broken_off, spool.last() + 1)))
+        for path in (*tails, *streams):
+            path.unlink(missing_ok=True)
 
     def _done_with(self, spool: Spool) -> None:
         """Remove what is left of a dead writer whose records have all arrived."""
@@ -265,6 +295,8 @@ class Journal:
                 self._adopted = [each for each in self._adopted if each is not adopted]
 
     def _write(self) -> None:
+        if self._streams.scarce:
+            self._streams.grow()
         self._flush()  # what the disk did not take the last time
         if taken := [self._waiting.popleft() for _ in range(len(self._waiting))]:
             self._unwritten = b"".join(line for _, line in taken)
@@ -321,6 +353,7 @@ class Journal:
         if not self._unwritten:
             for tail in self._tails:
                 tail.remove()
+            self._streams.remove()
         for each in self._adopted:
             each.lock.release()
         if self._spool.acknowledged >= self._number and not self._unwritten:
@@ -335,6 +368,10 @@ def _number(numbered: Numbered) -> int:
 
 def _tail_paths(memory: Path, writer: str) -> list[Path]:
     return [memory / f"gpustack-usage-{writer}.{turn}" for turn in (0, 1)]
+
+
+def _stream_paths(memory: Path, writer: str) -> list[Path]:
+    return [memory / f"gpustack-usage-{writer}.open.{number}" for number in range(FILES)]
 
 
 def _lock(directory: Path, writer: str) -> FileLock | None:

@@ -81,11 +81,11 @@ class StreamReader:
         "_left",
         "_passing",
         "_prompt_bytes",
-        "_tally",
         "_typed",
         "chunks",
         "first_at",
         "last_at",
+        "tally",
     )
 
     def __init__(
@@ -102,7 +102,8 @@ class StreamReader:
         self._forced = forced
         self._estimate = estimate
         self._between = between
-        self._tally = Tally()
+        #: What the engine tells.
+        self.tally = Tally()
         #: Whether the engine has told its last word on usage.
         self._final = False
         self._typed = False
@@ -146,7 +147,7 @@ class StreamReader:
     def usage(self) -> Usage:
         """What the engine has told; for what it has not told, what was seen."""
         return settle(
-            self._tally,
+            self.tally,
             prompt_bytes=self._prompt_bytes,
             chunks=self.chunks,
             final=self._final,
@@ -217,14 +218,14 @@ class StreamReader:
     def _take_typed(self, chunk: _Chunk) -> None:
         """Anthropic's events, and those of OpenAI's responses."""
         kind = chunk.type if isinstance(chunk.type, str) else ""
-        told = bool(chunk.usage) and self._tally.take_usage(chunk.usage)
+        told = bool(chunk.usage) and self.tally.take_usage(chunk.usage)
         for holder in (chunk.message, chunk.response):
             if holder:
                 try:
                     usage = _holder(holder).usage
                 except _UNREADABLE:
                     continue
-                told |= bool(usage) and self._tally.take_usage(usage)
+                told |= bool(usage) and self.tally.take_usage(usage)
         if kind in _LAST_TYPES:
             self._final |= told
         elif kind.endswith("delta"):
@@ -232,9 +233,9 @@ class StreamReader:
 
     def _take_chunk(self, chunk: _Chunk, event: bytes) -> bool:
         """Chunks of OpenAI's completions."""
-        told = bool(chunk.usage) and self._tally.take_usage(chunk.usage)
+        told = bool(chunk.usage) and self.tally.take_usage(chunk.usage)
         if chunk.timings and not told:
-            self._tally.take_timings(chunk.timings)
+            self.tally.take_timings(chunk.timings)
         if bytes(chunk.choices).replace(b" ", b"") == b"[]":
             if not told:
                 return True

@@ -26,15 +26,7 @@ class Tail:
     def __init__(self, path: Path, size: int = SIZE) -> None:
         """Create the file. Raises OSError where that, or taking its space, fails."""
         self.path = path
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(fd, 0, size)
-            else:
-                os.ftruncate(fd, size)
-            self._map = mmap.mmap(fd, size)
-        finally:
-            os.close(fd)
+        self._map = shared_memory(path, size)
         # Touched now, so that no request waits for a page.
         self._map[:] = bytes(size)
         self._at = 0
@@ -63,12 +55,33 @@ class Tail:
         self.path.unlink(missing_ok=True)
 
 
-def read_tail(path: Path) -> list[Numbered]:
-    """Return the records in a tail that a process of this user left, none when there is no such file."""
+def shared_memory(path: Path, size: int) -> mmap.mmap:
+    """Return the memory of a new file, for this user only. Raises OSError where that, or taking its space, fails."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(fd, 0, size)
+        else:
+            os.ftruncate(fd, size)
+        return mmap.mmap(fd, size)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(fd)
+
+
+def content_of(path: Path) -> bytes:
+    """Return what a process of this user left at ``path``, nothing when there is no such file."""
     with contextlib.suppress(OSError):
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0))
         with os.fdopen(fd, "rb") as file:
             # Memory is a place where others may put files.
             if not hasattr(os, "geteuid") or os.fstat(file.fileno()).st_uid == os.geteuid():
-                return read_run(file.read())
-    return []
+                return file.read()
+    return b""
+
+
+def read_tail(path: Path) -> list[Numbered]:
+    """Return the records in a tail that a process of this user left, none when there is no such file."""
+    return read_run(content_of(path))

@@ -56,12 +56,13 @@ _timings = msgspec.json.Decoder(Timings).decode
 class Tally:
     """Collects what an answer tells, once or several times; the highest count of each kind is the right one.
 
-    ``prompt``, ``cached`` and ``completion`` are None as long as nothing told them.
+    ``prompt``, ``cached`` and ``completion`` are None as long as nothing told them; ``heard`` changes when they do.
     """
 
-    __slots__ = ("cached", "completion", "prompt")
+    __slots__ = ("cached", "completion", "heard", "prompt")
 
     def __init__(self) -> None:
+        self.heard = 0
         self.prompt: int | None = None
         self.cached: int | None = None
         self.completion: int | None = None
@@ -99,6 +100,7 @@ class Tally:
         self._note(None if read is None else read + (cached or 0), cached, _count(said.predicted_n))
 
     def _note(self, prompt: int | None, cached: int | None, completion: int | None) -> None:
+        self.heard += 1
         self.prompt = _higher(self.prompt, prompt)
         self.cached = _higher(self.cached, cached)
         self.completion = _higher(self.completion, completion)
