@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from gpustack.dataplane.choosing import Hints, Lease
 from gpustack.dataplane.cors import CorsPolicy
 from gpustack.dataplane.http import Reply, Request
 from gpustack.plugin.routing import Limits as KeyLimits
@@ -19,7 +20,7 @@ from gpustack.plugin.routing import (
     Timeouts,
 )
 from gpustack.testing.fakes.engine import Behaviour, FakeEngine
-from support.gateway import CHAT, Running, a_gateway, a_route, a_target, an_engine, nobody
+from support.gateway import CHAT, KEY, Running, a_gateway, a_route, a_target, an_engine, nobody
 
 
 @pytest.fixture
@@ -229,6 +230,124 @@ async def test_an_engines_own_error_comes_in_the_usual_shape(running: Running) -
         running.apply(a_route(a_target(1, port)))
         answer = await running.client.post("/v1/chat/completions", json=CHAT)
     assert answer.json()["error"]["message"] == "context is too long"
+
+
+@pytest.mark.parametrize(
+    ("path", "category"),
+    [
+        ("/v1/score", "llm"),
+        ("/v1/audio/speech", "llm"),
+        ("/v1/images/generations", "embedding"),
+        ("/v1/chat/completions", "embedding"),
+    ],
+)
+async def test_what_a_kind_of_model_cannot_do_is_refused_before_an_engine_is_asked(
+    running: Running, path: str, category: str
+) -> None:
+    with FakeEngine() as engine:
+        running.apply(replace(a_route(a_target(1, engine)), categories=(category,)))
+        answer = await running.client.post(path, json=CHAT)
+        assert not engine.requests
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (400, "unsupported_by_model")
+    assert path in error["message"]
+    assert category in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("said", "clear"),
+    [
+        (b'{"error":{"code":404,"message":"File Not Found","type":"not_found_error"}}', True),
+        (b'{"detail":"Not Found"}', True),
+        (b"", True),
+        (b'{"error":{"message":"The model `x` does not exist."}}', False),
+    ],
+)
+async def test_an_engine_without_such_a_path_is_told_in_words_of_ours(
+    running: Running, said: bytes, clear: bool
+) -> None:
+    refusal = b"HTTP/1.1 404 No\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (
+        len(said),
+        said,
+    )
+    async with an_engine(refusal) as port:
+        running.apply(a_route(a_target(1, port)))
+        answer = await running.client.post("/v1/moderations", json={"model": "tiny", "input": "x"})
+        proxied = await running.client.post("/model/proxy/tiny/own/path", json={})
+    error = answer.json()["error"]
+    if clear:
+        assert (answer.status_code, error["code"]) == (400, "unsupported_by_model")
+        assert "the engine of model tiny does not serve /v1/moderations" in error["message"]
+    else:
+        assert (answer.status_code, error["message"]) == (404, "The model `x` does not exist.")
+    assert proxied.status_code == 404, (
+        "what a client asks of an engine by its own path is the engine's to answer"
+    )
+
+
+async def test_a_prompt_that_was_cut_off_counts_by_its_text_or_as_the_engine_told(running: Running) -> None:
+    asked = {**CHAT, "stream": True, "stop": ["x" * 200], "metadata": {"note": "y" * 400}}
+    with FakeEngine(Behaviour(cut_after=2)) as engine:
+        running.apply(a_route(a_target(1, engine)))
+        await running.client.post("/v1/chat/completions", json=asked)
+    (record,) = await running.records()
+    assert (record.status, record.estimated) == (502, True)
+    assert 3 <= record.prompt_tokens <= 12, "three words and a template"
+    begin = {"type": "message_start", "message": {"usage": {"input_tokens": 12, "output_tokens": 1}}}
+    delta = {"type": "content_block_delta", "delta": {"type": "text_delta", "text": "word"}}
+    events = b"".join(
+        b"event: %b\ndata: %b\n\n" % (each["type"].encode(), json.dumps(each).encode())  # type: ignore[attr-defined]
+        for each in (begin, delta, delta)
+    )
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: 9999\r\n\r\n"
+    async with an_engine(head + events) as port:
+        running.apply(a_route(a_target(1, port)))
+        await running.client.post("/v1/messages", json=asked)
+    (record,) = await running.records()
+    assert (record.status, record.prompt_tokens, record.completion_tokens) == (502, 12, 2)
+
+
+async def test_anthropics_clients_get_the_models_in_their_own_shape(running: Running) -> None:
+    with FakeEngine() as engine:
+        running.apply(a_route(a_target(1, engine), aliases=("claude",)))
+        own = {"anthropic-version": "2023-06-01", "x-api-key": KEY}
+        async with httpx.AsyncClient(base_url=running.url, headers=own) as client:
+            listed = (await client.get("/v1/models")).json()
+            one = (await client.get("/v1/models/claude")).json()
+            missing = await client.get("/v1/models/other")
+            wrong = await client.get("/v1/models", headers={"x-api-key": "sk-wrong"})
+            usual = (await client.get("/v1-openai/models")).json()
+    assert [each["id"] for each in listed["data"]] == ["claude", "tiny"]
+    assert (listed["first_id"], listed["last_id"], listed["has_more"]) == ("claude", "tiny", False)
+    assert one == listed["data"][0]
+    assert one == {
+        "type": "model",
+        "id": "claude",
+        "display_name": "claude",
+        "created_at": "1970-01-01T00:00:05Z",
+    }
+    for answer, status, kind in ((missing, 404, "not_found_error"), (wrong, 401, "authentication_error")):
+        assert answer.status_code == status
+        assert (answer.json()["type"], answer.json()["error"]["type"]) == ("error", kind)
+    assert usual["object"] == "list"
+
+
+async def test_the_choice_of_an_instance_knows_how_long_an_answer_may_be(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    most: list[int] = []
+    pick = running.gateway.chooser.pick
+
+    def picking(route: Route, hints: Hints, tried: tuple[int, ...]) -> Lease | None:
+        most.append(hints.max_tokens)
+        return pick(route, hints, tried)
+
+    monkeypatch.setattr(running.gateway.chooser, "pick", picking)
+    with FakeEngine() as engine:
+        running.apply(a_route(a_target(1, engine)))
+        for more in ({"max_tokens": 3}, {}):
+            await running.client.post("/v1/chat/completions", json={**CHAT, **more})
+    assert most == [3, 0]
 
 
 async def test_a_stream_that_breaks_off_says_so_and_is_counted_by_its_pieces(running: Running) -> None:

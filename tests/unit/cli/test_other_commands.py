@@ -310,6 +310,11 @@ def test_nothing_is_revoked_when_one_name_is_wrong(cli: Cli, api: FakeApi) -> No
     assert cli("keys", "revoke", "k", "typo").status == 1
     assert not api.requests("DELETE", "/v2/api-keys/3")
     assert cli("keys", "revoke", "k").out == "Revoked k.\n"
+    assert cli("keys", "revoke", "k", "--close-streams").out == "Revoked k.\n"
+    assert [each.query.get("close_streams") for each in api.requests("DELETE", "/v2/api-keys/3")] == [
+        None,
+        "true",
+    ]
 
 
 def script_chat(api: FakeApi, **model: Any) -> None:

@@ -118,11 +118,12 @@ async def _create(client: Client, wanted: ApiKeyCreate) -> tuple[ApiKeyCreated, 
 
 @command.command("revoke")
 @click.argument("names", nargs=-1, required=True, metavar="NAME…")
+@click.option("--close-streams", is_flag=True, help="Also end the answers that they are getting just now.")
 @server_options
 @json_option
-def revoke_keys(names: tuple[str, ...], target: Target, as_json: bool) -> None:
+def revoke_keys(names: tuple[str, ...], close_streams: bool, target: Target, as_json: bool) -> None:
     """Revoke API keys by name or id; they stop working at once."""
-    revoked = target.ask(lambda client: _revoke(client, names), changes=True)
+    revoked = target.ask(lambda client: _revoke(client, names, close_streams), changes=True)
     if as_json:
         emit_documents(revoked)
         return
@@ -130,7 +131,7 @@ def revoke_keys(names: tuple[str, ...], target: Target, as_json: bool) -> None:
         click.echo(f"Revoked {key.name}.")
 
 
-async def _revoke(client: Client, names: tuple[str, ...]) -> list[ApiKeyPublic]:
+async def _revoke(client: Client, names: tuple[str, ...], close_streams: bool) -> list[ApiKeyPublic]:
     """Find all before the first is revoked, so that a slip of the pen changes nothing."""
     keys = await client.keys.list_all()
     chosen: dict[int, ApiKeyPublic] = {}
@@ -143,5 +144,5 @@ async def _revoke(client: Client, names: tuple[str, ...]) -> list[ApiKeyPublic]:
             raise InvalidInput(f"several API keys are called {name!r}; name one by its id: {numbers}")
         chosen[found[0].id] = found[0]
     for number in chosen:
-        await client.keys.delete(number)
+        await client.keys.revoke(number, close_streams=close_streams)
     return list(chosen.values())

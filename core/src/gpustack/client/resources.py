@@ -137,6 +137,11 @@ class Routes(Resource[ModelRoutePublic]):
 class Keys(Resource[ApiKeyPublic]):
     """API keys of whoever asks."""
 
+    async def revoke(self, number: int, *, close_streams: bool = False) -> None:
+        """Revoke the key with that id; ``close_streams`` also ends the answers that it is getting just now."""
+        params = {"close_streams": True} if close_streams else None
+        await self._transport.send("DELETE", f"{self.path}/{number}", params=params)
+
     async def create(self, key: ApiKeyCreate) -> ApiKeyCreated:
         """Make a key; its text is in the answer and nowhere else."""
         return read_as(ApiKeyCreated, await self._transport.send("POST", self.path, body=as_sent(key)))

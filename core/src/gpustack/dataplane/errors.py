@@ -131,6 +131,27 @@ def wrong_kind(name: str, categories: tuple[str, ...], path: str) -> ApiError:
     )
 
 
+def unserved(name: str, path: str) -> ApiError:
+    """Return the refusal of what a model's engine has no path for, which it tells in a way that helps nobody."""
+    return ApiError(
+        400,
+        f"the engine of model {name} does not serve {path}; ask a model of another kind, or deploy this one with a "
+        "backend that does",
+        code="unsupported_by_model",
+        param="model",
+    )
+
+
+def knows_no_path(content: bytes) -> bool:
+    """Tell whether the body of an engine's 404 says only that: no such path. (Others say which model they lack.)"""
+    return engine_message(content).rstrip(".").lower() in (
+        "",
+        "not found",
+        "file not found",
+        "404 page not found",
+    )
+
+
 def of_engine(status: int, content: bytes) -> ApiError:
     """Return an engine's own error in OpenAI's shape, whatever shape it came in.
 

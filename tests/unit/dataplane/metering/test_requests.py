@@ -198,3 +198,22 @@ def test_nothing_to_change_copies_nothing() -> None:
     body = b'{"model":"m","stream":false}'
 
     assert rewrite(body, read(body), model="m", usage=True)[0] is body
+
+
+@pytest.mark.parametrize(
+    ("said", "most"),
+    [
+        ('"max_tokens": 64', 64),
+        ('"max_completion_tokens":7', 7),
+        ('"max_output_tokens": 9', 9),
+        ('"max_tokens": null', 0),
+        ('"max_tokens": -1', 0),
+        ('"max_tokens": "12"', 0),
+        ('"max_tokens": 1.5', 0),
+        ('"max_tokens": 99999999999999999999', 0),
+        ('"messages": [{"max_tokens": 5}]', 0),
+    ],
+)
+def test_the_most_tokens_of_the_answer_are_read(said: str, most: int) -> None:
+    body = f'{{"model": "m", {said}}}'.encode()
+    assert read(body).max_tokens == in_pieces(body).max_tokens == most

@@ -24,7 +24,7 @@ from gpustack.dataplane.gateway.operations import Operation
 from gpustack.dataplane.gateway.sizes import size_of
 from gpustack.dataplane.hops import DOOR_SAYS
 from gpustack.dataplane.http import Exchange, Failure, Headers, KnownAnswer, Reply, Request, request_head
-from gpustack.dataplane.metering import forms, requests
+from gpustack.dataplane.metering import forms, prompts, requests
 from gpustack.dataplane.metering.answers import AnswerReader, answer_reader, read_document
 from gpustack.dataplane.metering.open_streams import OpenStream
 from gpustack.dataplane.metering.requests import Asked
@@ -256,6 +256,7 @@ class Inference(msgspec.Struct, eq=False):
             if hints is None:
                 salt = self.gateway.salt(route.name)
                 self._hints = hints = hints_of(self.request, self._fields, self.operation, salt, self._size)
+                hints.max_tokens = self._asked.max_tokens if self._asked is not None else 0
             lease, ticket = None, self._ticket
             assert ticket is not None
             if ticket.room.several and (others := ticket.not_first()):
@@ -375,6 +376,9 @@ class Inference(msgspec.Struct, eq=False):
                 prompt_bytes=0 if self.operation.form else self._size,
                 estimate=self.operation.metered,
             )
+            if usage.estimated:
+                prompt = prefix.tokens(self._prompt_bytes())
+                self.usage = usage = msgspec.structs.replace(usage, prompt=prompt)
             if lease is not None:
                 lease.done(Outcome.OK, usage.completion)
             usual = self.queued < 0.001 and self.gateway.cors is None
@@ -418,20 +422,20 @@ class Inference(msgspec.Struct, eq=False):
         if status >= 400 or self._said:
             self._content = []
             return
+        prompt = self._prompt_bytes()
         self._streaming = streaming = content_type.startswith(_STREAM)
         self.reader = answer_reader(
             content_type,
             encoding=encoding,
             status=status,
-            prompt_bytes=0 if self.operation.form else self._size,
+            prompt_bytes=prompt,
             forced=self._forced,
             estimate=self.operation.metered,
             clock=self.gateway.clock,
             between=self.gateway.between(self.route_name) if streaming else None,
         )
         if streaming:
-            tokens = 0 if self.operation.form else prefix.tokens(len(self.request.body))
-            self.kept = self.gateway.books.begin(self, self.reader, tokens)
+            self.kept = self.gateway.books.begin(self, self.reader, prefix.tokens(prompt))
         if self._held_open:
             if not streaming:
                 self._content = []  # it cannot be put into a stream that has begun
@@ -527,6 +531,9 @@ class Inference(msgspec.Struct, eq=False):
             message = errors.engine_message(content) or "cannot serve now"
             self._trouble = errors.not_running(route.name, f"cannot serve now: {message}")
             self._again()
+        elif self._status == 404 and self.operation.fixed and errors.knows_no_path(content):
+            self._let_go(Outcome.OK)
+            self._refuse(errors.unserved(route.name, self.operation.name))
         else:
             self._let_go(Outcome.SERVER_ERROR if self._status >= 500 else Outcome.OK)
             error = errors.of_engine(self._status, content)
@@ -635,11 +642,16 @@ class Inference(msgspec.Struct, eq=False):
                 self.usage = self.reader.usage
         elif status == LEFT and self.asked_engine and self.operation.metered and not self.operation.form:
             # The engine has read the prompt, as far as anybody can tell.
-            self.usage = Usage(prompt=prefix.tokens(self._size), estimated=True)
+            self.usage = Usage(prompt=prefix.tokens(self._prompt_bytes()), estimated=True)
         if self._ticket is not None:
             self._ticket.done(self.usage.prompt + self.usage.completion)
         gateway.books.close(self)
         self._exchange = self._ticket = None
+
+    def _prompt_bytes(self) -> int:
+        """Return the bytes of text that the engine reads, for the case that it does not tell."""
+        body = self.request.body
+        return 0 if self.operation.form else prompts.text_bytes(body, len(body))
 
     def _own_headers(self) -> Headers:
         headers = [(b"x-request-id", self.request_id), *self.gateway.sharing(self.request)]

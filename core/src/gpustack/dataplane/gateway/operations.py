@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 #: Kinds of models that write text. (Whether a language model also embeds is a matter of the engine's parameters, so the
 #: engine tells.)
 _WRITERS = frozenset({"llm", "unknown"})
+_JUDGES = frozenset({"reranker", "embedding", "unknown"})
+_PAINTERS = frozenset({"image", "unknown"})
+_SPEAKERS = frozenset({"text_to_speech", "unknown"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +29,9 @@ class Operation:
     repeatable: bool = False
     #: Errors have the shape of Anthropic's API.
     anthropic: bool = False
+
+    #: Its path is one that we know, and no client's own.
+    fixed: bool = True
 
     #: What records and logs call it.
     name: str = field(init=False)
@@ -47,14 +53,14 @@ _ALL = (
     _json("/v1/messages/count_tokens", metered=False, repeatable=True, anthropic=True),
     _json("/v1/embeddings", repeatable=True),
     _json("/v1/rerank", repeatable=True),
-    _json("/v1/score", repeatable=True),
+    _json("/v1/score", kinds=_JUDGES, repeatable=True),
     _json("/v1/moderations", repeatable=True),
-    _json("/v1/audio/speech"),
+    _json("/v1/audio/speech", kinds=_SPEAKERS),
     _json("/v1/audio/transcriptions", form=True),
     _json("/v1/audio/translations", form=True),
-    _json("/v1/images/generations"),
-    _json("/v1/images/edits", form=True),
-    _json("/v1/images/variations", form=True),
+    _json("/v1/images/generations", kinds=_PAINTERS),
+    _json("/v1/images/edits", form=True, kinds=_PAINTERS),
+    _json("/v1/images/variations", form=True, kinds=_PAINTERS),
     _json("/tokenize", metered=False, repeatable=True),
     _json("/detokenize", metered=False, repeatable=True),
 )

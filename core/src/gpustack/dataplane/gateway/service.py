@@ -18,7 +18,7 @@ from gpustack.dataplane.admission import Admission
 from gpustack.dataplane.choosing import Chooser, RetryBudget, prefix
 from gpustack.dataplane.cors import CorsPolicy, granted, preflight
 from gpustack.dataplane.errors import ApiError
-from gpustack.dataplane.gateway.answers import error_body, model_entry, model_list
+from gpustack.dataplane.gateway.answers import asks_anthropic, error_body, model_entry, model_list
 from gpustack.dataplane.gateway.books import Books
 from gpustack.dataplane.gateway.hints import SESSIONS
 from gpustack.dataplane.gateway.inference import Inference
@@ -276,14 +276,15 @@ class Gateway:
             (b"x-request-id", number),
         ]
         headers += self.sharing(request)
+        anthropic = asks_anthropic(request)
         status, body = 200, b""
         if not named:
-            body = model_list(self.table, principal)
+            body = model_list(self.table, principal, anthropic=anthropic)
         elif (route := self.table.routes.get(named)) is not None and principal.may_use(named):
-            body = model_entry(named, route)
+            body = model_entry(named, route, anthropic=anthropic)
         else:
             error = errors.unknown_model(named)
-            status, body = error.status, error.body()
+            status, body = error.status, error_body(error, None, anthropic=anthropic)
         reply.answer(status, headers, body)
         self.books.note(request, status, number, self.clock() - asked.began, reply=reply)
 
@@ -301,7 +302,9 @@ class Gateway:
     ) -> Refusal:
         number = self._request_id(request)
         headers = (*error.headers(), (b"x-request-id", number), *self.sharing(request))
-        refusal = Refusal(error.status, headers, error_body(error, operation))
+        refusal = Refusal(
+            error.status, headers, error_body(error, operation, anthropic=asks_anthropic(request))
+        )
         self.books.note(request, error.status, number, self.clock() - began)
         return refusal
 
@@ -438,7 +441,7 @@ def _proxied(request: Request) -> tuple[Operation, str]:
         # Whoever stands between us and the engine may resolve dots, and end at another instance.
         dotted = any(unquote_to_bytes(part) in (b".", b"..") for part in rest.split(b"/"))
         if name and not dotted:
-            return Operation(path=b"/" + rest, metered=False), name
+            return Operation(path=b"/" + rest, metered=False, fixed=False), name
     path = request.path.decode("latin-1")
     raise ApiError(404, f"there is no {path}; see /docs for the paths there are", code="unknown_path")
 

@@ -18,11 +18,16 @@ AT_ONCE = 1 << 20
 #: Errors of bodies up to this are told with line and column, which takes another reading.
 _TOLD_EXACTLY = 64 << 10
 
-_WANTED = Wanted.of("model", "stream", "stream_options")
+#: What the APIs call the most tokens that an answer may have.
+_MOST_TOKENS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+_WANTED = Wanted.of("model", "stream", "stream_options", *_MOST_TOKENS)
 _OPTIONS = Wanted.of("include_usage")
 _MODEL_VALUE = re.compile(rb'[ \t\r\n]*+:[ \t\r\n]*+("[^"\\]*+(?:\\.[^"\\]*+)*+")', re.DOTALL)
 _FIRST_MEMBER = re.compile(rb"[ \t\r\n]*+(\}?)")
 _USAGE = b'"include_usage":true'
+
+#: Of the largest number of tokens that anybody means.
+_DIGITS = 9
 
 #: Where bytes are replaced, and by what.
 Edit = tuple[int, int, bytes]
@@ -40,6 +45,9 @@ class _Head(msgspec.Struct, gc=False, rename={"probe": _PROBE}):
     model: Any = msgspec.UNSET
     stream: Any = None
     stream_options: msgspec.Raw = msgspec.Raw()
+    max_tokens: msgspec.Raw = msgspec.Raw()
+    max_completion_tokens: msgspec.Raw = msgspec.Raw()
+    max_output_tokens: msgspec.Raw = msgspec.Raw()
 
 
 class Asked(msgspec.Struct, gc=False):
@@ -50,6 +58,8 @@ class Asked(msgspec.Struct, gc=False):
     stream: bool = False
     #: The values of ``stream_options``, usually none or one; None when nobody has looked yet.
     options: Sequence[Found] | None = None
+    #: The most tokens that the answer may have; 0 when it does not say so as a number.
+    max_tokens: int = 0
 
 
 class BodyReader:
@@ -106,7 +116,16 @@ def read(body: bytes) -> Asked:
     if options and stream and _may_be_too_much(body):
         return _in_pieces(body)
     # Options that are there are looked for when they matter.
-    return Asked(model, _span(body, key + 7, model), stream, None if options else ())
+    most = head.max_tokens or head.max_completion_tokens or head.max_output_tokens
+    return Asked(
+        model, _span(body, key + 7, model), stream, None if options else (), _count(most) if most else 0
+    )
+
+
+def _count(raw: bytes | msgspec.Raw) -> int:
+    """Return the number of tokens that ``raw`` says, 0 when it says something else. It is a hint and no more."""
+    digits = bytes(raw)
+    return int(digits) if len(digits) <= _DIGITS and digits.isdigit() else 0
 
 
 def _span(body: bytes, start: int, model: str) -> tuple[int, int]:
@@ -245,6 +264,7 @@ def _asked(found: dict[str, list[Found]]) -> Asked:
         (models[0].start, models[0].end),
         bool(stream) and stream[-1].raw == b"true",
         found.get("stream_options", ()),
+        next((_count(found[name][-1].raw) for name in _MOST_TOKENS if name in found), 0),
     )
 
 
