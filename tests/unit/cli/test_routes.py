@@ -132,6 +132,21 @@ def test_who_removes_the_last_route_to_a_model_is_told(cli: Cli, api: FakeApi) -
     assert "No request can reach model tiny any more" in ended.err
 
 
+def test_an_alias_is_not_removed_with_its_whole_route(cli: Cli, api: FakeApi) -> None:
+    routes = [SMART, a_route("chat", a_target("tiny"), number=6, aliases=["one", "the other"])]
+    api.on("GET", "/v2/model-routes", Reply(body=page(*routes)))
+    api.on("DELETE", "/v2/model-routes/5", Reply(204))
+    api.on("DELETE", "/v2/model-routes/6", Reply(204))
+
+    ended = cli("routes", "rm", "chat", "gpt")
+    assert (ended.status, ended.out) == (1, "")
+    assert "'gpt' is an alias of the model route 'smart', and nothing was removed" in ended.err
+    assert '`gpustack routes update smart --alias ""`' in ended.err
+    assert "`gpustack routes rm smart`" in ended.err
+    assert "`gpustack routes update chat --alias 'the other'`" in cli("routes", "rm", "one").err
+    assert not [each for each in api.asked if each.method == "DELETE"]
+
+
 def test_a_key_for_an_alias_and_a_chat_by_it_need_no_model_of_that_name(cli: Cli, api: FakeApi) -> None:
     key = {
         "id": 3,

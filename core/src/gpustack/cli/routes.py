@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,7 +13,7 @@ from gpustack.cli.names import meant
 from gpustack.cli.output import age, emit_documents, emit_json, emit_table, note
 from gpustack.cli.target import Target, json_option, server_options
 from gpustack.cli.usage import WrongUsage
-from gpustack.kit.errors import NotFound
+from gpustack.kit.errors import InvalidInput, NotFound
 from gpustack.kit.text import shorten
 
 if TYPE_CHECKING:
@@ -210,7 +211,8 @@ async def _remove(client: Client, names: tuple[str, ...]) -> tuple[list[ModelRou
 
     Return the routes, and the models that no route leads to any more.
     """
-    chosen = {route.id: route for route in [await _route_named(client, name) for name in names]}
+    routes = await client.routes.list_all()
+    chosen = {route.id: route for route in [_named_itself(routes, name) for name in names]}
     for number in chosen:
         await client.routes.delete(number)
     led = {
@@ -220,9 +222,25 @@ async def _remove(client: Client, names: tuple[str, ...]) -> tuple[list[ModelRou
     return list(chosen.values()), sorted(led - left)
 
 
+def _named_itself(routes: Sequence[ModelRoutePublic], name: str) -> ModelRoutePublic:
+    """Return the route with that name. Raises InvalidInput for an alias, which the route would go with."""
+    route = _found(routes, name)
+    if name == route.name:
+        return route
+    kept = [f"--alias {shlex.quote(each)}" for each in route.aliases if each != name] or ['--alias ""']
+    command = f"gpustack routes update {shlex.quote(route.name)} {' '.join(kept)}"
+    raise InvalidInput(
+        f"{shorten(name, 160)!r} is an alias of the model route {route.name!r}, and nothing "
+        f"was removed: `{command}` takes the alias away, `gpustack routes rm {shlex.quote(route.name)}` the whole route"
+    )
+
+
 async def _route_named(client: Client, name: str) -> ModelRoutePublic:
     """Return the route with that name or alias. Raises NotFound with the nearest names."""
-    routes = await client.routes.list_all()
+    return _found(await client.routes.list_all(), name)
+
+
+def _found(routes: Sequence[ModelRoutePublic], name: str) -> ModelRoutePublic:
     for route in routes:
         if name in (route.name, *route.aliases):
             return route
