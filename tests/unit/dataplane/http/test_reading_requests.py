@@ -328,10 +328,23 @@ def test_a_head_has_its_time_and_a_body_more_the_longer_it_is(side):
     assert side.reader.due == side.clock.now + 20
     side.reader.feed(GET[10:])
     assert side.reader.due > 10**9
-    side.reader.feed(_post(100_000))
-    early = side.reader.due
-    side.reader.feed(b"x" * 50_000)
-    assert side.reader.due == early + 100
+    begun = side.clock.now
+    side.reader.feed(_post(4 << 20))
+    assert side.reader.due == begun + 30
+    # Each piece has its time, as long as all of them come fast enough.
+    side.clock.now += 29
+    side.reader.feed(b"x" * 65536)
+    assert side.reader.due == begun + 54
+    side.clock.now += 20
+    side.reader.feed(b"x" * (1 << 20))
+    assert side.reader.due == begun + 49 + 30
+    side.clock.now += 29
+    side.reader.feed(b"x" * (1 << 20))
+    assert side.reader.due == begun + 78 + 30
+    side.clock.now += 29
+    side.reader.feed(b"x")
+    # 50 s for any body, 64 for the first megabyte, and 17 for the next.
+    assert 131 <= side.reader.due - begun < 132
     side.reader.time_out()
     assert side.statuses == [None, 408]
 

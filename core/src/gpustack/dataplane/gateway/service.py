@@ -48,6 +48,10 @@ log = logging.getLogger(__name__)
 _GIVEN_ID = re.compile(rb"[A-Za-z0-9_.:-]{1,128}")
 _SESSION_COOKIE = COOKIE + b"="
 _PLAN = BodyPlan()
+#: What goes to the server, before anybody knows who asks: it takes no more itself.
+_SERVER_PLAN = BodyPlan(limit=1 << 20, stranger=True)
+#: The same for models, of whoever only the server knows.
+_UNKNOWN_PLAN = BodyPlan(limit=8 << 20, stranger=True)
 #: Header fields by name.
 Fields = dict[bytes, bytes]
 _NO_FIELDS: Fields = {}
@@ -166,20 +170,24 @@ class Gateway:
                 found = self.table.principals.get(sha256(request.credential).hexdigest())
                 if found is not None and (found.expires_at is None or not found.expired(time.time())):
                     request.context = (operation, found, "", _NO_FIELDS)
+                    request.owner = found.user_id
                     return _PLAN
         operation = OPERATIONS.get(request.path)
         if operation is not None and request.method == b"POST":
             return self._begin(request, operation)
         if operation is None and not is_inference(request.path):
-            return _PLAN
+            return _SERVER_PLAN
         if self._is_preflight(request):
             request.context = _PREFLIGHT
             return BodyPlan(limit=0)
         began = self.clock()
         try:
-            request.context = self._judged(request, operation, began)
+            request.context = context = self._judged(request, operation, began)
         except ApiError as error:
             return self._refusal(request, operation, error, began)
+        if context is None:
+            return _UNKNOWN_PLAN
+        request.owner = (context[1] if type(context) is tuple else context).user_id
         return _PLAN
 
     def _begin(self, request: Request, operation: Operation) -> Refusal | BodyPlan:
@@ -189,8 +197,10 @@ class Gateway:
             principal = self._principal(request, fields)
         except ApiError as error:
             return self._refusal(request, operation, error, began)
-        if principal is not None:
-            request.context = (operation, principal, "", fields)
+        if principal is None:
+            return _UNKNOWN_PLAN
+        request.context = (operation, principal, "", fields)
+        request.owner = principal.user_id
         return _PLAN
 
     def handle(self, request: Request, reply: Reply) -> None:

@@ -22,8 +22,17 @@ class Limits:
     headers: int = 100
     #: One body, unless the service says otherwise for a request; 413 above.
     body_bytes: int = 64 << 20
-    #: All bodies that are held at the same time; 503 with Retry-After above.
+    #: All bodies that are held at the same time, but for those of strangers; 503 with Retry-After above.
     all_bodies_bytes: int = 256 << 20
+    #: How much of that one owner may have, and how much is kept for small bodies when large ones take the rest.
+    owner_share: float = 0.75
+    reserved_share: float = 0.125
+    #: The largest body that is small: a long conversation without pictures.
+    small_body_bytes: int = 256 * 1024
+    #: All bodies of strangers, whom the service does not know or leaves to somebody else to know; beside the others.
+    stranger_bodies_bytes: int = 32 << 20
+    #: The bodies of the strangers at one address, or in one IPv6 network of 64 bits.
+    peer_bodies_bytes: int = 8 << 20
     #: What a body in chunks may hold beside the data and a plain line for each chunk: extensions and trailers.
     chunk_overhead_bytes: int = 16 * 1024
     #: A refused request's body up to this is read and thrown away, so that the connection can be used on.
@@ -37,10 +46,13 @@ class Limits:
 
     #: From the first byte of a head to its end.
     head_seconds: float = 20.0
-    #: For a body, beside what its size allows at ``body_rate``.
+    #: The longest silence within a body; and for all of it, beside what its size allows at ``body_rate``.
     body_seconds: float = 30.0
     #: Bytes per second that a client has to send of a body, on average.
-    body_rate: int = 500
+    body_rate: int = 16 * 1024
+    #: The same beyond the first ``large_bytes``.
+    large_body_rate: int = 64 * 1024
+    large_bytes: int = 1 << 20
     #: Between two requests, and until the first.
     keep_alive_seconds: float = 75.0
     #: For a client that takes nothing of its answer.

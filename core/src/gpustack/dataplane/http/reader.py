@@ -10,6 +10,7 @@ from typing import Protocol
 import httptools
 
 from gpustack.dataplane.http import heads, judging
+from gpustack.dataplane.http.holding import Bodies
 from gpustack.dataplane.http.known import PLAIN, KnownRequest, KnownRequests
 from gpustack.dataplane.http.limits import Limits
 from gpustack.dataplane.http.proxies import TrustedProxies
@@ -38,8 +39,7 @@ class Rules(Protocol):
     service: Service
     proxies: TrustedProxies
     known: KnownRequests
-    #: Bytes of bodies that are held for all clients together.
-    buffered: int
+    bodies: Bodies
     bad_requests: int
 
     def clock(self) -> float:
@@ -193,11 +193,9 @@ class RequestReader:
             return
         if isinstance(plan, BodyPlan):
             limit = limits.body_bytes if plan.limit is None else plan.limit
-            held = rules.buffered + size
-            if size <= limit and held <= limits.all_bodies_bytes:
-                rules.buffered = held
+            request.plan = plan
+            if size <= limit and rules.bodies.take(request, size):
                 request.body = body
-                request.size = size
                 self.ready.append(request)
                 return
             self._request = request
@@ -245,8 +243,7 @@ class RequestReader:
 
     def give_back(self, request: Request) -> None:
         """The body of ``request`` is held no longer."""
-        self._rules.buffered -= request.size
-        request.size = 0
+        self._rules.bodies.give_back(request)
 
     # What the parser calls ------------------------------------------------------------------------------
 
@@ -315,18 +312,14 @@ class RequestReader:
         if self._phase == _SWALLOW:
             self._swallow(request, size)
             return
-        request.size += size
-        rules = self._rules
-        rules.buffered += size
+        if request.chunked and request.size + size > self._limit(request.plan):
+            raise self._body_too_large(self._limit(request.plan))
+        if not self._rules.bodies.take(request, size):
+            raise self._too_much()
         if size == request.length:
             request.body = body
             return
-        if request.chunked and request.size > self._limit(request.plan):
-            raise self._body_too_large(self._limit(request.plan))
-        if rules.buffered > self._limits.all_bodies_bytes:
-            raise self._too_much()
-        limits = self._limits
-        self.due = self._started + limits.head_seconds + limits.body_seconds + request.size / limits.body_rate
+        self._await_more(request.size)
         # Pieces can be a byte each: kept apart they would take fifty times their size.
         if self._spill is not None:
             self._spill.write(body)
@@ -357,7 +350,7 @@ class RequestReader:
     def _begin_body(self, request: Request, plan: BodyPlan | Refusal) -> None:
         limits = self._limits
         self._chunks = 0
-        self.due = self._started + limits.head_seconds + limits.body_seconds
+        self._await_more(0)
         length = request.length or 0
         if isinstance(plan, Refusal):
             request.length = length
@@ -365,9 +358,17 @@ class RequestReader:
         limit = limits.body_bytes if plan.limit is None else plan.limit
         if length > limit:
             raise self._body_too_large(limit)
-        if self._rules.buffered + length > limits.all_bodies_bytes:
+        if not self._rules.bodies.has_room(request, length):
             raise self._too_much()
         self.owes_continue = request.expects
+
+    def _await_more(self, size: int) -> None:
+        """Set when the next piece of a body has to be there, of which ``size`` bytes have come."""
+        limits = self._limits
+        large = max(size - limits.large_bytes, 0)
+        allowed = (size - large) / limits.body_rate + large / limits.large_body_rate
+        end = self._started + limits.head_seconds + limits.body_seconds + allowed
+        self.due = min(end, self._rules.clock() + limits.body_seconds)
 
     def _limit(self, plan: BodyPlan | None) -> int:
         limit = plan.limit if plan is not None else None

@@ -30,9 +30,13 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class BodyPlan:
-    """How a body is to be taken. ``limit`` is bytes; None: the server's own."""
+    """How a body is to be taken. ``limit`` is bytes; None: the server's own.
+
+    The body of a ``stranger``, who has shown no credential that the service knows, takes no room from others.
+    """
 
     limit: int | None = None
+    stranger: bool = False
 
 
 class Request(msgspec.Struct, eq=False):
@@ -69,6 +73,8 @@ class Request(msgspec.Struct, eq=False):
     #: Whether Connection names headers that are for one hop only.
     names_hops: bool = False
     plan: BodyPlan | None = None
+    #: Who answers for the bytes of the body, said by the service in ``begin``: the same number for the same one.
+    owner: int | None = None
     refusal: Refusal | None = None
     #: The service's own; this layer does not look at it.
     context: Any = None

@@ -6,6 +6,7 @@ import asyncio
 import time
 from email.utils import formatdate
 
+from gpustack.dataplane.http.holding import Bodies
 from gpustack.dataplane.http.known import KnownRequests
 from gpustack.dataplane.http.limits import Limits
 from gpustack.dataplane.http.proxies import TrustedProxies
@@ -42,8 +43,7 @@ class HttpServer:
         self.known = KnownRequests()
         self.connections: set[ServerProtocol] = set()
         self.draining = False
-        #: Bytes of bodies that are held for all clients together.
-        self.buffered = 0
+        self.bodies = Bodies(self.limits)
         self.accepted = self.requests = self.bad_requests = self.timeouts = self.clients_left = 0
         self.bytes_in = self.bytes_out = 0
         #: What Date says.
@@ -52,6 +52,11 @@ class HttpServer:
         self.clock = time.monotonic
         self._error_body = error_body
         self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def buffered(self) -> int:
+        """Bytes of bodies that are held for all clients together."""
+        return self.bodies.total
 
     def protocol(self) -> ServerProtocol:
         """Make the protocol of a new connection."""

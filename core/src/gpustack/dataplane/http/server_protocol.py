@@ -135,9 +135,8 @@ class ServerProtocol(asyncio.Protocol):
         self._current = None
         if current is not None:
             server.bytes_out += current.sent
-            if size := current.request.size:
-                server.buffered -= size
-                current.request.size = 0
+            if current.request.size:
+                server.bodies.give_back(current.request)
         if not self.keeps:
             self._close()
             return
