@@ -84,6 +84,19 @@ class TestJoining:
             True,
         ]
 
+    async def test_a_heartbeat_that_failed_is_sent_again_before_the_next_is_due(
+        self, fleet: Any, server: Any, until: Any
+    ) -> None:
+        await fleet.start(heartbeat=1.0)
+        await until(lambda: server.beats)
+        began, seen = time.monotonic(), len(server.beats)
+        server.down = True
+        await asyncio.sleep(1.1)
+        server.down = False
+        await until(lambda: len(server.beats) > seen)
+
+        assert time.monotonic() - began < 1.7
+
     async def test_a_detector_that_hangs_stops_no_heartbeat(
         self, fleet: Any, server: Any, until: Any
     ) -> None:

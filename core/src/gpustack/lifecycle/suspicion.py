@@ -1,8 +1,9 @@
-"""How long a worker may be silent before it counts as lost, by the rhythm that it had so far. Pure.
+"""How long a worker may be silent before a sign of life is missing, by the rhythm that it had so far. Pure.
 
-A suspicion grows with silence, as in the phi accrual failure detector: phi 8 means that a worker with this rhythm is
-later than that once in a hundred million times. A worker with a steady rhythm is lost after the time that everybody
-has; one whose signs of life come irregularly, over a bad link or from a busy machine, has up to twice as much.
+A suspicion grows with silence, as in the phi accrual failure detector: phi 3 means that a worker with this rhythm is
+later than that once in a thousand times. It is for telling that many fall silent at once, before the first of them is
+lost. When one is lost does not depend on it: everybody has the same time, in which two signs of life fail to come,
+so that a loss is seen as early with a worker whose signs of life come irregularly, over a bad link or from a busy machine.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from collections import deque
 _MOST = 32
 #: Fewer tell nothing.
 _FEWEST = 4
-#: So many deviations above the mean lies what comes once in 10^8 (phi 8) and in 10^3 (phi 3) times.
-_LOST, _LATE = 5.61, 3.09
+#: So many deviations above the mean lies what comes once in 10^3 (phi 3) times.
+_LATE = 3.09
 
 
 class Rhythm:
@@ -40,14 +41,8 @@ class Rhythm:
         late = sum(max(0.0, each - self._mean) ** 2 for each in self._gaps)
         self._spread = math.sqrt(late / len(self._gaps))
 
-    def patience(self, longest: float) -> float:
-        """Return the seconds of silence after which the worker is lost: ``longest``, or up to twice that."""
-        if len(self._gaps) < _FEWEST:
-            return longest
-        return min(max(longest, self._mean + _LOST * self._spread), 2 * longest)
-
     def late(self, longest: float) -> float:
-        """Return the seconds of silence after which a sign of life is missing: at most those of :meth:`patience`."""
+        """Return the seconds of silence after which a sign of life is missing: at most ``longest``."""
         if len(self._gaps) < _FEWEST:
             return longest
-        return min(max(1.25 * self._mean, self._mean + _LATE * self._spread), self.patience(longest))
+        return min(max(1.25 * self._mean, self._mean + _LATE * self._spread), longest)

@@ -50,6 +50,8 @@ log = logging.getLogger(__name__)
 _INSTANCES, _FILES = "/v2/model-instances", "/v2/model-files"
 #: Every so many heartbeats one carries what was measured.
 _FULL = 3
+#: So much of the time between two heartbeats passes before one that failed is sent again.
+_AGAIN = 0.25
 #: What a heartbeat or watch is answered with when the server has forgotten this worker.
 _FORGOTTEN = (NotFound, Unauthenticated)
 #: What a heartbeat is answered with, too, when the server has become another version: registering tells.
@@ -236,6 +238,7 @@ class Agent:
         """
         count = 0
         while True:
+            pause = self._config.heartbeat
             full = (count % _FULL == 0 and count > 0) or self._due.is_set()
             self._due.clear()
             beat = self._figures if full and self._figures is not None else Heartbeat()
@@ -246,13 +249,15 @@ class Agent:
                 raise _Forgotten from error
             except GPUStackError as error:
                 log.warning("heartbeat: %s", error)
+                # The server waits for two before it gives a worker up: a bad link is to lose it no sooner.
+                pause *= _AGAIN
             else:
                 self._ready.done("heartbeat")
             count += 1
             if count % _FULL == 0:
                 self._wanted.set()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._config.heartbeat):
+                async with asyncio.timeout(pause):
                     await self._due.wait()
 
     def _gpu_memory(self) -> GpuMemory:

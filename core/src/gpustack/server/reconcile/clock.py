@@ -24,13 +24,12 @@ def workers(state: State, now: float) -> Iterator[Action]:
     for worker in sorted(state.workers.values(), key=lambda each: each.id):
         quiet = silence(state, worker, now)
         lost = worker.state is WorkerState.UNREACHABLE
-        patience = state.patience(worker.id)
-        if quiet <= patience:
+        if quiet <= state.limits.heartbeat_loss:
             if lost:
                 yield ReturnWorker(worker.id)
         elif worker.id not in spared and (not lost or worker.id in placed):
             mine = tuple(sorted(each.id for each in placed.get(worker.id, ())))
-            yield LoseWorker(worker.id, f"no sign of life for {patience:.0f} s", mine)
+            yield LoseWorker(worker.id, f"no sign of life for {state.limits.heartbeat_loss:.0f} s", mine)
 
 
 def suspects(state: State, now: float) -> frozenset[int]:
@@ -39,7 +38,7 @@ def suspects(state: State, now: float) -> frozenset[int]:
         worker.id
         for worker in state.workers.values()
         if worker.state is not WorkerState.UNREACHABLE
-        and silence(state, worker, now) > state.patience(worker.id)
+        and silence(state, worker, now) > state.limits.heartbeat_loss
     )
 
 

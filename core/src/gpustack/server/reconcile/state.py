@@ -326,12 +326,7 @@ class State:
     def silent_at(self, worker_id: int) -> float:
         """Return when the worker counts as silent if it says nothing more."""
         # A little later than that, so that rounding never wakes anybody in the moment before.
-        return self.seen[worker_id] + self.patience(worker_id) + 0.001
-
-    def patience(self, worker_id: int) -> float:
-        """Return the seconds of silence after which the worker is lost."""
-        rhythm = self.rhythms.get(worker_id)
-        return self.limits.heartbeat_loss if rhythm is None else rhythm.patience(self.limits.heartbeat_loss)
+        return self.seen[worker_id] + self.limits.heartbeat_loss + 0.001
 
     def late(self, worker_id: int) -> float:
         """Return the seconds of silence after which a sign of life of the worker is missing."""
