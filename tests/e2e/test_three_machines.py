@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("e2e-three-machines")]
 MODELS = ("red", "green", "blue", "grey")
 COPIES = 2 * len(MODELS)
 #: Seconds after which an instance of a worker that is gone is placed anew, with those until it is missed.
-_GIVEN_UP = 300 + 20
+_GIVEN_UP = 60 + 20
 
 
 @dataclass
@@ -164,6 +164,7 @@ def test_one_is_cut_off_and_healed_and_one_loses_its_power(cluster: Cluster) -> 
     name = cluster.worker(cut)["name"]
     for model, said in told.items():
         assert f"is lost from sight on worker {name}," in said
+        assert "it is placed elsewhere at" in said
         assert "lost from sight" not in cluster.explained(model)
     for number, each in before.items():
         (lost, why), (back, _) = cluster.story(number)[-2:]

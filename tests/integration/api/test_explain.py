@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from datetime import timedelta
+
 from gpustack.schemas import InstanceState
+from gpustack.server import telling
 from support.api import Api
+from support.reconcile import an_instance
 
 
 async def test_a_model_without_workers_says_so(api: Api) -> None:
@@ -43,6 +48,26 @@ async def test_an_instance_without_a_record_is_told_by_its_row(api: Api) -> None
     assert one["summary"] == "runs on worker w, on the processor"
     assert one["seats"] == [{"worker_id": worker["id"], "worker_name": "w", "ram_mib": 3072, "vram_mib": {}}]
     assert one["reasons"] == ["the record of its decision is not kept"]
+
+
+async def test_an_instance_that_is_lost_from_sight_is_told_when_it_is_replaced(api: Api) -> None:
+    model, worker = await api.model("tiny"), await api.worker()
+    await api.instance(model, worker["id"], state=InstanceState.UNREACHABLE, backend="any")
+
+    (one,) = (await api.admin.get(f"/v2/models/{model['id']}/explain")).json()["instances"]
+
+    assert re.match(
+        r"it is placed elsewhere at \d\d:\d\d:\d\d UTC, in (60|59) s, unless its worker is heard before",
+        one["reasons"][0],
+    )
+
+
+def test_when_it_is_overdue_it_is_told_what_it_waits_for() -> None:
+    instance = an_instance(1, InstanceState.UNREACHABLE, worker_id=1)
+    later = instance.state_since + timedelta(seconds=90)
+
+    assert telling.replacement(instance, 90.5, later).endswith("may still be serving there")
+    assert telling.replacement(instance, 80, later).startswith("its time of 80 s is over")
 
 
 async def test_an_instance_whose_files_are_read_is_not_decided_yet(api: Api) -> None:

@@ -454,8 +454,8 @@ class TestSilence:
             workers=[a_worker(state=WorkerState.UNREACHABLE)],
         )
 
-        assert decide(state, 299) == []
-        assert [type(each) for each in decide(state, 301)] == [Restart]
+        assert decide(state, 59) == []
+        assert [type(each) for each in decide(state, 61)] == [Restart]
 
     def fleet(self, silent: int, of: int) -> State:
         state = a_state(

@@ -39,6 +39,7 @@ class Fleet:
     lost: list[tuple[int, float]] = field(default_factory=list)
     returned: list[tuple[int, float]] = field(default_factory=list)
     moved: list[int] = field(default_factory=list)
+    moved_at: dict[int, float] = field(default_factory=dict)
     said: set[str] = field(default_factory=set)
 
     def run(self, seconds: int) -> Fleet:
@@ -83,6 +84,7 @@ class Fleet:
                     state.put_worker(a_worker(number), now)
                 case Restart(number) | Move(number):
                     self.moved.append(number)
+                    self.moved_at[number] = now
                     state.drop_instance(number)
 
 
@@ -112,6 +114,7 @@ class TestOneWorker:
         assert [number for number, _ in fleet.lost] == [1]
         assert [number for number, _ in fleet.returned] == [1]
         assert fleet.moved == [1]
+        assert 60 <= fleet.moved_at[1] - fleet.lost[0][1] <= 61
 
     @pytest.mark.parametrize("jitter", [0.0, 4.0, 9.0])
     def test_one_that_is_irregular_is_seen_as_early_and_is_not_lost_while_it_speaks(
@@ -139,6 +142,12 @@ class TestMostOfAFleet:
         assert fleet.moved == []
         [_, line] = sorted(fleet.said, key=len)[:2]
         assert "of 20 workers fell silent within 60 s" in line
+
+    def test_nothing_moves_when_they_fall_silent_one_by_one_within_a_minute(self) -> None:
+        fleet = Fleet(20, lambda number, now: number > 12 or not 100 + 4 * number <= now < 700).run(900)
+
+        assert fleet.lost != []
+        assert fleet.moved == []
 
     def test_it_is_not_said_any_more_when_they_are_back(self) -> None:
         fleet = Fleet(20, cut(set(range(1, 21)), 100, 200))

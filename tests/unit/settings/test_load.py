@@ -57,6 +57,14 @@ def test_a_user_whom_nobody_knows_has_a_data_directory_too(monkeypatch: pytest.M
     assert load({}).data_dir == Path("/.local/share/gpustack")
 
 
+@pytest.mark.parametrize("wrong", ["-1", "86401", "nan", "soon", ""])
+def test_seconds_are_a_number_within_a_day(wrong: str) -> None:
+    assert load({}).replace_after == 60
+    assert load({"replace_after": "2.5"}).replace_after == 2.5
+    with pytest.raises(SettingsError, match="--replace-after .*give seconds from 0 to 86400"):
+        load({"replace_after": wrong})
+
+
 def test_every_declared_default_is_the_settings_own() -> None:
     typed = {o.name: o.default_shown for o in CORE.values() if o.default_shown and not o.option.default_text}
     assert load(typed) == load({})

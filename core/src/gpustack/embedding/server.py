@@ -168,6 +168,7 @@ def _config(settings: Settings) -> ServerConfig:
         bootstrap_password=settings.bootstrap_password,
         registration_token=settings.token,
         disable_openapi_docs=settings.disable_openapi_docs,
+        replace_after=settings.replace_after,
         tunables=Live(tunables_of(settings)),
     )
 

@@ -57,7 +57,9 @@ class Deadlines:
     #: more than the worker gives its engine: the worker ends that first and says why, this is for a worker that hangs.
     starting: float = 660.0
     load_rate: float = 20e6
-    unreachable: float = 300.0
+    #: Since its worker was missed. Shorter than the time within which most of a fleet has to fall silent to be
+    #: taken for cut off, the first of them would be placed anew before that is known.
+    unreachable: float = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +124,8 @@ def overdue(state: InstanceState, worker: str, seconds: float) -> Step | None:
             )
         case _S.UNREACHABLE:
             return Step(
-                state=_S.PENDING, message=f"worker {worker} was gone for {waited}; placing the instance again"
+                state=_S.PENDING,
+                message=f"worker {worker} was lost from sight {waited} ago; placing the instance again",
             )
         case _:
             return None

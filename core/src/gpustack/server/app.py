@@ -265,7 +265,7 @@ async def started(
             heartbeats=heartbeats,
             upstream=upstream,
             updates=updates,
-            explainer=Explainer(store, backends),
+            explainer=Explainer(store, backends, replace_after=config.replace_after),
             broken=broken,
         )
         tasks = await stack.enter_async_context(Tasks("server", broke))
@@ -346,9 +346,16 @@ async def _deliver(journal: Journal, store: Store) -> NoReturn:
 async def _start_reconciling(
     stack: contextlib.AsyncExitStack, services: Services, backends: Backends, loads: Loads
 ) -> None:
+    from gpustack.lifecycle.instance import Deadlines
     from gpustack.server.reconcile import Reconciler
 
-    reconciler = Reconciler(services.store, services.feed, backends, on_silence=services.fleet.silent)
+    reconciler = Reconciler(
+        services.store,
+        services.feed,
+        backends,
+        deadlines=Deadlines(unreachable=services.config.replace_after),
+        on_silence=services.fleet.silent,
+    )
     # It is open for longer, so that the last decisions are written down, too.
     services.explainer.log = await stack.enter_async_context(
         DecisionLog(services.store, reconciler.state.fleet)

@@ -50,6 +50,8 @@ class ServerConfig:
     #: What a worker shows to join; empty uses the one kept in the data directory.
     registration_token: str = ""
     disable_openapi_docs: bool = False
+    #: How long instances of a worker that is lost from sight keep their place.
+    replace_after: float = 60.0
     #: What may change while the server runs.
     tunables: Live[Tunables] = field(default_factory=lambda: Live(Tunables()))
     #: Addresses of this machine: a worker that calls from one of them is here, and may name loopback as its own.

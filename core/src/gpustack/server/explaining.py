@@ -46,9 +46,11 @@ _KNOWN = tuple(each.name for each in fields(Known) if each.name in _OF_REQUEST)
 class Explainer:
     """Answers on demand; nothing here slows a decision down."""
 
-    def __init__(self, store: Store, backends: Backends) -> None:
+    def __init__(self, store: Store, backends: Backends, *, replace_after: float = 60.0) -> None:
+        """``replace_after`` are the seconds that an instance keeps its place on a worker that is lost from sight."""
         self._store = store
         self._backends = backends
+        self._replace_after = replace_after
         #: Asked to write down what it has, so that the newest decision is explained too; None where another server decides.
         self.log: DecisionLog | None = None
 
@@ -72,7 +74,11 @@ class Explainer:
             if spot is not None and (spot.page_id in read or len(read) < _MOST_READ):
                 read[spot.page_id] = None
                 past = await recorded(self._store, spot)
-            found.append(await asyncio.to_thread(look.placed, instance, spot, past))
+            told = await asyncio.to_thread(look.placed, instance, spot, past)
+            if instance.state is InstanceState.UNREACHABLE:
+                line = telling.replacement(instance, self._replace_after, datetime.now(UTC))
+                told = told.model_copy(update={"reasons": [line, *told.reasons]})
+            found.append(told)
         return ModelExplanation(
             model_id=model.id,
             model_name=model.name,

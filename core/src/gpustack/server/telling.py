@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from datetime import datetime, timedelta
 
 from gpustack.extensions import Guard
 from gpustack.plugin import EstimateRequest, ModelFacts, PluginError, Refused, SuggestsLess, TryAgain
@@ -26,12 +27,37 @@ from gpustack.schemas.explanations import (
 from gpustack.server.reconcile.questions import TIME_LIMIT, facts_of
 from gpustack.server.reconcile.state import State
 
-__all__ = ["FoundRemedy", "counts", "facts_in", "refusal", "remedy", "seats", "suggestions", "where"]
+__all__ = [
+    "FoundRemedy",
+    "counts",
+    "facts_in",
+    "refusal",
+    "remedy",
+    "replacement",
+    "seats",
+    "suggestions",
+    "where",
+]
 
 #: Kinds of changes that one backend may suggest, and suggestions of each: more is no help.
 _MOST_KINDS, _MOST_OF_A_KIND = 8, 12
 _S = InstanceState
 _VERBS = {_S.RUNNING: "runs", _S.UNREACHABLE: "is lost from sight", _S.ERROR: "failed"}
+
+
+def replacement(instance: ModelInstancePublic, seconds: float, now: datetime) -> str:
+    """Return when an instance that is lost from sight is placed anew, ``seconds`` after it was missed."""
+    when = instance.state_since + timedelta(seconds=seconds)
+    left = (when - now).total_seconds()
+    if left > 0:
+        return (
+            f"it is placed elsewhere at {when:%H:%M:%S} UTC, in {left:.0f} s, unless its worker is heard before; until "
+            "then it may still be serving there"
+        )
+    return (
+        f"its time of {seconds:.0f} s is over: it is placed elsewhere as soon as the server hears again of more than "
+        "half of its workers, or has run for half a minute"
+    )
 
 
 def where(instance: ModelInstancePublic) -> InstanceExplanation:

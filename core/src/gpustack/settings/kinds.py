@@ -39,6 +39,7 @@ _REGISTRY = re.compile(
 _REPOSITORY = re.compile(
     r"([A-Za-z0-9.-]+(:[0-9]{1,5})?/)?[a-z0-9]+([._-]+[a-z0-9]+)*(/[a-z0-9]+([._-]+[a-z0-9]+)*)*"
 )
+_DAY = 86_400
 #: What goes into a header as it is.
 _SHARED_SECRET = re.compile(r"[!-~]{1,1024}")
 _IMAGE = re.compile(rf"{_REPOSITORY.pattern}(:[A-Za-z0-9_][A-Za-z0-9_.-]{{0,127}})?(@sha256:[0-9a-f]{{64}})?")
@@ -69,6 +70,16 @@ def _count(value: object) -> int:
     if isinstance(value, bool) or not 1 <= count <= 1024:
         raise ValueError("give a whole number from 1 to 1024")
     return count
+
+
+def _seconds(value: object) -> float:
+    try:
+        seconds = float(str(value))
+    except ValueError:
+        seconds = -1.0
+    if isinstance(value, bool) or not 0 <= seconds <= _DAY:
+        raise ValueError(f"give seconds from 0 to {_DAY}")
+    return seconds
 
 
 def absolute_path(value: object) -> Path:
@@ -301,6 +312,7 @@ Port = Annotated[int, BeforeValidator(_port), _schema("integer", minimum=0, maxi
 FixedPort = Annotated[int, BeforeValidator(_fixed_port), _schema("integer", minimum=1, maximum=LAST_PORT)]
 Ports = Annotated[PortRange, _schema("string", pattern="^[0-9]+-[0-9]+$")]
 Count = Annotated[int, BeforeValidator(_count), _schema("integer", minimum=1, maximum=1024)]
+Seconds = Annotated[float, BeforeValidator(_seconds), _schema("number", minimum=0, maximum=_DAY)]
 AbsolutePath = Annotated[Path, BeforeValidator(absolute_path), _schema("string")]
 PathOrUrl = Annotated[str, BeforeValidator(_path_or_url), _schema("string")]
 Program = Annotated[str, BeforeValidator(_program), _schema("string")]

@@ -32,6 +32,7 @@ from gpustack.settings.kinds import (
     Program,
     Registry,
     Repository,
+    Seconds,
     SharedSecret,
     SystemReserved,
     Text,
@@ -274,6 +275,16 @@ class Settings(BaseModel):
             "and the raw spec at /openapi.json)."
         ),
     ] = False
+    replace_after: Annotated[
+        Seconds,
+        Option(
+            value="SECONDS",
+            unit="s",
+            help="How long copies of models on a worker that is lost from sight keep their place, before they are "
+            "started elsewhere. Below 60 the first workers of a fleet that is cut off may be given up before it is "
+            "known that most are.",
+        ),
+    ] = 60.0
     model_catalog_file: Annotated[
         PathOrUrl,
         Option(
