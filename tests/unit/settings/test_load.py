@@ -61,7 +61,7 @@ def test_a_user_whom_nobody_knows_has_a_data_directory_too(monkeypatch: pytest.M
 def test_seconds_are_a_number_within_a_day(wrong: str) -> None:
     assert load({}).replace_after == 60
     assert load({"replace_after": "2.5"}).replace_after == 2.5
-    with pytest.raises(SettingsError, match="--replace-after .*give seconds from 0 to 86400"):
+    with pytest.raises(SettingsError, match=r"--replace-after .*give seconds from 0 to 86400"):
         load({"replace_after": wrong})
 
 

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from gpustack.extensions import Catalogue, Registered
 from gpustack.kit.process import identify
 from gpustack.plugin import GpuDevice, GpuProcess, GpuUsage, Host
-from gpustack.schemas import WorkerStatus
+from gpustack.scheduling import others_use
+from gpustack.schemas import MemoryStatus, WorkerStatus
 from gpustack.settings.resources import Resources
 from gpustack.testing.fakes.nvml import fake_nvml
 from gpustack.worker import described, gpus
@@ -225,7 +226,8 @@ async def test_described_gpus_replace_the_detected_ones(tmp_path: Path) -> None:
     first, second = status.gpu_devices
     # Its use and its uuid are those of the detected one.
     assert (first.name, first.uuid, first.memory.total) == ("L4", "GPU-a", 20 * GIB)
-    assert (first.memory.used, first.memory.others, first.driver_version) == (9 * GIB, 3 * GIB, "570.1")
+    # 9 of its 24 GiB are used; 4 of these are not described, so that much is used of those first.
+    assert (first.memory.used, first.memory.others, first.driver_version) == (5 * GIB, 0, "570.1")
     # Nobody has detected the other.
     assert (second.name, second.uuid, second.type, second.memory.used) == ("X", "nvidia-5", "cuda", 0)
     assert second.core.total == 3
@@ -236,7 +238,10 @@ async def test_described_gpus_replace_the_detected_ones(tmp_path: Path) -> None:
 async def test_a_use_that_is_described_is_others_whatever_we_run(tmp_path: Path) -> None:
     said = {
         "memory": {"total": "64GiB", "used": "3GiB"},
-        "gpu_devices": [a_gpu(), a_gpu(index=1, memory={"total": "20GiB", "used": "2GiB"})],
+        "gpu_devices": [
+            a_gpu(memory={"total": "24GiB"}),
+            a_gpu(index=1, memory={"total": "20GiB", "used": "2GiB"}),
+        ],
     }
     status, *_ = await measured(tmp_path, said, {10: 7})
 
@@ -244,6 +249,29 @@ async def test_a_use_that_is_described_is_others_whatever_we_run(tmp_path: Path)
     assert (first.memory.used, first.memory.others) == (9 * GIB, 3 * GIB)  # measured
     assert (second.memory.used, second.memory.others, second.processes) == (2 * GIB, 2 * GIB, None)
     assert (status.memory.used, status.memory.others) == (3 * GIB, 3 * GIB)
+
+
+@given(
+    total=st.integers(1, 64),
+    real=st.integers(1, 64),
+    ours=st.integers(0, 64),
+    others=st.integers(0, 64),
+)
+def test_what_is_free_is_what_is_described_or_what_is_there_when_that_is_less(
+    total: int, real: int, ours: int, others: int
+) -> None:
+    assume(ours + others <= real and ours <= total)
+    found = WorkerStatus(memory=MemoryStatus(total=real * GIB, used=(ours + others) * GIB))
+    said = Resources.model_validate({"memory": {"total": f"{total}GiB"}})
+
+    memory = described.machine(said, found).memory
+
+    claimed = ours * GIB
+    free = max(0, memory.total - others_use(memory.used, claimed) - claimed)
+    # Whoever describes more than is found knows it better.
+    available = max(real, total) - ours - others
+    assert memory.total == total * GIB
+    assert free == max(0, min(total - ours, available)) * GIB
 
 
 @given(st.lists(st.tuples(st.sampled_from(["nvidia", "amd"]), st.sampled_from(["", "a", "b"])), max_size=4))
@@ -262,7 +290,7 @@ def test_no_detected_gpu_is_described_twice(said: list[tuple[str, str]]) -> None
 
 
 async def test_a_uuid_finds_the_detected_gpu_whatever_its_index(tmp_path: Path) -> None:
-    status, *_ = await measured(tmp_path, {"gpu_devices": [a_gpu(uuid="GPU-b")]})
+    status, *_ = await measured(tmp_path, {"gpu_devices": [a_gpu(uuid="GPU-b", memory={"total": "24GiB"})]})
 
     [gpu] = status.gpu_devices
     assert (gpu.uuid, gpu.memory.used) == ("GPU-b", GIB)

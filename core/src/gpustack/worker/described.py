@@ -35,6 +35,7 @@ def gpus(resources: Resources, found: Sequence[Seen]) -> list[Seen]:
 
 
 def _gpu(said: Gpu, found: Seen | None) -> Seen:
+    real = said.memory.total if found is None else found[0].memory_total
     device, usage = found or (
         GpuDevice(
             uuid=f"{said.vendor}-{said.index}",
@@ -66,8 +67,8 @@ def _gpu(said: Gpu, found: Seen | None) -> Seen:
     if said.memory.used is not None:
         # The processes that are found have their part of something else.
         usage = replace(usage or GpuUsage(memory_used=0), memory_used=said.memory.used, processes=None)
-    if usage is not None:
-        usage = replace(usage, memory_used=min(usage.memory_used, device.memory_total))
+    elif usage is not None:
+        usage = replace(usage, memory_used=_used(usage.memory_used, real, said.memory.total))
     return device, usage
 
 
@@ -96,8 +97,17 @@ def _used_by_others(gpu: GpuStatus, used: int | None) -> GpuStatus:
     return gpu.model_copy(update={"memory": gpu.memory.model_copy(update={"others": used})})
 
 
+def _used(used: int, real: int, total: int) -> int:
+    """Return what of a described ``total`` is not to be had, of a device with ``real`` bytes of which ``used`` are in use.
+
+    Use counts against what is left out of the description first, so that what is free is what is described, or what is
+    there when that is less.
+    """
+    return min(max(0, used - max(0, real - total)), total)
+
+
 def _memory(said: Memory | Swap, found: MemoryStatus) -> MemoryStatus:
-    used = min(found.used if said.used is None else said.used, said.total)
+    used = _used(found.used, found.total, said.total) if said.used is None else said.used
     return found.model_copy(
         update={
             "total": said.total,
