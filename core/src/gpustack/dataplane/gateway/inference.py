@@ -371,14 +371,11 @@ class Inference(msgspec.Struct, eq=False):
                 return
             self.asked_engine = True
             lease, self._lease = self._lease, None
-            self.usage = usage = read_document(
-                body,
-                prompt_bytes=0 if self.operation.form else self._size,
-                estimate=self.operation.metered,
-            )
+            usage = read_document(body, prompt_bytes=0, estimate=self.operation.metered)
             if usage.estimated:
-                prompt = prefix.tokens(self._prompt_bytes())
-                self.usage = usage = msgspec.structs.replace(usage, prompt=prompt)
+                size = self._prompt_bytes()
+                usage = read_document(body, prompt_bytes=size, estimate=self.operation.metered)
+            self.usage = usage
             if lease is not None:
                 lease.done(Outcome.OK, usage.completion)
             usual = self.queued < 0.001 and self.gateway.cors is None
@@ -651,7 +648,7 @@ class Inference(msgspec.Struct, eq=False):
     def _prompt_bytes(self) -> int:
         """Return the bytes of text that the engine reads, for the case that it does not tell."""
         body = self.request.body
-        return 0 if self.operation.form else prompts.text_bytes(body, len(body))
+        return 0 if self.operation.form else prompts.text_bytes(body, self._size)
 
     def _own_headers(self) -> Headers:
         headers = [(b"x-request-id", self.request_id), *self.gateway.sharing(self.request)]

@@ -187,7 +187,8 @@ class Gateway:
             return self._refusal(request, operation, error, began)
         if context is None:
             return _UNKNOWN_PLAN
-        request.owner = (context[1] if type(context) is tuple else context).user_id
+        principal = context[1] if type(context) is tuple else context.principal
+        request.owner = principal.user_id
         return _PLAN
 
     def _begin(self, request: Request, operation: Operation) -> Refusal | BodyPlan:
