@@ -61,7 +61,7 @@ bench-gateway: setup-dev  ## measure the gateway beside nginx, and what choosing
 	@scripts/system-packages.sh
 	@$(BIN)/python benchmarks/gateway.py $(ARGS); one=$$?; $(BIN)/python benchmarks/prefix_affinity.py; two=$$?; exit $$((one > two ? one : two))
 
-soak: setup-dev  ## half an hour of churn: nothing may grow (SOAK_MINUTES=30)
+soak: setup-dev  ## an hour of churn: nothing may grow (SOAK_MINUTES=60)
 	@exec $(BIN)/python benchmarks/soak.py
 
 # Into a folder of its own: .venv is made of what runs everywhere, and this is for Linux on x86-64 only.

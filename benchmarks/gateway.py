@@ -1,8 +1,8 @@
 """The gateway beside nginx, a byte splice and uvicorn with aiohttp: processor time of a request, latency, memory.
 
 The gateway is the whole process as the supervisor runs it: 10,000 keys, 500 models with two instances each, with
-authentication, routing, admission, choice of an instance, usage, journal, access log and counters; the others pass bytes
-on. One runs at a time, on one core, load and engine on another; they take turns in each round. Of each figure the
+authentication, routing, admission, choice of an instance, usage, journal, access log and counters. "core" is the same
+without what can be left out (``gateway_core.py``), to tell what an AI gateway's bare work costs; the others pass bytes on. One runs at a time, on one core, load and engine on another; they take turns in each round. Of each figure the
 least of all rounds counts, since other work on a machine can only add.
 
 ``gateway.py [ROUNDS] [SECONDS]``. The exit status is 1 when a goal was missed, 2 when nginx is not there to compare with.
@@ -20,6 +20,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import gateway_core
 import gateway_subjects as subjects
 from gateway_subjects import HERE, Places, Subject
 
@@ -41,6 +42,8 @@ COSTS: tuple[tuple[str, str, int, float | None], ...] = (
     ("SSE chunk, 64 streams", "stream", 64, 1.4),
     ("SSE chunk, 256 streams", "stream", 256, 1.4),
 )
+#: The same of the bare work, where requests of 1 KB come over several connections.
+CORE_RATIO = 2.0
 ADDED_P50_MS, P99_RATIO, MEGABYTES, HUGE_DELAY_MS = 0.2, 1.5, 45.0, 5.0
 
 
@@ -143,7 +146,7 @@ class Report:
 
     def costs(self) -> None:
         """Print what requests and chunks cost."""
-        for title, _, _, most in COSTS:
+        for title, kind, connections, most in COSTS:
             value = self._bench.least(title, "gateway")
             said = []
             for name in self._names[1:]:
@@ -152,6 +155,9 @@ class Report:
                     said.append(self.goal("x nginx", ratio, most))
                 else:
                     said.append(f"x {name} {ratio:.2f}")
+            if kind == "chat" and connections > 1 and "nginx" in self._names:
+                ratio = self._bench.least(title, "core") / self._bench.least(title, "nginx")
+                said.append(self.goal("core x nginx", ratio, CORE_RATIO))
             self.line(title, title, "us", "; ".join(said))
 
     def latencies(self) -> None:
@@ -178,6 +184,7 @@ def main() -> int:
         folder.chmod(0o755)
         direct = stack.enter_context(subjects.engine(places))
         found = [stack.enter_context(subjects.ours(places, folder, direct.port))]
+        found.append(stack.enter_context(subjects.core(places, folder / "core", direct.port)))
         if "nginx" not in absent:
             found.append(stack.enter_context(subjects.nginx(places, folder / "nginx", direct.port)))
         found.append(stack.enter_context(subjects.program(places, "splice", direct.port)))
@@ -189,6 +196,8 @@ def main() -> int:
         names = [each.name for each in found]
         for name, why in absent.items():
             print(f"not compared with {name}: {why}")
+        print(f"core, on: {gateway_core.ON}")
+        print(f"core, off: {gateway_core.OFF}; everything is on in the column gateway")
         print(f"{'':<28}" + "".join(f"{name:>10}" for name in names))
         report = Report(bench, names)
         report.costs()

@@ -1,4 +1,4 @@
-"""What is compared: our gateway as it is in a GPUStack, nginx, a byte splice, and a proxy of uvicorn and aiohttp."""
+"""What is compared: our gateway as it is in a GPUStack and with its bare work, nginx, a byte splice, and a proxy of uvicorn and aiohttp."""
 
 from __future__ import annotations
 
@@ -185,6 +185,17 @@ def ours(places: Places, folder: Path, engine_port: int) -> Iterator[Subject]:
             server.terminate()
             os.close(out)
             os.close(ready)
+
+
+@contextlib.contextmanager
+def core(places: Places, folder: Path, engine_port: int) -> Iterator[Subject]:
+    """Run the gateway with the bare work of one (``gateway_core.py``), by the same table."""
+    port = free_port()
+    folder.mkdir()
+    _write_table(folder / "table", engine_port)
+    words = [sys.executable, str(HERE / "gateway_core.py"), str(port), str(folder)]
+    with running(places.command(places.subject, words), port) as process:
+        yield Subject("core", port, process.pid)
 
 
 def _serving(process: subprocess.Popen[bytes], port: int, log: Path) -> None:

@@ -1,4 +1,4 @@
-"""Half an hour of churn (``SOAK_MINUTES``): memory and descriptors stay flat, and nothing is left at the end.
+"""An hour of churn (``SOAK_MINUTES``): memory and descriptors stay flat, and nothing is left at the end.
 
 Models are deployed, asked, scaled and removed, workers and engines are killed now and then, under light traffic. Exit
 status 1 when a process has grown between the first and the last third of the time (after a warm-up), or when
@@ -30,7 +30,7 @@ from support.load import Traffic, load
 from support.running import a_port_range, eventually, processes_of
 from support.tiny_models import make_tiny_gguf
 
-MINUTES = float(os.environ.get("SOAK_MINUTES", "30"))
+MINUTES = float(os.environ.get("SOAK_MINUTES", "60"))
 #: Part of the time that is not looked at: caches fill and the allocator finds its size.
 WARM_UP = 0.2
 EVERY = 5.0
