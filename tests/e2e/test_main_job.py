@@ -84,6 +84,10 @@ def test_anthropics_client_is_answered_too(stack: Running, api_key: str, tiny: s
         assert whole.usage.output_tokens > 8
         with client.messages.stream(**asked) as stream:
             assert "".join(stream.text_stream).strip() == ANSWERS["what-is-gpustack"]
+        (listed,) = [each for each in client.models.list() if each.id == tiny]
+        assert (listed.type, listed.display_name) == ("model", tiny)
+        assert listed.created_at.year > 2000
+        assert client.models.retrieve(tiny) == listed
         assert client.messages.count_tokens(model=tiny, messages=asked["messages"]).input_tokens > 4
         with pytest.raises(anthropic.NotFoundError, match="does not exist"):
             client.messages.create(**{**asked, "model": "nothing"})

@@ -190,6 +190,18 @@ async def test_an_engines_error_leads_to_the_fallback_where_the_route_says_so(
             assert len(engine.requests) == 3 * falls_back
 
 
+async def test_an_engine_without_the_path_leads_to_the_fallback_too(running: Running) -> None:
+    body = b'{"error":{"code":404,"message":"File Not Found"}}'
+    head = b"HTTP/1.1 404 Not Found\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+    async with an_engine(head % len(body) + body) as port:
+        with FakeEngine() as engine:
+            running.apply(
+                a_route(a_target(1, port), fallback="small", fallback_status_codes=("4xx",)),
+                a_route(a_target(2, engine), name="small"),
+            )
+            assert (await ask(running)).status_code == 200
+
+
 async def test_an_engine_that_dies_is_an_error_of_it_too(running: Running) -> None:
     async with an_engine(b"") as port:
         with FakeEngine() as engine:

@@ -307,6 +307,17 @@ async def test_a_prompt_that_was_cut_off_counts_by_its_text_or_as_the_engine_tol
     assert (record.status, record.prompt_tokens, record.completion_tokens) == (502, 12, 2)
 
 
+async def test_a_picture_in_a_prompt_that_was_cut_off_is_no_text(running: Running) -> None:
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 200_000}}
+    asked = {**CHAT, "stream": True, "messages": [{"role": "user", "content": [picture]}]}
+    with FakeEngine(Behaviour(cut_after=2, answer="a b c d")) as engine:
+        running.apply(a_route(a_target(1, engine)))
+        await running.client.post("/v1/chat/completions", json=asked)
+    (record,) = await running.records()
+    assert (record.status, record.estimated) == (502, True)
+    assert record.prompt_tokens < 5000
+
+
 async def test_anthropics_clients_get_the_models_in_their_own_shape(running: Running) -> None:
     with FakeEngine() as engine:
         running.apply(a_route(a_target(1, engine), aliases=("claude",)))

@@ -528,12 +528,12 @@ class Inference(msgspec.Struct, eq=False):
             message = errors.engine_message(content) or "cannot serve now"
             self._trouble = errors.not_running(route.name, f"cannot serve now: {message}")
             self._again()
-        elif self._status == 404 and self.operation.fixed and errors.knows_no_path(content):
-            self._let_go(Outcome.OK)
-            self._refuse(errors.unserved(route.name, self.operation.name))
         else:
             self._let_go(Outcome.SERVER_ERROR if self._status >= 500 else Outcome.OK)
-            error = errors.of_engine(self._status, content)
+            if self._status == 404 and self.operation.fixed and errors.knows_no_path(content):
+                error = errors.unserved(route.name, self.operation.name)
+            else:
+                error = errors.of_engine(self._status, content)
             if not self._fall_back_from(self._status, error):
                 self._refuse(error)
 
@@ -647,8 +647,7 @@ class Inference(msgspec.Struct, eq=False):
 
     def _prompt_bytes(self) -> int:
         """Return the bytes of text that the engine reads, for the case that it does not tell."""
-        body = self.request.body
-        return 0 if self.operation.form else prompts.text_bytes(body, self._size)
+        return 0 if self.operation.form else prompts.text_bytes(self.request.body, self._size)
 
     def _own_headers(self) -> Headers:
         headers = [(b"x-request-id", self.request_id), *self.gateway.sharing(self.request)]
