@@ -8,7 +8,7 @@ import pytest
 
 from support.house import House, key_names
 from support.load import INFERENCE, load
-from support.ordeal import ordeal
+from support.ordeal import cut_off, ordeal
 from support.running import eventually
 
 pytestmark = pytest.mark.xdist_group("e2e-kill-matrix")
@@ -35,6 +35,22 @@ def test_nothing_fails_but_what_was_in_flight_on_the_killed(house: House, key: s
     with ordeal(house, key) as running:
         for victim in OTHERS:
             running.kill(victim)
+
+
+def test_what_clients_had_of_streams_through_a_killed_gateway_is_written_down(house: House, key: str) -> None:
+    before = cut_off(house)
+    with load(house.url, key, "tiny", rate=5, streams=8) as traffic:
+        eventually(lambda: traffic.streams == 8 and traffic.answered > 20, "the load runs", seconds=60)
+        house.kill_all(["gateway"])
+        house.wait_whole(2)
+        answered = traffic.answered
+        eventually(lambda: traffic.answered > answered + 10, "the load runs again", seconds=60)
+    assert traffic.report.cut > 0
+    eventually(
+        lambda: cut_off(house) - before >= traffic.report.cut,
+        f"the {traffic.report.cut} pieces that clients had are in the database",
+        seconds=60,
+    )
 
 
 @pytest.mark.slow
