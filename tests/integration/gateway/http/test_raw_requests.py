@@ -32,7 +32,7 @@ async def test_what_is_refused_gets_one_answer_and_the_end(lab):
 
 
 async def test_what_is_refused_slowly_gets_one_answer_too(lab):
-    gateway = await lab.gateway(linger_seconds=0.1)
+    gateway = await lab.gateway(linger_seconds=1.0)
 
     async def refuse(name: str) -> str:
         data, status = REFUSED[name]

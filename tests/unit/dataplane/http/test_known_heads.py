@@ -57,7 +57,12 @@ class Pages:
     def close(self, done: Any) -> None:
         self.said.append((done.status, done.usage, done.principal, done.model, done.reply.sent, done.trouble))
 
-    def note(self, request: Request, status: int, *, reply: Reply | None = None, began: float = 0.0) -> None:
+    def begin(self, asked: Any, reader: Any, prompt: int) -> None:
+        self.said.append((asked.model, prompt))
+
+    def note(
+        self, request: Request, status: int, request_id: bytes, duration: float, *, reply: Reply | None = None
+    ) -> None:
         self.said.append((status, request.method, request.path, request.body))
 
 
@@ -250,7 +255,7 @@ def test_the_same_answers_head_with_another_size_needs_no_parser(form, monkeypat
             world.asks(request(0, KEYS[0]))
             world.answers(answer(form, ANSWER + b" " * size))
     assert len(times) == 2
-    assert [said[0] for said in world.pages.said] == [404 if form == 2 else 200] * 3
+    assert [said[0] for said in world.pages.said] == [400 if form == 2 else 200] * 3
 
 
 def reachable(root: object) -> Iterator[object]:
