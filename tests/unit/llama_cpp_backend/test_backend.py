@@ -181,6 +181,8 @@ def test_a_reranker_reranks(backend) -> None:
         (("--ctx-size=big",), "--ctx-size needs a whole number, not 'big'"),
         (("--ctx-size",), "--ctx-size needs a whole number"),
         (("--ctx-size=-1",), "--ctx-size must be 0 or more, not -1"),
+        (("--ctx-size=10000000000000",), "--ctx-size must be 2147483647 or less, not 10000000000000"),
+        ((f"--parallel={10**20}",), f"--parallel must be 2147483647 or less, not {10**20}"),
         (("--parallel=0",), "--parallel must be 1 or more"),
         (("--chat-template 'a",), "cannot be taken apart"),
     ],

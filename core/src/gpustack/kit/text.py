@@ -7,6 +7,8 @@ import secrets
 import string
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+#: Bytes of memory that no machine has; more than this is a mistake wherever it is said.
+MOST_MEMORY = 1 << 50
 _SUFFIX = string.ascii_lowercase + string.digits
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B|B)?", re.IGNORECASE)
 _UNITS = {"b": 1} | {

@@ -15,17 +15,20 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
-from gpustack.kit.text import MIB
+from gpustack.kit.text import MIB, MOST_MEMORY
+
+#: MiB that count at most, so that all sums stay small numbers. What needs more fits nowhere.
+MOST_MIB = MOST_MEMORY // MIB - 1
 
 
 def mib_free(size: int) -> int:
-    """Return ``size`` bytes that are free in whole MiB, rounded down."""
-    return size // MIB
+    """Return ``size`` bytes that are free in whole MiB, rounded down; :data:`MOST_MIB` at most."""
+    return min(size // MIB, MOST_MIB)
 
 
 def mib_needed(size: int) -> int:
-    """Return ``size`` bytes that are needed in whole MiB, rounded up."""
-    return -(-size // MIB)
+    """Return ``size`` bytes that are needed in whole MiB, rounded up; more than is ever free when that is more than :data:`MOST_MIB`."""
+    return min(-(-size // MIB), MOST_MIB + 1)
 
 
 def others_use(measured: int, running_claims: int) -> int:

@@ -7,8 +7,9 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
+from gpustack.kit.text import MOST_MEMORY, human_bytes
 from gpustack.schemas.common import FromWorker, Input, Output, Record, Title
 
 #: What says which start of a worker makes a request, so that another one with the same identity is told from it.
@@ -126,6 +127,43 @@ class WorkerStatus(Output):
     gpu_devices: list[GpuStatus] = []
 
 
+#: GPUs of one worker, slices counted.
+MOST_GPUS = 256
+
+
+def _possible(status: WorkerStatus) -> WorkerStatus:
+    """Refuse what no machine has, since decisions are made with these numbers."""
+    _possible_memory("memory", status.memory)
+    _possible_memory("swap", status.swap)
+    if len(status.gpu_devices) > MOST_GPUS:
+        raise ValueError(f"{len(status.gpu_devices)} GPUs; a worker has {MOST_GPUS} at most")
+    indexes = [gpu.index for gpu in status.gpu_devices]
+    if len(set(indexes)) < len(indexes):
+        raise ValueError("two GPUs have the same index; each has one of its own")
+    for gpu in status.gpu_devices:
+        if not 0 <= gpu.index < 1 << 16:
+            raise ValueError(f"a GPU's index is {gpu.index}; it counts from 0 to {(1 << 16) - 1}")
+        _possible_memory(f"memory of GPU {gpu.index}", gpu.memory)
+    return status
+
+
+def _possible_memory(what: str, memory: MemoryStatus) -> None:
+    for name, size in (("total", memory.total), ("used", memory.used), ("others", memory.others or 0)):
+        if not 0 <= size <= MOST_MEMORY:
+            raise ValueError(f"{what}: {name} is {size} bytes; it is from 0 to {human_bytes(MOST_MEMORY)}")
+
+
+def _possible_reserve(reserved: dict[str, int]) -> dict[str, int]:
+    for name, size in reserved.items():
+        if not 0 <= size <= MOST_MEMORY:
+            raise ValueError(f"{name} is {size} bytes; it is from 0 to {human_bytes(MOST_MEMORY)}")
+    return reserved
+
+
+#: What a worker says of itself, before it is believed. What is stored is read without this.
+Measured = Annotated[WorkerStatus, AfterValidator(_possible)]
+
+
 class WorkerProof(FromWorker):
     """What shows that a registration comes from who has a private key. The texts are bytes in the alphabet of URLs."""
 
@@ -165,8 +203,8 @@ class WorkerRegistration(FromWorker):
     version: str = Field(max_length=64)
     labels: dict[str, str] = {}
     #: Bytes of memory kept for the system: ``ram`` for the worker, ``vram`` for each GPU.
-    system_reserved: dict[str, int] = {}
-    status: WorkerStatus = WorkerStatus()
+    system_reserved: Annotated[dict[str, int], AfterValidator(_possible_reserve)] = {}
+    status: Measured = WorkerStatus()
     #: Names of the extensions installed there, by kind.
     catalogue: dict[str, list[str]] = {}
     #: Installed engine versions by backend.
@@ -196,7 +234,7 @@ class WorkerRegistered(Output):
 class Heartbeat(FromWorker):
     """Sign of life; with ``status`` every third time."""
 
-    status: WorkerStatus | None = None
+    status: Measured | None = None
     installed_versions: dict[str, list[str]] | None = None
     #: The part of the KV cache that the engines of instances use, from 0 to 1, by instance; absent where they do not say.
     kv_caches: dict[int, Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]] | None = Field(

@@ -11,6 +11,8 @@ from typing import Self
 from gpustack.plugin import Refused
 
 _FLAG = re.compile(r"--?[A-Za-z]")
+#: The engine reads its numbers into 32 bits.
+_LARGEST = 2**31 - 1
 _SEVERAL = re.compile(r"\s--?[A-Za-z]")
 
 #: Short and other names of the flags that are looked at here.
@@ -101,6 +103,8 @@ class Parameters:
             raise Refused(f"{flag} needs a whole number, not {text!r}") from None
         if value < least:
             raise Refused(f"{flag} must be {least} or more, not {value}")
+        if value > _LARGEST:
+            raise Refused(f"{flag} must be {_LARGEST} or less, not {value}")
         return value
 
     def without(self, *flags: str) -> tuple[str, ...]:

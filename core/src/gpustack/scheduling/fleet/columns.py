@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from gpustack.scheduling.fleet.seat import Seat
 from gpustack.scheduling.scorers.candidate import MOST_GPU, UNLINKED
 from gpustack.scheduling.scorers.spread import AWAY_SHIFT, COUNT_SHIFT, MOST_COUNT, UNLINKED_SHIFT
-from gpustack.scheduling.snapshot import mib_free
+from gpustack.scheduling.snapshot import MOST_MIB, mib_free
 
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
@@ -66,7 +66,7 @@ class Columns:
         self.ram: I32 = np.zeros(count, np.int32)
         self.whole: I32 = np.zeros(count, np.int32)
         self.count: I64 = np.zeros(count, np.int64)
-        self.unified: I32 = np.zeros(count, np.int32)
+        self.unified: I64 = np.zeros(count, np.int64)
         #: When something became free on a worker, and when filters may say something new of it; see ``Fleet.clock``.
         self.rose: I64 = np.zeros(count, np.int64)
         self.altered: I64 = np.zeros(count, np.int64)
@@ -112,16 +112,18 @@ class Columns:
         if free:
             size = len(free)
             row = self.free[slot, :size]
-            row[:] = free
             price = self.price[slot, :size]
             if max(free) > MOST_GPU:
+                row[:] = [min(each, MOST_MIB) for each in free]
                 row = np.minimum(row, MOST_GPU)
+            else:
+                row[:] = free
             if self._best_fit:
                 price[:] = row
             else:
                 self.whole[slot] = seat.whole
                 np.add(row, seat.whole, out=price)
-        self.ram[slot] = seat.ram
+        self.ram[slot] = min(seat.ram, MOST_MIB)
         self.count[slot] = min(len(seat.holdings), MOST_COUNT)
         self._unsorted.add(slot)
         for runs in self._runs.values():

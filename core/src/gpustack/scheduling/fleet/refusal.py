@@ -16,7 +16,7 @@ from gpustack.scheduling.fleet.kernels import Need
 from gpustack.scheduling.fleet.seat import Seat, in_order
 from gpustack.scheduling.plan import MOST_NAMED, Named, Refused
 from gpustack.scheduling.request import Offer, Request, Way
-from gpustack.scheduling.snapshot import mib_needed
+from gpustack.scheduling.snapshot import MOST_MIB, mib_needed
 
 #: The slots that pass, the counts by filter, and some others with the filter they failed.
 Sifted = tuple[Index, tuple[Step, ...], list[tuple[int, Seat]]]
@@ -141,7 +141,7 @@ def _need(way: Way, claim: ResourceClaim) -> Need:
 def _distance(columns: Columns, eligible: Eligible, need: Need) -> I64:
     """Return by eligible slot the MiB that a claim lacks, 0 where it fits."""
     slots = eligible.slots
-    ram = need.ram + columns.unified.take(slots).astype(np.int64) * (need.share * need.gpus)
+    ram = np.minimum(need.ram + columns.unified.take(slots) * (need.share * need.gpus), MOST_MIB + 1)
     lacking: I64 = np.maximum(ram - columns.ram.take(slots), 0)
     if not need.gpus:
         return lacking

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from gpustack.kit.errors import InvalidInput
+from gpustack.kit.text import MOST_MEMORY, human_bytes
 
 T = TypeVar("T")
 
@@ -19,6 +20,8 @@ _SIZES = {"": 1, "b": 1} | {
     for ending, base in (("ib", 1024), ("b", 1000), ("i", 1024))
 }
 _TIMES = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+#: Seconds.
+_LONGEST = 100 * 365.25 * 86400
 _NUMBER = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
 
 
@@ -89,11 +92,19 @@ class Part:
 
     def size(self, name: str, default: str | None = None) -> int:
         """Return bytes, written as ``80GiB`` or as a number."""
-        return int(self._measured(name, self._given(name, default), _SIZES, "a size such as 80GiB"))
+        value = self._given(name, default)
+        size = self._measured(name, value, _SIZES, "a size such as 80GiB")
+        if size > MOST_MEMORY:
+            raise self.wrong(name, f"no machine has more than {human_bytes(MOST_MEMORY)}; {_shown(value)} is")
+        return int(size)
 
     def seconds(self, name: str, default: str | None = None) -> float:
         """Return seconds, written as ``90s``, ``5m``, ``2h`` or as a number."""
-        return self._measured(name, self._given(name, default), _TIMES, "a time such as 90s, 5m or 2h")
+        value = self._given(name, default)
+        seconds = self._measured(name, value, _TIMES, "a time such as 90s, 5m or 2h")
+        if seconds > _LONGEST:
+            raise self.wrong(name, f"a hundred years are the longest time there is, not {_shown(value)}")
+        return seconds
 
     def texts(self, name: str) -> dict[str, str]:
         """Return names with texts, such as labels; none when there are none."""

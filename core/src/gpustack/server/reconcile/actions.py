@@ -108,6 +108,8 @@ class Fail:
     tried: frozenset[str]
     #: Digest of the model's description that this was decided by.
     spec: str
+    #: What is wrong with GPUStack itself, for the log.
+    bug: Exception | None = None
 
 
 @dataclass(frozen=True, slots=True)

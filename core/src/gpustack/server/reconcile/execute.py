@@ -215,7 +215,7 @@ class Execute:
         changed = await self._update(
             action.instance_id, state=_S.ERROR, state_message=action.message, spec_digest=action.spec
         )
-        log.warning("instance %s: error, %s", changed.name, action.message)
+        log.warning("instance %s: error, %s", changed.name, action.message, exc_info=action.bug)
         if (notes := self._state.notes.get(action.instance_id)) is not None:
             notes.tried, notes.retry = action.tried, False
 

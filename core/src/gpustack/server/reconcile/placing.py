@@ -50,9 +50,13 @@ def _next(state: State, waiting: Sequence[ModelInstancePublic], now: float) -> l
         model = state.models.get(instance.model_id)
         if model is None:
             continue  # deleted with its model; the event is on its way
-        look = _Look(state, lore, promises, instance, model, old.get(model.id, ()), now)
-        action = look.action()
-        actions += look.drains
+        try:
+            look = _Look(state, lore, promises, instance, model, old.get(model.id, ()), now)
+            action = look.action()
+        except Exception as error:  # noqa: BLE001  # its own instance fails, with the traceback in the log
+            action = _broken(state, instance, model, error)
+        else:
+            actions += look.drains
         match action:
             case Schedule():
                 for holding in action.placed.holdings():
@@ -73,6 +77,19 @@ def _next(state: State, waiting: Sequence[ModelInstancePublic], now: float) -> l
                 pass
         actions.append(action)
     return actions
+
+
+def _broken(state: State, instance: ModelInstancePublic, model: ModelPublic, error: Exception) -> Fail | None:
+    """Return how an instance fails whose decision raised ``error``; None when that has been said already."""
+    message = (
+        f"GPUStack failed to decide where model {model.name} can run: {type(error).__name__}: {error}\n"
+        "the server's log says where; other models are not affected. Change the model's parameters, or report this"
+    )
+    if instance.state is _S.ERROR and instance.state_message == message:
+        return None
+    # A change of the model starts it again, and so does a worker of another kind.
+    tried = frozenset(worker_print(each) for each in state.workers.values())
+    return Fail(instance.id, message, tried, model.spec_digest, error)
 
 
 def by_priority(state: State, instances: Iterable[ModelInstancePublic]) -> list[ModelInstancePublic]:

@@ -12,6 +12,7 @@ from hashlib import blake2s
 from typing import Any, Literal
 
 from gpustack.extensions import Guard
+from gpustack.kit.text import MOST_MEMORY, human_bytes
 from gpustack.plugin import (
     EstimateRequest,
     GpuDevice,
@@ -197,15 +198,19 @@ async def _call(plugin: str, method: Any, *args: Any) -> Any:
 
 
 def _check(claim: object, question: Question) -> None:
-    """Refuse a claim that cannot be met or counted."""
-    good = (
-        isinstance(claim, ResourceClaim)
+    """Refuse a claim that cannot be met or counted. Raises Refused for one that no machine could ever meet."""
+    if not isinstance(claim, ResourceClaim) or not (
+        all(isinstance(each, int) for each in (claim.ram, claim.vram, claim.gpus))
         and min(claim.ram, claim.vram, claim.gpus) >= 0
         and bool(claim.vram) == bool(claim.gpus)
         and claim.gpus <= len(question.devices)
-    )
-    if not good:
+    ):
         raise PluginError(f"its estimate {claim!r} makes no sense for {len(question.devices)} GPUs")
+    if max(claim.ram, claim.vram) > MOST_MEMORY:
+        raise Refused(
+            f"with these parameters the model takes more than {human_bytes(MOST_MEMORY)} of memory, which no machine "
+            "has; ask for less, such as a smaller context"
+        )
 
 
 def _trouble(question: Question, error: Exception, expires: float) -> Answer:
