@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 from gpustack.kit.backoff import Backoff
@@ -34,8 +35,10 @@ async def reconciling(
 
 
 @asynccontextmanager
-async def reading(store: MemoryStore, answer: dict[str, Any] | None = None) -> AsyncIterator[None]:
-    """Answer requests for files as a worker would, and end what drains."""
+async def reading(
+    store: MemoryStore, answer: dict[str, Any] | None = None, *, drain: float = 0.0
+) -> AsyncIterator[None]:
+    """Answer requests for files as a worker would, and end what drains after ``drain`` seconds."""
 
     async def work() -> None:
         while True:
@@ -44,7 +47,8 @@ async def reading(store: MemoryStore, answer: dict[str, Any] | None = None) -> A
                     found = answer or {"state": ModelFileState.READY, "facts": FACTS}
                     await store.model_files.report(file.id, ModelFileReport(request=file.request, **found))
             for each in list(store.instances.all.values()):
-                if each.draining_since is not None:
+                since = each.draining_since
+                if since is not None and (datetime.now(UTC) - since).total_seconds() >= drain:
                     await store.instances.delete(each.id)
             await asyncio.sleep(0.005)
 

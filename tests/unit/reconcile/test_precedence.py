@@ -47,7 +47,7 @@ def parked(state: State, action: Any) -> None:
     row = state.instances[action.instance_id]
     state.put_instance(row.model_copy(update={"state": S.PENDING, "state_message": action.message}), 0.0)
     state.notes[action.instance_id].asked.update(state.workers)
-    state.park(action.instance_id, action.refusal, 0.0)
+    state.park(action.instance_id, action.refusal, 0.0, promise=action.promise)
 
 
 def drained(state: State, number: int) -> None:
@@ -116,3 +116,20 @@ def test_those_that_serve_are_missed_more() -> None:
 
 def drains(actions: list[Action]) -> list[tuple[int, int | None]]:
     return [(each.instance_id, each.for_instance) for each in actions if isinstance(each, Drain)]
+
+
+def test_a_promise_ends_when_those_it_waits_for_never_leave() -> None:
+    state = the_fleet(running(1, 1, ram=20), workers=1)
+    _, park = answered(state)
+    assert isinstance(park, Park)
+    assert park.promise is not None
+    assert park.promise.until == 7 + 30 + 30, "the time to drain, to be reported ended, and a while more"
+    drained(state, 1)
+    parked(state, park)
+    assert state.promises
+
+    (again,) = [each for each in decide(state, 68.0) if isinstance(each, Park)]
+    assert again.promise is None
+    assert not again.message.startswith("waits for the room of")
+    parked(state, again)
+    assert not state.promises

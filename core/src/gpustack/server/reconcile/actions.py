@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from gpustack.scheduling import Placed
 from gpustack.schemas import InstanceMemory, InstanceState
-from gpustack.server.reconcile.notes import Refusal
+from gpustack.server.reconcile.notes import Promise, Refusal
 from gpustack.server.reconcile.questions import Question
 
 
@@ -97,6 +97,8 @@ class Park:
     refusal: Refusal
     #: An old instance of its model whose end would leave it room.
     room_of: int | None = None
+    #: The room that it waits for.
+    promise: Promise | None = None
 
 
 @dataclass(frozen=True, slots=True)

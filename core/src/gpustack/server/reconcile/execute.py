@@ -209,7 +209,7 @@ class Execute:
         if instance.state is not _S.PENDING or instance.state_message != action.message:
             await self._update(instance.id, state=_S.PENDING, state_message=action.message)
             log.info("instance %s: pending, %s", instance.name, action.message.splitlines()[0])
-        self._state.park(instance.id, action.refusal, self._clock(), action.room_of)
+        self._state.park(instance.id, action.refusal, self._clock(), action.room_of, action.promise)
 
     async def _fail(self, action: Fail) -> None:
         changed = await self._update(

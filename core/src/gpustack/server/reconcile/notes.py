@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from gpustack.lifecycle.instance import Deadlines
 from gpustack.plugin.memory import Learned, MemoryKey
+from gpustack.scheduling import Holding
 from gpustack.scheduling.fleet import Watch
 from gpustack.schemas import ModelFilePublic, ModelInstancePublic, ModelPublic, WorkerPublic
 
@@ -37,6 +38,19 @@ class Refusal:
 
     watch: Watch
     file_news: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Promise:
+    """Room that an instance gets once others have left, and that nobody of lower priority may take meanwhile."""
+
+    priority: int
+    #: At least one.
+    holdings: tuple[Holding, ...]
+    #: Some were made to leave for it.
+    bought: bool
+    #: When it ends, kept or not, so that one who never leaves does not block others for ever.
+    until: float
 
 
 @dataclass(slots=True, kw_only=True)

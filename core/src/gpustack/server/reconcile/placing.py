@@ -23,7 +23,7 @@ from gpustack.server.reconcile.harm import least_harmful_first
 from gpustack.server.reconcile.learned import memory_of
 from gpustack.server.reconcile.lore import READING, Known, Lore, candidates, wish
 from gpustack.server.reconcile.notes import Notes
-from gpustack.server.reconcile.precedence import Precedence, Promises, precedence
+from gpustack.server.reconcile.precedence import Precedence, Promises, precedence, promise_of, rank
 from gpustack.server.reconcile.questions import Question, facts_of, questions
 from gpustack.server.reconcile.state import State, worker_print
 
@@ -45,11 +45,12 @@ def _next(state: State, waiting: Sequence[ModelInstancePublic], now: float) -> l
     old = _outdated(state)
     asked: set[Question] = set(state.asking)
     requested: set[tuple[int, str]] = set()
-    lore, promises = Lore(state, now), Promises.of(state)
+    lore, promises = Lore(state, now), Promises.of(state, now)
     for instance in waiting:
         model = state.models.get(instance.model_id)
         if model is None:
             continue  # deleted with its model; the event is on its way
+        promises.hold(state, rank(state, instance))
         try:
             look = _Look(state, lore, promises, instance, model, old.get(model.id, ()), now)
             action = look.action()
@@ -57,6 +58,13 @@ def _next(state: State, waiting: Sequence[ModelInstancePublic], now: float) -> l
             action = _broken(state, instance, model, error)
         else:
             actions += look.drains
+        match action:
+            case Park():
+                promises.give(instance.id, action.promise)
+            case None | Ask():
+                pass  # what it was promised, it is still
+            case _:
+                promises.give(instance.id, None)
         match action:
             case Schedule():
                 for holding in action.placed.holdings():
@@ -94,12 +102,7 @@ def _broken(state: State, instance: ModelInstancePublic, model: ModelPublic, err
 
 def by_priority(state: State, instances: Iterable[ModelInstancePublic]) -> list[ModelInstancePublic]:
     """Return the instances of models with a higher priority first, equal ones by age."""
-
-    def rank(each: ModelInstancePublic) -> tuple[int, int]:
-        model = state.models.get(each.model_id)
-        return -model.priority if model is not None else 0, each.id
-
-    return sorted(instances, key=rank)
+    return sorted(instances, key=lambda each: rank(state, each))
 
 
 def anew(
@@ -188,7 +191,8 @@ class _Look:
 
     def _pending(self) -> Action | None:
         state, notes = self._state, self._notes
-        if state.refused_still(self._instance.id) and self._now < (state.due(self._instance) or 0.0):
+        waits = state.refused_still(self._instance.id) and not state.lapsed(self._instance.id, self._now)
+        if waits and self._now < (state.due(self._instance) or 0.0):
             return None
         if self._hub is not None and self._workers:
             ready = self._hub.answer(notes.asked) if notes.asked or self._hub.pinned else None
@@ -269,7 +273,8 @@ class _Look:
         lines = explain(refused)
         if refused.for_room_only and (found := precedence(self._state, self._promises, refused.request)):
             self.drains += [self._drain(each) for each in found.victims]
-            return self._park([self._waits_for(found), *lines], refused)
+            promise = promise_of(self._state, found, refused.request, self._now)
+            return replace(self._park([self._waits_for(found), *lines], refused), promise=promise)
         if refused.for_room_only and (leaving := self._state.draining.get(self._model.id)):
             names = ", ".join(leaving.values())
             lines = [f"waits for the room of {names}, which ends once its requests are answered", *lines]

@@ -29,7 +29,7 @@ from gpustack.schemas import (
 )
 from gpustack.schemas.common import Record
 from gpustack.server.reconcile.learned import Peaks
-from gpustack.server.reconcile.notes import Limits, Notes, Others, Refusal, Rows
+from gpustack.server.reconcile.notes import Limits, Notes, Others, Promise, Refusal, Rows
 from gpustack.server.reconcile.questions import Answer, Question, facts_of, kind_of
 from gpustack.server.reconcile.scaling import Scaling
 from gpustack.server.reconcile.timers import Timers
@@ -85,6 +85,8 @@ class State:
         self.draining: dict[int, dict[int, str]] = {}
         #: Instances that the end of another one would help.
         self.helped: set[int] = set()
+        #: Room that is kept for instances that wait for it; see :mod:`gpustack.server.reconcile.precedence`.
+        self.promises: dict[int, Promise] = {}
         #: What is asked of the models.
         self.scaling = Scaling()
         self._deleted: dict[int, None] = {}
@@ -143,6 +145,8 @@ class State:
         if old is not None:
             self.peaks.follow(old, new)
         self.instances[new.id] = new
+        if new.state is not InstanceState.PENDING or new.draining_since is not None:
+            self._promise(new.id, None)
         self._keep(old, new)
         self._set_deadline(new, notes)
 
@@ -215,6 +219,7 @@ class State:
         old = self.instances.pop(instance_id, None)
         self.notes.pop(instance_id, None)
         self.helped.discard(instance_id)
+        self._promise(instance_id, None)
         self.timers.drop(("instance", instance_id))
         self.timers.drop(("patience", instance_id))
         self.unplaced.discard(instance_id)
@@ -436,10 +441,37 @@ class State:
         """Return what tells later whether ``request``, refused now, is refused still."""
         return Refusal(self.fleet.watch(request), self._file_news.get(source_key(model), 0))
 
-    def park(self, instance_id: int, refusal: Refusal, now: float, room_of: int | None = None) -> None:
-        """Note that the instance was refused, and whose end would change that."""
+    def lapsed(self, instance_id: int, now: float) -> bool:
+        """Tell whether the instance was promised room and did not get it in time."""
+        promise = self.promises.get(instance_id)
+        return promise is not None and promise.until <= now
+
+    def _promise(self, instance_id: int, new: Promise | None) -> None:
+        """Keep ``new`` in place of what was promised before; others may fit where that was."""
+        old = self.promises.pop(instance_id, None)
+        if new is not None:
+            self.promises[instance_id] = new
+            self.timers.put(("promise", instance_id), new.until)
+        if old is None:
+            return
+        if new is None:
+            self.timers.drop(("promise", instance_id))
+        if new is None or new.holdings != old.holdings:
+            for each in old.holdings:
+                self.fleet.touch(each.worker_id)
+
+    def park(
+        self,
+        instance_id: int,
+        refusal: Refusal,
+        now: float,
+        room_of: int | None = None,
+        promise: Promise | None = None,
+    ) -> None:
+        """Note that the instance was refused, whose end would change that, and what room it waits for."""
         if (notes := self.notes.get(instance_id)) is None:
             return
+        self._promise(instance_id, promise)
         notes.room_of = room_of
         if room_of is None:
             self.helped.discard(instance_id)
