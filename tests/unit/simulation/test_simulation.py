@@ -34,9 +34,36 @@ def test_one_that_waits_gets_the_room_of_one_that_ends() -> None:
     ends = simulate(
         fleet(ONE_GPU), a_workload({"name": "a", "every": "1m", "vram": "8GiB", "lasts": "30s"}), PLAIN
     )
-    assert ends.placed + ends.waiting == ends.arrived
+    assert ends.placed + ends.waiting - ends.waiting_again == ends.arrived
     assert ends.waits.longest > 0
     assert ends.at_once < ends.placed
+
+
+def test_who_waits_still_or_again_counts_with_what_it_has_waited() -> None:
+    never = simulate(
+        fleet(ONE_GPU), a_workload({"name": "a", "at": "15m", "vram": "11GiB", "count": 10}), PLAIN
+    )
+    assert (never.placed, never.waiting, never.waiting_again) == (0, 10, 0)
+    assert never.waits.median == never.waits.longest == 45 * 60
+
+    twice = simulate(
+        fleet(ONE_GPU),
+        a_workload(
+            {"name": "a", "at": 0, "vram": "8GiB"}, failures=[{"worker": "w", "at": "50m", "lasts": "1h"}]
+        ),
+        PLAIN,
+    )
+    assert (twice.placed, twice.at_once, twice.waiting, twice.waiting_again) == (1, 1, 1, 1)
+    assert twice.waits.longest == twice.kinds["a"].waits.longest == 10 * 60
+
+    back = simulate(
+        fleet(ONE_GPU),
+        a_workload(
+            {"name": "a", "at": 0, "vram": "8GiB"}, failures=[{"worker": "w", "at": "20m", "lasts": "5m"}]
+        ),
+        PLAIN,
+    )
+    assert (back.waiting, back.waits.longest) == (0, 5 * 60)
 
 
 def test_what_is_held_all_the_time_is_used_memory() -> None:
@@ -164,7 +191,7 @@ def test_the_same_seed_gives_the_same_and_all_adds_up(
     assert 0 <= report.utilisation <= 1
     assert 0 <= report.fragmentation <= 1
     assert report.at_once <= report.placed <= report.arrived
-    assert report.arrived - report.placed <= report.waiting <= report.arrived
+    assert report.arrived == report.placed + report.waiting - report.waiting_again
     assert sum(each.arrived for each in report.kinds.values()) == report.arrived
     assert report.waits.median <= report.waits.p95 <= report.waits.p99 <= report.waits.longest
 

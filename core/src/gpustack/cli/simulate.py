@@ -231,6 +231,7 @@ def _print(reports: Sequence[Report]) -> None:
         ("placed", [f"{each.placed} ({each.placement_rate:.1%})" for each in reports]),
         ("placed at once", [str(each.at_once) for each in reports]),
         ("waiting at the end", [str(each.waiting) for each in reports]),
+        ("of them placed before", [str(each.waiting_again) for each in reports]),
         ("lost to failures", [str(each.lost) for each in reports]),
         ("had to leave", [str(each.preempted) for each in reports]),
         ("wait, median", [_time(each.waits.median) for each in reports]),

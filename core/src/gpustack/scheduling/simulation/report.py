@@ -8,7 +8,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Waits:
-    """Seconds between arrival and placement of those that were placed, at once included."""
+    """Seconds that requests waited in all: for their place, and again after they had lost it.
+
+    Every request counts, those that were placed at once too. Who waits at the end counts with what it has waited so far,
+    which is the least that it could have been.
+    """
 
     median: float = 0.0
     p95: float = 0.0
@@ -50,8 +54,9 @@ class Report:
     placed: int
     #: Placed in the moment of their arrival.
     at_once: int
-    #: Waiting at the end.
+    #: Waiting at the end; and those of them that had a place before, which count as placed too.
     waiting: int
+    waiting_again: int
     #: Instances that failures took from their workers.
     lost: int
     #: Instances that had to leave for one of higher priority.

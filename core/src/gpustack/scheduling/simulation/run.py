@@ -56,11 +56,12 @@ class _Instance:
     number: int
     kind: Kind
     request: Request
-    arrived: float
     #: Seconds that it has left to run; None for ever.
     left: float | None
-    #: When it was placed the first time.
-    waited: float | None = None
+    #: Seconds that it has waited before.
+    waited: float = 0.0
+    #: Since when it waits; None while it is placed.
+    asks: float | None = None
     #: When it was placed last; None while it waits.
     since: float | None = None
     watch: Watch | None = None
@@ -68,11 +69,17 @@ class _Instance:
     turn: int = 0
     workers: tuple[int, ...] = ()
 
+    def wait_until(self, now: float) -> float:
+        """Return the seconds that it has waited in all."""
+        return self.waited if self.asks is None else self.waited + now - self.asks
+
 
 @dataclass(slots=True)
 class _Counts:
     arrived: int = 0
+    placed: int = 0
     at_once: int = 0
+    #: Of those that have ended.
     waits: list[float] = field(default_factory=list)
 
 
@@ -165,7 +172,7 @@ class _Run:
         request = replace(request, cluster_id=self._cluster)
         if self._policy.strategy is not None:
             request = replace(request, strategy=self._policy.strategy)
-        instance = _Instance(number, arrival.kind, request, now, arrival.lasts)
+        instance = _Instance(number, arrival.kind, request, arrival.lasts, asks=now)
         self._counts[arrival.kind.name].arrived += 1
         if not self._try(now, instance):
             self._waiting[number] = instance
@@ -181,13 +188,13 @@ class _Run:
             self._fleet.hold(each)
         instance.workers = tuple(each.worker_id for each in answer.holdings())
         self._meter.touch(instance.workers)
-        instance.since, instance.watch = now, None
+        instance.waited = instance.wait_until(now)
+        instance.since, instance.watch, instance.asks = now, None, None
         instance.turn += 1
         self._placed[instance.number] = instance
-        if instance.waited is None:
-            instance.waited = now - instance.arrived
+        if instance.turn == 1:
             counts = self._counts[instance.kind.name]
-            counts.waits.append(instance.waited)
+            counts.placed += 1
             counts.at_once += not instance.waited
         if instance.left is not None:
             self._push(now + instance.left, _END, (instance.number, instance.turn))
@@ -219,7 +226,7 @@ class _Run:
         self._meter.touch(instance.workers)
         if instance.left is not None and instance.since is not None:
             instance.left = max(0.0, instance.left - (now - instance.since))
-        instance.since, instance.workers = None, ()
+        instance.since, instance.asks, instance.workers = None, now, ()
 
     def _retry(self, now: float) -> None:
         # When one of a kind is refused, so are all that ask for the same: room only becomes less meanwhile.
@@ -239,6 +246,7 @@ class _Run:
         if instance is None or instance.turn != turn:
             return False
         del self._placed[number]
+        self._counts[instance.kind.name].waits.append(instance.waited)
         self._fleet.release(number)
         self._meter.touch(instance.workers)
         return True
@@ -266,7 +274,10 @@ class _Run:
     def report(self, seed: int) -> Report:
         """Return what came of it."""
         counts = self._counts
-        waits = [wait for each in counts.values() for wait in each.waits]
+        by_kind = {name: list(each.waits) for name, each in counts.items()}
+        for one in (*self._placed.values(), *self._waiting.values()):
+            by_kind[one.kind.name].append(one.wait_until(self._workload.duration))
+        waits = [wait for each in by_kind.values() for wait in each]
         return Report(
             policy=self._policy.name,
             seed=seed,
@@ -274,9 +285,10 @@ class _Run:
             workers=len(self._workers),
             gpus=sum(len(each.gpus) for each in self._workers),
             arrived=sum(each.arrived for each in counts.values()),
-            placed=len(waits),
+            placed=sum(each.placed for each in counts.values()),
             at_once=sum(each.at_once for each in counts.values()),
             waiting=len(self._waiting),
+            waiting_again=sum(each.turn > 0 for each in self._waiting.values()),
             lost=self._lost,
             preempted=self._preempted,
             waits=Waits.of(waits),
@@ -287,9 +299,9 @@ class _Run:
             kinds={
                 name: OfKind(
                     arrived=each.arrived,
-                    placed=len(each.waits),
+                    placed=each.placed,
                     at_once=each.at_once,
-                    waits=Waits.of(each.waits),
+                    waits=Waits.of(by_kind[name]),
                 )
                 for name, each in counts.items()
             },
