@@ -559,6 +559,32 @@ async def test_a_report_is_judged_by_the_row_at_the_moment_of_writing(api: Api) 
     assert (await report).status_code == 200
 
 
+OWN = {"os": "linux", "arch": "x86_64", "worker-name": "w"}
+
+
+async def test_a_change_of_labels_leaves_the_workers_own(api: Api) -> None:
+    worker = await api.worker(home="here", labels=OWN)
+    path = f"/v2/workers/{worker['id']}"
+
+    changed = await api.admin.put(path, json={"labels": {"zone": "a"}})
+    refused = await api.admin.put(path, json={"labels": {"os": "plan9"}})
+
+    assert changed.json()["labels"] == {**OWN, "zone": "a"}
+    assert refused.status_code == 400
+    assert "label os is 'linux'" in refused.json()["message"]
+    assert (await api.admin.put(path, json={"labels": {}})).json()["labels"] == OWN
+
+
+async def test_labels_that_were_added_outlive_a_restart_of_the_worker(api: Api) -> None:
+    worker = await api.worker(home="here", labels=OWN)
+    path = f"/v2/workers/{worker['id']}"
+    await api.admin.put(path, json={"labels": {"zone": "a"}})
+
+    await api.worker(home="here", labels={**OWN, "worker-name": "v"})
+
+    assert (await api.admin.get(path)).json()["labels"] == {**OWN, "worker-name": "v", "zone": "a"}
+
+
 async def test_maintenance_outlives_silence_restarts_and_a_change_of_labels(api: Api) -> None:
     worker = await api.worker(home="here")
     path, store = f"/v2/workers/{worker['id']}", api.services.store.workers

@@ -53,6 +53,30 @@ def test_update_sends_them_and_nothing_else(cli: Cli, api: FakeApi) -> None:
     assert sent(api, "PATCH") == FIELDS
 
 
+def test_where_it_may_run_is_sent(cli: Cli, api: FakeApi, tmp_path: Path) -> None:
+    (tmp_path / "tiny.gguf").write_bytes(b"GGUF")
+    api.on("POST", "/v2/models", Reply(201, a_model()))
+    api.on("GET", "/v2/models", Reply(body=page(a_model(worker_selector={"old": "x"}))))
+    api.on("PATCH", "/v2/models/1", Reply(body=a_model()))
+
+    where = ["--worker-selector", "zone=a", "--strategy", "binpack"]
+    cli("deploy", str(tmp_path / "tiny.gguf"), "--no-wait", *where)
+    cli("update", "tiny", "--no-wait", *where, "--worker-selector", "old-")
+
+    wanted = {"worker_selector": {"zone": "a"}, "placement_strategy": "binpack"}
+    assert held(sent(api, "POST"), wanted)
+    assert sent(api, "PATCH") == wanted | {"worker_selector": {"zone": "a", "old": None}}
+
+
+@pytest.mark.parametrize("wrong", ["zone", "=a", "-", "zone-"])
+def test_a_selector_that_is_none_is_told(cli: Cli, api: FakeApi, tmp_path: Path, wrong: str) -> None:
+    (tmp_path / "tiny.gguf").write_bytes(b"GGUF")
+    ended = cli("deploy", str(tmp_path / "tiny.gguf"), "--worker-selector", wrong)
+    assert ended.status == 2
+    assert f"--worker-selector {wrong!r}" in ended.err
+    assert api.requests("POST", "/v2/models") == []
+
+
 def test_update_gives_the_number_back_to_people(cli: Cli, api: FakeApi) -> None:
     api.on("GET", "/v2/models", Reply(body=page(a_model(min_replicas=0, max_replicas=3))))
     api.on("PATCH", "/v2/models/1", Reply(body=a_model()))

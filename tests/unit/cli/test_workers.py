@@ -57,6 +57,35 @@ def runs(data_dir: Path, url: str = "http://10.0.0.1:9080", **fields: Any) -> No
     )
 
 
+def test_labels_are_set_and_taken_away(cli: Cli, api: FakeApi) -> None:
+    api.on("GET", "/v2/workers", Reply(body=page(a_worker(labels={"os": "linux", "zone": "a", "old": "x"}))))
+    api.on("PUT", "/v2/workers/1", Reply(body=a_worker(labels={"os": "linux", "zone": "b"})))
+
+    assert cli("workers", "label", "box").out.split() == ["old=x", "os=linux", "zone=a"]
+    assert cli("workers", "label", "box", "zone=b", "old-").out.split() == ["os=linux", "zone=b"]
+    (changed,) = api.requests("PUT", "/v2/workers/1")
+    assert changed.json == {"labels": {"os": "linux", "zone": "b"}}
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "line"),
+    [
+        (["zone"], 2, "'zone' is neither KEY=VALUE nor KEY-"),
+        (["=a"], 2, "'=a' is neither"),
+        (["-"], 2, "'-' is neither"),
+        (["os-"], 1, "os is a label that the worker gives itself"),
+        (["pluto-"], 1, "worker box has no label 'pluto' to take away"),
+    ],
+)
+def test_labels_that_cannot_be(cli: Cli, api: FakeApi, words: list[str], code: int, line: str) -> None:
+    api.on("GET", "/v2/workers", Reply(body=page(a_worker(labels={"os": "linux"}))))
+
+    ended = cli("workers", "label", "box", *words)
+
+    assert ended.status == code
+    assert line in ended.err
+
+
 def test_where_a_worker_is_and_what_it_has(cli: Cli, api: FakeApi) -> None:
     api.on("GET", "/v2/workers", Reply(body=page(a_worker())))
 

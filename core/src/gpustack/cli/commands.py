@@ -42,7 +42,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "status": ("status", "Show what runs on this machine."),
         "backup": ("backup", "Back up the database and the small files that belong to it into FILE."),
         "restore": ("restore", "Restore the backup FILE, all of it or nothing."),
-        "workers": ("workers", "List, add and remove workers."),
+        "workers": ("workers", "List, add, label and remove workers."),
         "gpus": ("gpus", "List the GPUs of all workers."),
         "defragment": ("defragment", "Propose moves of copies that would make room."),
         "backends": ("backends", "List inference backends, and install or remove their engines here."),

@@ -9,7 +9,7 @@ import click
 from gpustack.cli import complete
 from gpustack.cli.by_hand import gpu_options, selection
 from gpustack.cli.catalog import catalog_names
-from gpustack.cli.names import invalid, variables
+from gpustack.cli.names import invalid, labels, variables
 from gpustack.cli.output import clean, note
 from gpustack.cli.serving import serving_options, split
 from gpustack.cli.sources import HubOptions, default_name, read_source
@@ -55,6 +55,13 @@ if TYPE_CHECKING:
     "--env", "env", multiple=True, metavar="KEY=VALUE", help="Variable of the engine; may be repeated."
 )
 @gpu_options
+@click.option(
+    "--worker-selector",
+    "selector",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Label that its workers must have; may be repeated.",
+)
 @serving_options
 @click.option("--wait/--no-wait", default=True, help="Wait until it runs, or return at once.")
 @click.option(
@@ -99,19 +106,36 @@ def command(
 
 
 def _model(
-    source: dict[str, str], name: str, env: tuple[str, ...], *, parameters: tuple[str, ...], **spec: Any
+    source: dict[str, str],
+    name: str,
+    env: tuple[str, ...],
+    *,
+    parameters: tuple[str, ...],
+    selector: tuple[str, ...] = (),
+    **spec: Any,
 ) -> ModelCreate:
     from pydantic import ValidationError
 
     from gpustack.schemas import ModelCreate
 
-    pairs = variables(env)
+    pairs, wanted = variables(env), labels("--worker-selector", selector)
+    if away := next((key for key, value in wanted.items() if value is None), None):
+        raise WrongUsage(f"--worker-selector '{away}-': a new model has no selector to take away from")
     serving = split(spec) | selection(spec)
     # What is not named is left to the model, whose bounds may want another number.
     named = {field: value for field, value in spec.items() if value is not None}
+    if wanted:
+        named["worker_selector"] = wanted
     try:
         return ModelCreate.model_validate(
-            {"name": name, "backend_parameters": list(parameters), "env": pairs, **source, **serving, **named}
+            {
+                "name": name,
+                "backend_parameters": list(parameters),
+                "env": pairs,
+                **source,
+                **serving,
+                **named,
+            }
         )
     except ValidationError as error:
         problem = error.errors()[0]

@@ -49,6 +49,22 @@ def variables(pairs: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
+def labels(flag: str, texts: tuple[str, ...]) -> dict[str, str | None]:
+    """Return what ``KEY=VALUE`` sets and ``KEY-`` takes away, which is None. ``flag`` is where they were given."""
+    found: dict[str, str | None] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals and key.endswith("-"):
+            found[key[:-1]] = None
+        elif equals:
+            found[key] = value
+        if "" in found or not (equals or key.endswith("-")):
+            raise WrongUsage(
+                f"{flag} {shorten(text, 80)!r} is neither KEY=VALUE nor KEY-, which takes KEY away".lstrip()
+            )
+    return found
+
+
 def invalid(error: ValidationError) -> InvalidInput:
     """Return what is wrong with a description in one line, by the name of its option."""
     problem = error.errors()[0]

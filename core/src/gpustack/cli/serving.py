@@ -62,6 +62,10 @@ _OPTIONS = (
         "placed first.",
     ),
     _Option(
+        "--strategy", "", "placement_strategy", click.Choice(["spread", "binpack"]), "Spread copies over "
+        "workers, or pack GPUs full.",
+    ),
+    _Option(
         "--connect-timeout", "timeouts", "connect", Finite(min=0.001), "Seconds for a connection to a copy.",
     ),
     _Option(
@@ -122,5 +126,7 @@ def _keyword(option: _Option) -> str:
     return option.flag.removeprefix("--").replace("-", "_")
 
 
-def _metavar(option: _Option) -> str:
+def _metavar(option: _Option) -> str | None:
+    if isinstance(option.kind, click.Choice):
+        return None  # it shows its values
     return "N" if isinstance(option.kind, click.IntRange) else "NUMBER"

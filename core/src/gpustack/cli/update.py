@@ -9,7 +9,7 @@ import click
 from gpustack.cli import complete
 from gpustack.cli.by_hand import gpu_options, selection
 from gpustack.cli.changing import Change, wait_options
-from gpustack.cli.names import variables
+from gpustack.cli.names import labels, variables
 from gpustack.cli.serving import serving_options, split
 from gpustack.cli.target import Target, json_option, server_options
 
@@ -46,6 +46,13 @@ _ROLLOUT = ("max_surge", "max_unavailable", "drain_seconds")
     "--drain-seconds", type=click.IntRange(0, 86400), help="Time for requests in flight on a copy that ends."
 )
 @gpu_options
+@click.option(
+    "--worker-selector",
+    "selector",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Label that its workers must have; KEY- takes one away. May be repeated.",
+)
 @serving_options
 @click.option(
     "--fixed-replicas", is_flag=True, help="Let the number of copies follow what is asked no longer."
@@ -54,8 +61,8 @@ _ROLLOUT = ("max_surge", "max_unavailable", "drain_seconds")
 @server_options
 @json_option
 def command(
-    model: str, parameters: tuple[str, ...], env: tuple[str, ...], unset_env: tuple[str, ...], wait: bool,
-    timeout: float, target: Target, as_json: bool, fixed_replicas: bool, **given: Any,
+    model: str, parameters: tuple[str, ...], env: tuple[str, ...], unset_env: tuple[str, ...], selector: tuple[str, ...],
+    wait: bool, timeout: float, target: Target, as_json: bool, fixed_replicas: bool, **given: Any,
 ) -> int:  # fmt: skip
     """Change how a model is served.
 
@@ -71,6 +78,8 @@ def command(
     rollout = {name: named.pop(name) for name in _ROLLOUT if name in named}
     if parameters:
         named["backend_parameters"] = [] if parameters == ("",) else list(parameters)
+    if selector:
+        named["worker_selector"] = labels("--worker-selector", selector)
     pairs = variables(env)
     if not (named or rollout or pairs or unset_env):
         raise click.UsageError("nothing is to change; name what is, such as --replicas 2")

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import click
 
 from gpustack.cli import complete
-from gpustack.cli.output import age, emit_documents, emit_json, emit_table, first_line, note
+from gpustack.cli.output import age, clean, emit_documents, emit_json, emit_table, first_line, note
 from gpustack.cli.target import Connection, Target, json_option, server_options
 from gpustack.kit.text import human_bytes
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @json_option
 @click.pass_context
 def command(ctx: click.Context, target: Target, as_json: bool) -> None:
-    """List, add and remove workers."""
+    """List, add, label and remove workers."""
     if ctx.invoked_subcommand is None:
         _list(target, as_json)
 
@@ -118,6 +118,47 @@ async def _maintain(client: Client, name: str, *, on: bool) -> tuple[WorkerPubli
     changed = await client.set_maintenance(worker.id, on=on)
     copies = await client.instances.list_all(worker_id=worker.id) if on else []
     return changed, sorted(each.name for each in copies)
+
+
+@command.command("label")
+@click.argument("name", shell_complete=complete.workers)
+@click.argument("labels", nargs=-1, metavar="[KEY=VALUE | KEY-]...")
+@server_options
+@json_option
+def label(name: str, labels: tuple[str, ...], target: Target, as_json: bool) -> None:
+    """Show, set and take away labels of a worker.
+
+    KEY=VALUE sets a label, KEY- takes it away; without either they are shown. Models whose --worker-selector names
+    labels run on workers that have all of them. os, arch and worker-name are given by the worker itself.
+    """
+    from gpustack.cli.names import labels as read
+
+    changes = read("", labels)
+    worker = target.ask(lambda client: _label(client, name, changes), changes=bool(changes))
+    if as_json:
+        emit_json(worker.model_dump(mode="json"))
+        return
+    for key, value in sorted(worker.labels.items()):
+        click.echo(clean(f"{key}={value}"))
+
+
+async def _label(client: Client, name: str, changes: dict[str, str | None]) -> WorkerPublic:
+    from gpustack.kit.errors import InvalidInput
+    from gpustack.kit.text import shorten
+    from gpustack.schemas.workers import OWN_LABELS
+
+    worker = await _named(client, name)
+    if not changes:
+        return worker
+    if away := next((key for key, value in changes.items() if value is None and key in OWN_LABELS), None):
+        raise InvalidInput(f"{away} is a label that the worker gives itself; it cannot be taken away")
+    lacking = [key for key, value in changes.items() if value is None and key not in worker.labels]
+    if lacking:
+        raise InvalidInput(f"worker {worker.name} has no label {shorten(lacking[0], 80)!r} to take away")
+    merged = {**worker.labels, **changes}
+    return await client.set_labels(
+        worker.id, {key: value for key, value in merged.items() if value is not None}
+    )
 
 
 @command.command("remove")

@@ -209,6 +209,11 @@ class Client:
         body = {"maintenance": on}
         return read_as(WorkerPublic, await self._transport.send("PUT", f"/v2/workers/{number}", body=body))
 
+    async def set_labels(self, number: int, labels: Mapping[str, str]) -> WorkerPublic:
+        """Replace the labels of a worker; those that it gives itself stay."""
+        body = {"labels": dict(labels)}
+        return read_as(WorkerPublic, await self._transport.send("PUT", f"/v2/workers/{number}", body=body))
+
     async def worker_challenge(self) -> str:
         """Return what a registration is signed with; NotFound from a server older than that."""
         answer = await self._transport.send("POST", "/v2/worker-challenges")

@@ -242,8 +242,14 @@ class Heartbeat(FromWorker):
     )
 
 
+#: The labels that a worker gives itself.
+OWN_LABELS = frozenset({"os", "arch", "worker-name"})
+
+
 class WorkerUpdate(Input):
     """What an administrator may change about a worker; what is left out stays.
+
+    ``labels`` take the place of those it had, but for its own: os, arch and worker-name.
 
     In ``maintenance`` a worker gets no new instances. Those that it has serve on until others run elsewhere.
     """

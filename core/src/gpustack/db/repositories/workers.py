@@ -17,10 +17,10 @@ from gpustack.db.repositories.base import Repository, json, now, sql
 from gpustack.db.repositories.instances import Instances
 from gpustack.db.repositories.model_files import ModelFiles
 from gpustack.db.tables import Cluster, ModelFile, ModelInstance, Worker
-from gpustack.kit.errors import Forbidden, NotFound
+from gpustack.kit.errors import Forbidden, InvalidInput, NotFound
 from gpustack.lifecycle import joining
 from gpustack.schemas.common import Page
-from gpustack.schemas.workers import Heartbeat, WorkerPublic, WorkerRegistration, WorkerState
+from gpustack.schemas.workers import OWN_LABELS, Heartbeat, WorkerPublic, WorkerRegistration, WorkerState
 
 log = logging.getLogger(__name__)
 
@@ -204,6 +204,8 @@ class Workers(Repository[WorkerPublic]):
                 values |= _start(start)
                 values["state"] = _up(old)
                 values["name"] = await self._kept_name(tx, old, wanted.name)
+                # Those that an administrator has added.
+                values["labels"] = {**old.labels, **wanted.labels}
                 renewed = await self._change(tx, old, values)
                 if (renewed.name, renewed.ip) != (old.name, old.ip):
                     await Instances(tx).follow_worker(tx, renewed.id, renewed.name, renewed.ip)
@@ -283,10 +285,13 @@ class Workers(Repository[WorkerPublic]):
     async def update(
         self, worker_id: int, *, labels: Mapping[str, str] | None = None, maintenance: bool | None = None
     ) -> WorkerPublic:
-        """Replace the labels, and take the worker out of service or back; None changes nothing."""
+        """Replace the labels but the worker's own, and take it out of service or back; None changes nothing.
+
+        Raises InvalidInput when one of its own is to be another.
+        """
         async with self._session.writing() as tx:
             old = await self._get(tx, worker_id, lock=True)
-            values: dict[str, Any] = {} if labels is None else {"labels": dict(labels)}
+            values: dict[str, Any] = {} if labels is None else {"labels": _labels(old, labels)}
             if maintenance is not None:
                 values["maintenance"] = maintenance
                 if old.state in (WorkerState.READY, WorkerState.MAINTENANCE):
@@ -305,6 +310,17 @@ class Workers(Repository[WorkerPublic]):
             await files._remove(tx, await files._find(tx, ModelFile.worker_id == worker_id, lock=True))
             await self._remove(tx, [worker])
             return worker
+
+
+def _labels(worker: WorkerPublic, wanted: Mapping[str, str]) -> dict[str, str]:
+    """Return the labels ``wanted`` with the worker's own."""
+    own = {name: value for name, value in worker.labels.items() if name in OWN_LABELS}
+    for name, value in own.items():
+        if wanted.get(name, value) != value:
+            raise InvalidInput(
+                f"worker {worker.name} itself says that its label {name} is {value!r}; give another name to a label of yours"
+            )
+    return {**wanted, **own}
 
 
 def _claim(wanted: WorkerRegistration, *, by_credential: bool) -> joining.Claim:
