@@ -92,6 +92,22 @@ async def test_a_model_that_is_none_is_not_found(api: Api) -> None:
     assert answer.status_code == 404
 
 
+async def test_parameters_that_it_does_not_have_are_refused(api: Api) -> None:
+    answer = await api.admin.get("/v2/decisions?limit=-1&page=abc")
+    assert answer.status_code == 400
+    assert "'limit': this answers all recorded decisions" in answer.json()["message"]
+
+
+async def test_a_worker_in_maintenance_is_told_as_that(api: Api) -> None:
+    model, worker = await api.model("tiny"), await api.worker()
+    await api.admin.put(f"/v2/workers/{worker['id']}", json={"maintenance": True})
+    await api.instance(model, None)
+
+    (one,) = (await api.admin.get(f"/v2/models/{model['id']}/explain")).json()["instances"]
+
+    assert "is not ready: in maintenance" in str(one)
+
+
 async def test_without_decisions_there_is_nothing_to_hand_out(api: Api) -> None:
     answer = await api.admin.get("/v2/decisions")
     assert (answer.status_code, answer.content) == (200, b"")

@@ -223,6 +223,14 @@ def test_policies_see_the_same_arrivals_and_seeds_other_ones() -> None:
         ({"workers": [{"name": "a", "count": 0}]}, "workers[0].count: expected a number from 1"),
         ({"workers": [{"name": "a", "count": True}]}, "workers[0].count: expected a whole number"),
         ({"workers": [{"name": "a", "count": 100_000}, {"name": "b"}]}, "too many to simulate"),
+        (
+            {"workers": [{"name": "a", "ram": "8GiB", "reserved": {"ram": "9GiB"}}]},
+            "workers[0].reserved.ram: that is more than the 8.0 GiB that the worker has",
+        ),
+        (
+            {"workers": [{"name": "a", "gpus": {"memory": "8GiB"}, "reserved": {"vram": "9GiB"}}]},
+            "workers[0].reserved.vram: that is more than the 8.0 GiB that a GPU of the worker has",
+        ),
         ({"workers": [{"name": "a", "labels": ["x"]}]}, "workers[0].labels: expected names and values"),
     ],
 )

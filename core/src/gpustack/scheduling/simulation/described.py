@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gpustack.kit.text import human_bytes
 from gpustack.plugin.values import ResourceClaim
 from gpustack.scheduling.request import FilesThere, Offer, Request, Way
 from gpustack.scheduling.simulation.plain import Part, Place, WrongValue
@@ -119,6 +120,14 @@ _GROUP = ("name", "count", "gpus", "ram", "labels", "network", "backends", "rese
 
 def _worker(number: int, name: str, group: Part, gpus: tuple[Gpu, ...]) -> Worker:
     reserved = Part(group.raw("reserved") or {}, group.at("reserved"), ("ram", "vram"), "what is reserved")
+    ram, ram_reserved = group.size("ram", "256GiB"), reserved.size("ram", "0")
+    vram_reserved = reserved.size("vram", "0")
+    if ram_reserved > ram:
+        raise reserved.wrong("ram", f"that is more than the {human_bytes(ram)} that the worker has")
+    if small := min((gpu.total for gpu in gpus if gpu.total < vram_reserved), default=0):
+        raise reserved.wrong(
+            "vram", f"that is more than the {human_bytes(small)} that a GPU of the worker has"
+        )
     backends = frozenset(str(item) for item, _ in group.items("backends")) or frozenset({BACKEND})
     return Worker(
         id=number,
@@ -128,9 +137,9 @@ def _worker(number: int, name: str, group: Part, gpus: tuple[Gpu, ...]) -> Worke
         labels=group.texts("labels"),
         fabric=group.text("network", ""),
         backends=backends,
-        ram_total=group.size("ram", "256GiB"),
-        ram_reserved=reserved.size("ram", "0"),
-        vram_reserved=reserved.size("vram", "0"),
+        ram_total=ram,
+        ram_reserved=ram_reserved,
+        vram_reserved=vram_reserved,
         gpus=gpus,
     )
 

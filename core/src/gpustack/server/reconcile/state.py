@@ -375,7 +375,8 @@ class State:
             name=worker.name,
             cluster_id=worker.cluster_id,
             ready=worker.state is WorkerState.READY,
-            state_message=worker.state_message,
+            state_message=worker.state_message
+            or ("in maintenance" if worker.state is WorkerState.MAINTENANCE else ""),
             labels=worker.labels,
             kind=kind,
             backends=frozenset(self.versions if known is None else known),
