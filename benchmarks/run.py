@@ -20,6 +20,7 @@ PROGRAMS = (
     "gateway",
     "prefix_affinity",
     "scheduling",
+    "freed_gpu",
 )
 
 
