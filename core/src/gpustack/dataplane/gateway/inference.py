@@ -17,6 +17,7 @@ from gpustack.dataplane.admission import Refusal, Ticket
 from gpustack.dataplane.choosing import Hints, Lease, Outcome, prefix
 from gpustack.dataplane.errors import ApiError
 from gpustack.dataplane.gateway.answers import error_body, error_event
+from gpustack.dataplane.gateway.bodies import body_for
 from gpustack.dataplane.gateway.books import LEFT
 from gpustack.dataplane.gateway.failures import is_plain, obstacle, outcome_of, told_by_door, trouble_of
 from gpustack.dataplane.gateway.hints import hints_of
@@ -295,24 +296,12 @@ class Inference(msgspec.Struct, eq=False):
 
     def _body_for(self, target: Target) -> bytes:
         """Return the body as this target is to have it: its own name of the model, and usage asked for."""
-        asked, body = self._asked, self.request.body
-        assert asked is not None
-        if self._served == target.served_name:
-            return self._body
-        if not (target.served_name or asked.stream):
-            self._served, self._body = "", body
-            return body
-        if asked.span == (0, 0):
-            pass
-        elif self.operation.form:
-            if target.served_name and target.served_name != asked.model:
-                body = forms.rename_in_form(body, asked.span, target.served_name)
-        else:
-            body, self._forced = requests.rewrite(
-                body, asked, model=target.served_name, usage=self.operation.asks_usage
-            )
-        self._served, self._body = target.served_name, body
-        return body
+        if self._served != target.served_name:
+            assert self._asked is not None
+            body = body_for(self.request.body, self._asked, self.operation, target.served_name)
+            self._served = target.served_name
+            self._body, self._forced = body
+        return self._body
 
     def _nobody(self, route: Route) -> None:
         """No instance is left to ask."""
