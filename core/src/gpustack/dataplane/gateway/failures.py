@@ -45,3 +45,9 @@ def told_by_door(word: bytes, content: bytes) -> Failure:
     if word == DIED:
         return Failure(Stage.HEAD, True, "ended before it answered")
     return Failure(Stage.CONNECT, False, f"cannot be reached: {errors.engine_message(content)}")
+
+
+def leads_to_fallback(route: Route, status: int) -> bool:
+    """Tell whether ``route`` has its fallback asked in place of an engine's ``status``."""
+    codes = route.fallback_status_codes
+    return bool(codes) and (str(status) in codes or f"{status // 100}xx" in codes)

@@ -19,9 +19,17 @@ from gpustack.dataplane.errors import ApiError
 from gpustack.dataplane.gateway.answers import error_body, error_event
 from gpustack.dataplane.gateway.bodies import body_for
 from gpustack.dataplane.gateway.books import LEFT
-from gpustack.dataplane.gateway.failures import is_plain, obstacle, outcome_of, told_by_door, trouble_of
+from gpustack.dataplane.gateway.failures import (
+    is_plain,
+    leads_to_fallback,
+    obstacle,
+    outcome_of,
+    told_by_door,
+    trouble_of,
+)
 from gpustack.dataplane.gateway.hints import hints_of
 from gpustack.dataplane.gateway.operations import Operation
+from gpustack.dataplane.gateway.several import pick_of_several
 from gpustack.dataplane.gateway.sizes import size_of
 from gpustack.dataplane.hops import DOOR_SAYS
 from gpustack.dataplane.http import Exchange, Failure, Headers, KnownAnswer, Reply, Request, request_head
@@ -258,11 +266,11 @@ class Inference(msgspec.Struct, eq=False):
                 salt = self.gateway.salt(route.name)
                 self._hints = hints = hints_of(self.request, self._fields, self.operation, salt, self._size)
                 hints.max_tokens = self._asked.max_tokens if self._asked is not None else 0
-            lease, ticket = None, self._ticket
+            ticket = self._ticket
             assert ticket is not None
-            if ticket.room.several and (others := ticket.not_first()):
-                lease = self.gateway.chooser.pick(route, hints, (*self._tried, *others))
-            if lease is None:
+            if ticket.room.several:
+                lease = pick_of_several(self.gateway.chooser, route, hints, self._tried, ticket)
+            else:
                 lease = self.gateway.chooser.pick(route, hints, self._tried)
             if lease is None:
                 self._nobody(route)
@@ -276,9 +284,7 @@ class Inference(msgspec.Struct, eq=False):
         self._lease = lease
         target = lease.target
         self.instance_id = target.instance_id
-        self.model = model = target.model or route.name
-        if (ticket := self._ticket) is not None:
-            ticket.at(model)
+        self.model = target.model or route.name
         # Most bodies are sent as they came.
         asked = self._asked
         as_it_came = not target.served_name and asked is not None and not asked.stream
@@ -330,8 +336,7 @@ class Inference(msgspec.Struct, eq=False):
         """Ask whom the route names for an engine's ``status``; tell whether there is anybody. ``error`` is told otherwise."""
         route = self._route
         assert route is not None
-        codes = route.fallback_status_codes
-        if not codes or (str(status) not in codes and f"{status // 100}xx" not in codes):
+        if not leads_to_fallback(route, status):
             return False
         self._trouble = error
         self._exchange = self.reader = self._content = None
