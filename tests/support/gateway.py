@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,13 +13,17 @@ from typing import Any
 import httpx
 
 from gpustack.dataplane.admission import Admission
+from gpustack.dataplane.asgi import answer as answer_now
 from gpustack.dataplane.choosing import Chooser
 from gpustack.dataplane.gateway import Books, Gateway, Parts
+from gpustack.dataplane.gateway.asgi import in_process
 from gpustack.dataplane.gateway.backstage import ServerSide
 from gpustack.dataplane.http import HttpServer, Limits, Upstream
 from gpustack.dataplane.metering.access_log import AccessLog
 from gpustack.dataplane.metering.journal import Journal
+from gpustack.kit.net import listen
 from gpustack.plugin.routing import Principal, Route, RoutingTable, Target, UsageRecord, digest
+from gpustack.server.public import Public
 from gpustack.testing.fakes.engine import FakeEngine
 
 KEY = "sk-alice"
@@ -154,6 +159,43 @@ async def a_gateway(
                 # What hears of the end gives up in turn what it has at engines.
                 for _ in range(5):
                     await asyncio.sleep(0)
+
+
+async def nothing_but_models(scope: Any, receive: Any, send: Any) -> None:
+    """An application that has only what is for models, and says so."""
+    del receive
+    body = json.dumps({"path": scope["path"]}).encode()
+    await answer_now(send, 404, [(b"content-type", b"application/json")], body)
+
+
+@contextlib.asynccontextmanager
+async def in_the_server(
+    tmp_path: Path, *, app: Any = nothing_but_models, limits: Limits | None = None
+) -> AsyncIterator[Running]:
+    """The same as :func:`a_gateway` in the process of a server without gateways, with ``app`` behind it."""
+    async with contextlib.AsyncExitStack() as stack:
+        journal = await stack.enter_async_context(Journal(tmp_path / "usage", memory=tmp_path))
+        inference = await stack.enter_async_context(in_process(Books(journal=journal)))
+        public = Public(inference, app, cors=None, limits=limits or Limits(sweep_seconds=0.05))
+        listener = listen(0, host="127.0.0.1")
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        ready = asyncio.Event()
+        serving = asyncio.create_task(
+            public.serve([listener], drain=0.0, closing=asyncio.Event(), on_ready=ready.set)
+        )
+        stack.push_async_callback(_end, serving, public)
+        await ready.wait()
+        client = await stack.enter_async_context(
+            httpx.AsyncClient(base_url=url, headers={"authorization": f"Bearer {KEY}"}, timeout=20)
+        )
+        gateway = public.gateway
+        yield Running(gateway, gateway.upstream, journal, client, url, public.http)
+
+
+async def _end(serving: asyncio.Task[None], public: Public) -> None:
+    public.http.close()  # nobody is to be waited for
+    serving.cancel()
+    await asyncio.gather(serving, return_exceptions=True)
 
 
 #: Answers one connection.

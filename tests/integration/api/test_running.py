@@ -5,12 +5,14 @@ import contextlib
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from gpustack.dataplane.gateway.asgi import in_process
 from gpustack.db import Feed, Store
 from gpustack.kit.errors import GPUStackError
 from gpustack.kit.net import listen
@@ -19,6 +21,7 @@ from gpustack.server.auth.passwords import Passwords
 from gpustack.server.config import FIRST_LOGIN_FILE, ServerConfig
 from gpustack.server.heartbeats import Heartbeats
 from gpustack.server.listen import serve
+from gpustack.server.public import Public
 from gpustack.server.routing import Routing
 from support.api import PASSWORD, a_catalogue
 
@@ -141,25 +144,34 @@ async def connected(port: int) -> AsyncIterator[Connection]:
             await writer.wait_closed()
 
 
-@contextlib.asynccontextmanager
-async def served(
-    app: Callable[..., Any], *, drain: float = 5, more: float = 0.0
-) -> AsyncIterator[tuple[int, asyncio.Task[None]]]:
-    """Serve ``app`` until the block ends or the task is cancelled; yields the port and that task."""
-    ready = asyncio.Event()
-    listener = listen(0, host="127.0.0.1")
-    port = listener.getsockname()[1]
-    serving = serve(
-        app, [listener], drain=drain, more=lambda: more, closing=asyncio.Event(), on_ready=ready.set
-    )
-    task = asyncio.create_task(serving)
-    try:
-        async with asyncio.timeout(20):
-            await ready.wait()
-            yield port, task
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+@pytest.fixture(params=["behind a gateway", "alone"])
+def served(request: pytest.FixtureRequest) -> Callable[..., Any]:
+    """``served(app)`` serves it until the block ends or the task is cancelled; yields the port and that task."""
+
+    @contextlib.asynccontextmanager
+    async def serving(
+        app: Callable[..., Any], *, drain: float = 5, more: float = 0.0
+    ) -> AsyncIterator[tuple[int, asyncio.Task[None]]]:
+        ready = asyncio.Event()
+        listener = listen(0, host="127.0.0.1")
+        port = listener.getsockname()[1]
+        async with in_process() as inference:
+            serves = partial(serve, app)
+            if request.param == "alone":
+                serves = Public(inference, app, cors=None).serve
+            answering = serves(
+                [listener], drain=drain, more=lambda: more, closing=asyncio.Event(), on_ready=ready.set
+            )
+            task = asyncio.create_task(answering)
+            try:
+                async with asyncio.timeout(20):
+                    await ready.wait()
+                    yield port, task
+            finally:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+
+    return serving
 
 
 async def echo(_scope: Any, receive: Callable[..., Any], send: Callable[..., Any]) -> None:
@@ -184,7 +196,7 @@ async def refuses(port: int) -> None:
                 await asyncio.sleep(0)
 
 
-async def test_what_has_just_connected_is_answered_by_a_server_that_ends() -> None:
+async def test_what_has_just_connected_is_answered_by_a_server_that_ends(served: Callable[..., Any]) -> None:
     async with served(echo) as (port, task), connected(port) as connection:
         task.cancel()
         await refuses(port)
@@ -195,14 +207,18 @@ async def test_what_has_just_connected_is_answered_by_a_server_that_ends() -> No
         assert await connection[0].read() == b""
 
 
-async def test_an_answer_that_had_begun_before_the_end_does_not_close_its_connection() -> None:
+async def test_an_answer_that_had_begun_before_the_end_does_not_close_its_connection(
+    served: Callable[..., Any],
+) -> None:
     begun, may_end = asyncio.Event(), asyncio.Event()
 
     async def slow(scope: Any, receive: Callable[..., Any], send: Callable[..., Any]) -> None:
         async def held(message: dict[str, Any]) -> None:
-            if message["type"] == "http.response.body" and not may_end.is_set():
+            if message["type"] == "http.response.body":
+                await send({**message, "body": message["body"][:1], "more_body": True})
                 begun.set()
                 await may_end.wait()
+                message = {**message, "body": message["body"][1:]}
             await send(message)
 
         await echo(scope, receive, held)
@@ -220,7 +236,9 @@ async def test_an_answer_that_had_begun_before_the_end_does_not_close_its_connec
         assert b"connection: close" in await exchange(connection)
 
 
-async def test_a_request_that_arrived_while_an_ending_server_was_busy_is_answered() -> None:
+async def test_a_request_that_arrived_while_an_ending_server_was_busy_is_answered(
+    served: Callable[..., Any],
+) -> None:
     async with served(echo) as (port, task), connected(port) as connection:
         assert b"connection: close" not in await exchange(connection)
         task.cancel()
@@ -232,7 +250,9 @@ async def test_a_request_that_arrived_while_an_ending_server_was_busy_is_answere
         assert await connection[0].read() == b"hi"
 
 
-async def test_connections_that_say_nothing_do_not_hold_an_ending_server_up() -> None:
+async def test_connections_that_say_nothing_do_not_hold_an_ending_server_up(
+    served: Callable[..., Any],
+) -> None:
     async with served(echo) as (port, task), connected(port) as silent, connected(port) as kept:
         await exchange(kept)
         task.cancel()
@@ -248,7 +268,9 @@ async def never(_scope: Any, _receive: Any, _send: Any) -> None:
 
 
 @pytest.mark.parametrize(("more", "at_least"), [(0.0, 1.0), (0.7, 1.7)])
-async def test_what_takes_too_long_has_a_last_word(more: float, at_least: float) -> None:
+async def test_what_takes_too_long_has_a_last_word(
+    served: Callable[..., Any], more: float, at_least: float
+) -> None:
     async with served(until_ended(never), drain=1, more=more) as (port, task), connected(port) as connection:
         connection[1].write(REQUEST)
         await asyncio.sleep(0.1)
@@ -263,7 +285,7 @@ async def test_what_takes_too_long_has_a_last_word(more: float, at_least: float)
         assert at_least <= time.monotonic() - began < at_least + 1.0
 
 
-async def test_a_client_that_reads_nothing_does_not_hold_up_the_end() -> None:
+async def test_a_client_that_reads_nothing_does_not_hold_up_the_end(served: Callable[..., Any]) -> None:
     async def endless(_scope: Any, _receive: Any, send: Callable[..., Any]) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         while True:

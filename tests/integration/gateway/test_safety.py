@@ -26,6 +26,7 @@ from support.gateway import (
     a_target,
     an_engine,
     fields_of,
+    in_the_server,
     request_of,
     status_of,
 )
@@ -36,9 +37,9 @@ ASKED = json.dumps(CHAT).encode()
 OK = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
 
 
-@pytest.fixture
-async def running(tmp_path: Path) -> AsyncIterator[Running]:
-    async with a_gateway(tmp_path) as gateway:
+@pytest.fixture(params=[a_gateway, in_the_server], ids=["gateway", "in the server"])
+async def running(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Running]:
+    async with request.param(tmp_path) as gateway:
         yield gateway
 
 

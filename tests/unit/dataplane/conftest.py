@@ -54,7 +54,10 @@ class Caller:
 
         scope = {
             "type": "http", "method": "POST", "path": path, "query_string": b"",
-            "headers": [(b"authorization", f"Bearer {key}".encode())] if key else [],
+            "headers": [
+                (b"host", b"test"),
+                *([(b"authorization", f"Bearer {key}".encode())] if key else []),
+            ],
         }  # fmt: skip
         await app(scope, receive, send)
         return answered

@@ -53,6 +53,7 @@ from gpustack.server.gateways import Gateways
 from gpustack.server.heartbeats import Heartbeats
 from gpustack.server.listen import serve
 from gpustack.server.loads import Loads, least_to_tell, tell
+from gpustack.server.public import Public
 from gpustack.server.reconcile.questions import Backends
 from gpustack.server.routing import Routing
 from gpustack.server.services import Services
@@ -168,6 +169,19 @@ def create_management_app(services: Services) -> Litestar:
     )
 
 
+def _public(services: Services, app: App) -> Public:
+    """Return what serves ``app`` where no gateway stands before it."""
+    inference, tunables = services.front.inference, services.config.tunables
+    assert inference is not None
+    public = Public(inference, app, cors=tunables.now.cors)
+
+    def exchange(new: Tunables) -> None:
+        public.gateway.cors = new.cors
+
+    tunables.listen(exchange)
+    return public
+
+
 async def run_server(
     config: ServerConfig,
     database_url: str,
@@ -185,9 +199,10 @@ async def run_server(
     the others cannot do without broke: whoever runs this starts it again.
     """
     async with started(config, database_url, catalogue) as (app, services):
+        # What comes from gateways is known to be sound.
+        serve_all = partial(serve, app) if config.gateway_mark else _public(services, app).serve
         serving = asyncio.create_task(
-            serve(
-                app,
+            serve_all(
                 listeners.plain,
                 tls=listeners.with_certificates(config.tunables),
                 drain=config.drain,
@@ -281,6 +296,7 @@ async def started(
             in_process(books, services.authenticator.principal, wake=lambda route: loads.wake(route.name))
         )
         tasks.start("load", tell(inference.load, loads))
+        services.front.inference = inference
         inference.apply(routing.table)
         stack.callback(routing.listen(inference.apply))
         web = await WebApps.opened(stack, catalogue, lambda name: _host(config, name))

@@ -17,6 +17,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
+from gpustack.dataplane.gateway.asgi import GatewayApp
 from gpustack.extensions import Catalogue, Inside, Registered, inside
 from gpustack.kit.backoff import Backoff
 from gpustack.kit.errors import GPUStackError
@@ -197,6 +198,8 @@ class Front:
 
     data_path: Gateways | None = None
     life: GatewayLife | None = None
+    #: The data path of the server's own process.
+    inference: GatewayApp | None = None
 
 
 async def _next(batches: AsyncIterator[Sequence[UsageRecord]]) -> tuple[UsageRecord, ...]:

@@ -12,25 +12,28 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, cast
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from gpustack.dataplane import errors
 from gpustack.dataplane.admission import Admission
 from gpustack.dataplane.asgi import Message, Receive, Scope, Send
 from gpustack.dataplane.choosing import Chooser
+from gpustack.dataplane.cors import CorsPolicy
 from gpustack.dataplane.errors import ApiError
 from gpustack.dataplane.gateway.books import Books
-from gpustack.dataplane.gateway.service import Fields, Gateway, Parts
+from gpustack.dataplane.gateway.service import Backstage, Fields, Gateway, Parts
 from gpustack.dataplane.http import (
     NOT_FOR_CLIENTS,
     BodyPlan,
     Header,
     Headers,
     KnownAnswer,
+    Limits,
     Refusal,
     Reply,
     Request,
     Upstream,
+    judging,
 )
 from gpustack.dataplane.table.load import LoadTeller
 from gpustack.kit.errors import GPUStackError
@@ -40,6 +43,7 @@ from gpustack.plugin.routing import Principal, Route, RoutingDelta, RoutingTable
 log = logging.getLogger(__name__)
 
 MAX_BODY = 64 << 20
+_LIMITS = Limits()
 #: Bytes of an answer that may wait for a client before the engine is made to wait.
 _HIGH_WATER = 256 << 10
 
@@ -73,6 +77,8 @@ class GatewayApp:
         max_body: int = MAX_BODY,
     ) -> None:
         self._gateway = gateway
+        #: The same gateway on sockets.
+        self._fronts: list[Gateway] = []
         #: What it has to do.
         self.load = load
         self._fallback = fallback
@@ -82,27 +88,53 @@ class GatewayApp:
         """Serve ``table`` from the next request on."""
         changed = None if delta is None else {*delta.changed, *delta.removed}
         self._gateway.apply(table, changed)
+        for each in self._fronts:
+            each.follow(table)
         if delta is not None and delta.closed:
-            self._gateway.close_keys(delta.closed)
+            for each in (self._gateway, *self._fronts):
+                each.close_keys(delta.closed)
+
+    def front(self, backstage: Backstage, cors: CorsPolicy | None) -> Gateway:
+        """Return this data path as a service for sockets of our own; ``backstage`` answers what is not for models."""
+        ours = self._gateway
+        made = Gateway(
+            Parts(
+                upstream=ours.upstream,
+                chooser=ours.chooser,
+                admission=ours.admission,
+                books=ours.books,
+                budget=ours.budget,
+                backstage=backstage,
+                cors=cors,
+                hold_seconds=ours.hold_seconds,
+                clock=ours.clock,
+            )
+        )
+        made.follow(ours.table)
+        self._fronts.append(made)
+        return made
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; an answer that is cut off leaves its connection unfinished."""
         request = _request_of(scope)
         reply = _Reply(request)
-        judged = await self._judged(scope, request)
+        judged = _fault(request) or await self._judged(scope, request)
         if isinstance(judged, Refusal):
+            # Nothing is received: a client that waits for a word before it sends its body gets this one.
             reply.refuse(judged)
-        else:
-            limit = self._max_body if judged.limit is None else judged.limit
-            body = await _read(receive, limit)
-            if body is None:
-                return  # the client has left
-            if isinstance(body, ApiError):
-                reply.answer(body.status, body.headers(), body.body())
-            else:
-                request.body = body
-                # It has the methods that a service asks of a reply, and none of its protocol's.
-                self._gateway.handle(request, cast("Reply", reply))
+            await reply.send(send)
+            return
+        limit = self._max_body if judged.limit is None else judged.limit
+        body = await _read(receive, limit, request.length or 0)
+        if body is None:
+            return  # the client has left
+        if isinstance(body, ApiError):
+            reply.answer(body.status, body.headers(), body.body())
+            await reply.send(send)
+            return
+        request.body = body
+        # It has the methods that a service asks of a reply, and none of its protocol's.
+        self._gateway.handle(request, cast("Reply", reply))
         await reply.carry(receive, send)
 
     async def _judged(self, scope: Scope, request: Request) -> Refusal | BodyPlan:
@@ -144,9 +176,11 @@ async def in_process(
 def _request_of(scope: Scope) -> Request:
     client = scope.get("client")
     request = Request(client[0] if client else "", scope.get("scheme") == "https")
+    version = scope.get("http_version", "1.1")
+    # What newer ones say differently, the server in front has put into the words of this one.
+    request.version = version if version.startswith(("0", "1")) else "1.1"
     request.method = scope["method"].encode("latin-1")
-    # Not the raw one: where this server is mounted is taken off the other.
-    request.path = quote(scope["path"], safe="/:@!$&'()*+,;=").encode()
+    request.path = _path_of(scope)
     request.query = bytes(scope["query_string"])
     request.headers = [(bytes(name).lower(), bytes(value)) for name, value in scope["headers"]]
     request.host = request.header(b"host") or b""
@@ -156,23 +190,51 @@ def _request_of(scope: Scope) -> Request:
     return request
 
 
-async def _read(receive: Receive, limit: int) -> bytes | ApiError | None:
+def _path_of(scope: Scope) -> bytes:
+    """Return the path as it was sent, without where this server is mounted."""
+    path, raw = scope["path"], bytes(scope.get("raw_path") or b"").partition(b"?")[0]
+    while raw:
+        if unquote(raw.decode("latin-1")) == path:
+            return raw
+        at = raw.find(b"/", 1)
+        raw = raw[at:] if at > 0 else b""
+    return quote(path, safe="/:@!$&'()*+,;=").encode()
+
+
+def _fault(request: Request) -> Refusal | None:
+    """Refuse what our own HTTP layer refuses, as far as another server in front lets us see it."""
+    limits = _LIMITS
+    size = judging.size_of(request)
+    fault: judging.Fault | None
+    if len(request.path) + len(request.query) + 1 > limits.target_bytes:
+        fault = judging.Fault(414, "the path with its query is too long", "target_too_long")
+    elif len(request.headers) > limits.headers or size > limits.head_bytes:
+        fault = judging.Fault(431, "the headers of the request are too large", "headers_too_large")
+    elif b"upgrade" in (request.header(b"connection") or b"").lower():
+        fault = judging.Fault(501, "Upgrade and CONNECT are not supported", "not_supported")
+    else:
+        request.target = request.path + (b"?" + request.query if request.query else b"")
+        fault, _ = judging.judge(request, judging.Known())
+    if fault is None:
+        return None
+    error = ApiError(fault.status, fault.message, code=fault.code)
+    return Refusal(fault.status, tuple(error.headers()), error.body())
+
+
+async def _read(receive: Receive, limit: int, announced: int) -> bytes | ApiError | None:
     """Return the whole body, an error for one that is too large, None when the client has left."""
     parts: list[bytes] = []
     size = 0
-    while True:
+    while max(size, announced) <= limit:
         message = await receive()
         if message["type"] == "http.disconnect":
             return None
         part = message.get("body", b"")
-        size += len(part)
-        if size > limit:
-            return ApiError(
-                413, f"the request body is larger than {human_bytes(limit)}", code="request_too_large"
-            )
         parts.append(part)
-        if not message.get("more_body", False):
+        size += len(part)
+        if size <= limit and not message.get("more_body", False):
             return b"".join(parts)
+    return ApiError(413, f"the request body is larger than {human_bytes(limit)}", code="request_too_large")
 
 
 class _Reply:
@@ -264,7 +326,7 @@ class _Reply:
     async def carry(self, receive: Receive, send: Send) -> None:
         """Send what is written until the answer has ended or the client has left, who is told of then."""
         listening = asyncio.create_task(_gone(receive))
-        sending = asyncio.create_task(self._send(send))
+        sending = asyncio.create_task(self.send(send))
         try:
             await asyncio.wait({listening, sending}, return_when=asyncio.FIRST_COMPLETED)
             if sending.done():
@@ -275,7 +337,8 @@ class _Reply:
             await asyncio.gather(listening, sending, return_exceptions=True)
             self._leave()
 
-    async def _send(self, send: Send) -> None:
+    async def send(self, send: Send) -> None:
+        """Send what is written until the answer has ended."""
         while True:
             while self._messages:
                 message = self._messages.popleft()

@@ -129,13 +129,9 @@ class Gateway:
 
     def apply(self, table: RoutingTable, changed: Collection[str] | None = None) -> None:
         """Serve ``table`` from the next request on; ``changed`` names the routes that differ, None may be all."""
-        self.table = table
+        self.follow(table)
         self.chooser.apply(table)
         self.admission.apply(table, changed)
-        if len(self._first_lines) > _KEPT:
-            self._first_lines.clear()
-        if len(self._salts) > _KEPT:
-            self._salts.clear()
         if changed is None:
             self._forget_addresses()
             return
@@ -144,6 +140,14 @@ class Gateway:
         if changed and self._forgetting is None:
             # A look at everything, for which a second is soon enough.
             self._forgetting = self.call_later(1.0, self._forget_addresses)
+
+    def follow(self, table: RoutingTable) -> None:
+        """Serve ``table`` beside another gateway that shares all parts, and has applied it to them."""
+        self.table = table
+        if len(self._first_lines) > _KEPT:
+            self._first_lines.clear()
+        if len(self._salts) > _KEPT:
+            self._salts.clear()
 
     def _forget_addresses(self) -> None:
         """Keep no connection to where nobody is."""

@@ -20,6 +20,7 @@ pass through as it came, after it has been parsed.
 """
 
 from gpustack.dataplane.http.heads import (
+    HOP_BY_HOP,
     NOT_FOR_CLIENTS,
     NOT_FOR_ENGINES,
     NOT_FOR_SERVERS,
@@ -38,6 +39,7 @@ from gpustack.dataplane.http.server_protocol import ServerProtocol
 from gpustack.dataplane.http.upstream import Address, Exchange, Failure, Sink, Stage, Upstream
 
 __all__ = [
+    "HOP_BY_HOP",
     "NOT_FOR_CLIENTS",
     "NOT_FOR_ENGINES",
     "NOT_FOR_SERVERS",

@@ -76,6 +76,11 @@ class HttpServer:
         sent a request that has not come here: such a connection is unused only when it has been quiet for a while.
         Listeners are to be closed before.
         """
+        await self.settle(seconds)
+        self.close()
+
+    async def settle(self, seconds: float) -> bool:
+        """Do the same without the hard end; tell whether nobody is left."""
         self.draining = True
         end = self.clock() + seconds
         while True:
@@ -83,9 +88,8 @@ class HttpServer:
             now = self.clock()
             self._close_unused(now)
             if not self.connections or now >= end:
-                break
+                return not self.connections
             await asyncio.sleep(_LOOK)
-        self.close()
 
     def _close_unused(self, now: float) -> None:
         latest = now - _QUIET + self.limits.keep_alive_seconds
