@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from gpustack.app.sharing import limits_of
+from gpustack.settings.model import Settings
 from support.gateway import (
     CHAT,
     Running,
@@ -166,6 +168,22 @@ async def test_the_server_learns_where_a_request_comes_from_by_us_alone(tmp_path
         assert fields_of(head, "x-forwarded-proto") == [b"http"]
         assert fields_of(head, "forwarded") == fields_of(head, "x-real-ip") == []
         assert fields_of(head, "host") == [b"gateway"]
+
+
+async def test_a_proxy_that_was_named_is_believed_on_where_a_request_comes_from(tmp_path: Path) -> None:
+    limits = limits_of(Settings(data_dir=tmp_path, trusted_proxies=("127.0.0.1",)).model_dump())
+    said = ("X-Forwarded-For: 198.51.100.1, 203.0.113.9", "X-Forwarded-Proto: https")
+    log = tmp_path / "access.log"
+    async with a_recorder() as (server, asked), a_recorder() as (engine, _):
+        async with a_gateway(tmp_path, limits=limits, access_log=log, server_at=(server, MARK)) as running:
+            running.apply(a_route(a_target(1, engine)))
+            assert status_of(await running.say(a_request("GET /v2/models", *said))) == 200
+            assert (
+                status_of(await running.say(a_request("POST /v1/chat/completions", *said, body=ASKED))) == 200
+            )
+    assert fields_of(asked[0], "x-forwarded-for") == [b"203.0.113.9"]
+    assert fields_of(asked[0], "x-forwarded-proto") == [b"https"]
+    assert "203.0.113.9" in log.read_text()
 
 
 async def test_an_underscore_makes_no_mark_either(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 from gpustack import __version__
 from gpustack.app import doors
 from gpustack.app.parent import Parent
-from gpustack.app.sharing import cors_of, tls_of
+from gpustack.app.sharing import cors_of, limits_of, tls_of
 from gpustack.dataplane.admission import Admission, Buckets
 from gpustack.dataplane.choosing import Chooser, SharedOutstanding
 from gpustack.dataplane.gateway import Books, Gateway, Parts
@@ -128,7 +128,7 @@ async def run(configuration: dict[str, Any], sockets: dict[str, socket.socket], 
                 behind=lambda: link is not None and link.behind,
             )
         )
-        server = HttpServer(gateway)
+        server = HttpServer(gateway, limits_of(settings))
         upstream.start()
         server.start()
         serving, told = asyncio.Event(), asyncio.Event()

@@ -8,7 +8,7 @@ from typing import Any
 
 from gpustack import __version__
 from gpustack.app.parent import Parent
-from gpustack.app.sharing import cors_of, tls_of
+from gpustack.app.sharing import cors_of, limits_of, tls_of
 from gpustack.extensions import load_catalogue
 from gpustack.kit.live import Live
 from gpustack.kit.net import LOOPBACK
@@ -35,6 +35,7 @@ async def run(configuration: dict[str, Any], sockets: dict[str, socket.socket], 
         gateway_mark=configuration.get("mark", ""),
         gateway=settings.gateway,
         urls=tuple(configuration["urls"]),
+        limits=limits_of(settings.model_dump()),
     )
     supervisor = os.getppid()
     await run_server(

@@ -1,4 +1,5 @@
-"""What gateway and server read alike out of the settings: who may share answers, and the certificate."""
+"""What gateway and server read alike out of the settings: who may share answers, the certificate, and what
+clients may take."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gpustack.dataplane.cors import CorsPolicy
+from gpustack.dataplane.http import Limits
 
 
 def cors_of(settings: Mapping[str, Any]) -> CorsPolicy | None:
@@ -18,6 +20,16 @@ def cors_of(settings: Mapping[str, Any]) -> CorsPolicy | None:
         allow_methods=tuple(settings["allow_methods"]),
         allow_headers=tuple(settings["allow_headers"]),
         allow_credentials=settings["allow_credentials"],
+    )
+
+
+def limits_of(settings: Mapping[str, Any]) -> Limits:
+    """Return what clients may take, and how long; the same with a gateway and without."""
+    return Limits(
+        trusted_proxies=tuple(settings["trusted_proxies"]),
+        head_seconds=settings["gateway_header_timeout"],
+        body_seconds=settings["gateway_body_timeout"],
+        keep_alive_seconds=settings["gateway_keep_alive_timeout"],
     )
 
 

@@ -24,7 +24,17 @@ _ELSEWHERE = {
     "token_file": "give the token itself",
     "config_file": "give the values themselves",
     **dict.fromkeys(
-        ("port", "tls_port", "api_port", "ssl_keyfile", "ssl_certfile"),
+        (
+            "port",
+            "tls_port",
+            "api_port",
+            "ssl_keyfile",
+            "ssl_certfile",
+            "trusted_proxies",
+            "gateway_header_timeout",
+            "gateway_body_timeout",
+            "gateway_keep_alive_timeout",
+        ),
         "the program that mounts the server listens",
     ),
     **dict.fromkeys(

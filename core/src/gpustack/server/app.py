@@ -173,7 +173,7 @@ def _public(services: Services, app: App) -> Public:
     """Return what serves ``app`` where no gateway stands before it."""
     inference, tunables = services.front.inference, services.config.tunables
     assert inference is not None
-    public = Public(inference, app, cors=tunables.now.cors)
+    public = Public(inference, app, cors=tunables.now.cors, limits=services.config.limits)
 
     def exchange(new: Tunables) -> None:
         public.gateway.cors = new.cors

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gpustack.dataplane.cors import CorsPolicy
+from gpustack.dataplane.http import Limits
 from gpustack.kit.errors import GPUStackError, system_line
 from gpustack.kit.live import Live
 from gpustack.kit.net import LOOPBACK
@@ -61,6 +62,8 @@ class ServerConfig:
     #: The gateway that was chosen, and where clients reach our own ports.
     gateway: ChosenGateway = NO_GATEWAY
     urls: tuple[str, ...] = ()
+    #: What clients may take where no gateway stands before the server.
+    limits: Limits = field(default_factory=Limits)
     #: Connections to the database: kept, and at most.
     pool: tuple[int, int] = (1, 10)
     database_wait: float = 10.0

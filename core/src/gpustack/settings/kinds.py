@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import SplitResult, urlsplit
@@ -208,6 +208,15 @@ def _matching(pattern: re.Pattern[str], otherwise: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _network(text: str) -> str:
+    try:
+        return str(ip_network(text))
+    except ValueError:
+        raise ValueError(
+            "give addresses or networks such as 10.0.0.9 or 10.0.0.0/24, without bits beyond the network's"
+        ) from None
+
+
 def _origin(text: str) -> str:
     if text == "*":
         return text
@@ -333,5 +342,7 @@ Image = Annotated[Text, _matching(_IMAGE, "give an image such as registry.exampl
 HttpMethods = Annotated[
     tuple[Annotated[Text, AfterValidator(_token), AfterValidator(str.upper)], ...], Field(min_length=1)
 ]
+Networks = tuple[Annotated[Text, AfterValidator(_network)], ...]
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Origins = Annotated[tuple[Annotated[Text, AfterValidator(_origin)], ...], Field(min_length=1)]
 HttpNames = Annotated[tuple[Annotated[Text, AfterValidator(_token)], ...], Field(min_length=1)]

@@ -23,6 +23,7 @@ from gpustack.settings.kinds import (
     HttpNames,
     HttpUrl,
     Image,
+    Networks,
     Origins,
     Password,
     PathOrUrl,
@@ -335,6 +336,34 @@ class Settings(BaseModel):
             "multiple headers. Example: --allow-headers Authorization --allow-headers Content-Type",
         ),
     ] = ("Authorization", "Content-Type")
+    trusted_proxies: Annotated[
+        Networks,
+        Option(
+            value="NETWORK",
+            help="Proxies before GPUStack, by address or network, whose X-Forwarded-For and X-Forwarded-Proto are "
+            "believed: what they say is used in logs and by the server. Specify the flag multiple times for multiple "
+            "ones. Example: --trusted-proxies 10.0.0.9 --trusted-proxies 10.1.0.0/24",
+        ),
+    ] = ()
+    gateway_header_timeout: Annotated[
+        Seconds,
+        Option(
+            value="SECONDS",
+            help="How long a client may take for the request line and the headers of a request.",
+        ),
+    ] = 20.0
+    gateway_body_timeout: Annotated[
+        Seconds,
+        Option(
+            value="SECONDS",
+            help="How long a client may be silent within the body of a request. All of it has that time as well, "
+            "and what its size takes at 16 KB a second, 64 KB beyond the first megabyte.",
+        ),
+    ] = 30.0
+    gateway_keep_alive_timeout: Annotated[
+        Seconds,
+        Option(value="SECONDS", help="How long a connection that is not used is kept open for a client."),
+    ] = 75.0
     server_external_url: Annotated[
         HttpUrl,
         Option(

@@ -70,6 +70,7 @@ NOT_FOR_CLIENTS = HOP_BY_HOP | {
     b"server",
     b"set-cookie",
     b"set-cookie2",
+    b"x-accel-buffering",
     b"x-request-id",
     DOOR_SAYS,
 }

@@ -382,13 +382,12 @@ class RequestReader:
             raise self._queue_last(request.refusal)
 
     def _believe(self, request: Request) -> None:
-        """Take a trusted proxy's word on where a request comes from; drop everybody else's."""
+        """Take a trusted proxy's word on where a request comes from, and nobody else's; nothing of it is passed on."""
         proxies = self._rules.proxies
         if self._trusted:
             request.peer = proxies.client(self._peer, request.headers)
             request.tls = request.tls or proxies.tls(request.headers)
-        else:
-            request.headers = [each for each in request.headers if each[0] not in heads.FORWARDING]
+        request.headers = [each for each in request.headers if each[0] not in heads.FORWARDING]
 
     # Refusing -------------------------------------------------------------------------------------------
 

@@ -44,8 +44,8 @@ class Request(msgspec.Struct, eq=False):
 
     ``path`` and ``query`` are as they were sent, still escaped; an authority in the request line is taken off.
     The names of ``headers`` are lower case and their values as sent, in the order sent, without any word on
-    where the request came from unless that comes from a trusted proxy. ``peer`` is the client's address as far
-    as that can be trusted, empty on a local socket.
+    where the request came from. ``peer`` is the client's address, by a trusted proxy's word if that connects, empty on a
+    local socket; ``tls`` is the same for the client's encryption.
 
     A Struct, as making one costs a fraction of an ``__init__``, and is done for each request.
     """
