@@ -18,6 +18,7 @@ from support.gateway import (
     a_request,
     a_route,
     a_target,
+    an_engine,
     fields_of,
     in_the_server,
     status_of,
@@ -251,3 +252,13 @@ async def test_head_gets_a_head_and_nothing_after_it(tmp_path: Path) -> None:
                 assert (status_of(head), body) == (status, b""), path
                 assert int(fields_of(head, "content-length")[0]) > 0, path
     assert heads[0].startswith(b"HEAD /health HTTP/1.1\r\n")
+
+
+async def test_an_engine_that_asks_for_unbuffered_streams_is_not_echoed(running: Running) -> None:
+    body = b"data: [DONE]\n\n"
+    stream = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nx-accel-buffering: no\r\ncontent-length: %d\r\n\r\n%b"
+    async with an_engine(stream % (len(body), body)) as port:
+        running.apply(a_route(a_target(1, port)))
+        asked = json.dumps({**CHAT, "stream": True}).encode()
+        head = (await running.say(a_request(body=asked))).partition(b"\r\n\r\n")[0]
+    assert fields_of(head, "x-accel-buffering") == [b"no"]

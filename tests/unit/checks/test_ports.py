@@ -43,6 +43,19 @@ def test_a_port_and_a_default_are_not_one(look: Look) -> None:
     )
 
 
+def test_the_port_for_tls_is_another_one_even_before_there_are_certificates(
+    look: Look, free: dict[str, str]
+) -> None:
+    assert (
+        f"--port and --tls-port are both {free['port']}; give two ports"
+        in look(tls_port=free["port"]).problems
+    )
+
+
+def test_the_usual_port_for_tls_is_free_for_others_without_certificates(look: Look) -> None:
+    assert not any("--tls-port" in line for line in look(port="443", tls_port="").problems)
+
+
 def test_a_port_inside_the_range_of_the_engines(look: Look, free: dict[str, str]) -> None:
     port = int(free["worker_port"])
     around = f"{port - 1}-{port + 1}"
@@ -81,7 +94,6 @@ def test_what_is_not_opened_yet_is_only_warned_about(name: str, look: Look, free
     [
         {"disable_worker": "true", "worker_port": "PORT"},
         {"server_url": "http://10.0.0.1", "worker_port": "PORT"},
-        {"tls_port": "PORT"},
         {"disable_metrics": "true", "metrics_port": "PORT"},
     ],
 )

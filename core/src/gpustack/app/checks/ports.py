@@ -96,7 +96,8 @@ def _uses(loaded: Loaded) -> list[_Use]:
     if not settings.disable_worker:
         names += _WORKER
     unused = {
-        "tls_port": settings.ssl_certfile is None,
+        # Whoever names it means to use it, with certificates that may come later.
+        "tls_port": settings.ssl_certfile is None and "tls_port" not in loaded.given,
         "metrics_port": settings.disable_metrics,
         "worker_metrics_port": settings.disable_metrics or settings.disable_worker_metrics,
     }
