@@ -208,6 +208,12 @@ def _matching(pattern: re.Pattern[str], otherwise: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _some_time(seconds: float) -> float:
+    if seconds <= 0:
+        raise ValueError("give more than 0 seconds, such as 20")
+    return seconds
+
+
 def _network(text: str) -> str:
     try:
         return str(ip_network(text))
@@ -322,6 +328,8 @@ FixedPort = Annotated[int, BeforeValidator(_fixed_port), _schema("integer", mini
 Ports = Annotated[PortRange, _schema("string", pattern="^[0-9]+-[0-9]+$")]
 Count = Annotated[int, BeforeValidator(_count), _schema("integer", minimum=1, maximum=1024)]
 Seconds = Annotated[float, BeforeValidator(_seconds), _schema("number", minimum=0, maximum=_DAY)]
+#: How long somebody is waited for: never no time at all.
+Timeout = Annotated[Seconds, AfterValidator(_some_time)]
 AbsolutePath = Annotated[Path, BeforeValidator(absolute_path), _schema("string")]
 PathOrUrl = Annotated[str, BeforeValidator(_path_or_url), _schema("string")]
 Program = Annotated[str, BeforeValidator(_program), _schema("string")]
@@ -343,6 +351,5 @@ HttpMethods = Annotated[
     tuple[Annotated[Text, AfterValidator(_token), AfterValidator(str.upper)], ...], Field(min_length=1)
 ]
 Networks = tuple[Annotated[Text, AfterValidator(_network)], ...]
-Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Origins = Annotated[tuple[Annotated[Text, AfterValidator(_origin)], ...], Field(min_length=1)]
 HttpNames = Annotated[tuple[Annotated[Text, AfterValidator(_token)], ...], Field(min_length=1)]

@@ -37,6 +37,7 @@ from gpustack.settings.kinds import (
     SharedSecret,
     SystemReserved,
     Text,
+    Timeout,
 )
 from gpustack.settings.option import Option
 from gpustack.settings.resources import Resources
@@ -346,14 +347,14 @@ class Settings(BaseModel):
         ),
     ] = ()
     gateway_header_timeout: Annotated[
-        Seconds,
+        Timeout,
         Option(
             value="SECONDS",
             help="How long a client may take for the request line and the headers of a request.",
         ),
     ] = 20.0
     gateway_body_timeout: Annotated[
-        Seconds,
+        Timeout,
         Option(
             value="SECONDS",
             help="How long a client may be silent within the body of a request. All of it has that time as well, "
@@ -361,7 +362,7 @@ class Settings(BaseModel):
         ),
     ] = 30.0
     gateway_keep_alive_timeout: Annotated[
-        Seconds,
+        Timeout,
         Option(value="SECONDS", help="How long a connection that is not used is kept open for a client."),
     ] = 75.0
     server_external_url: Annotated[
