@@ -111,12 +111,26 @@ class Odds:
             followers = tuple(self._claim() for _ in range(dice.choice((1, 1, 2))))
             if dice.random() < 0.5:
                 followers = (claim,) * len(followers)
+        if not followers and dice.random() < 0.25:
+            claim = self._in_pieces()
         return Way(
             backend=dice.choice("xy"),
             version="1",
             claim=claim,
             followers=followers,
             linked=dice.random() < 0.2,
+        )
+
+    def _in_pieces(self) -> ResourceClaim:
+        dice = self.dice
+        return ResourceClaim.in_pieces(
+            dice.randint(1, 9),
+            dice.randint(1, 6) * GIB // 4 + dice.choice((0, 7)),
+            gpus=dice.randint(1, 4),
+            ram=dice.choice((0, 1, 2)) * GIB,
+            each=dice.choice((0, 3, GIB // 2)),
+            last=dice.choice((0, 0, 5, GIB)),
+            partial=dice.random() < 0.5,
         )
 
     def _claim(self) -> ResourceClaim:

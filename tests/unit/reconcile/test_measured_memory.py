@@ -27,7 +27,7 @@ def placing(*, workers: list[Any] | None = None, peak: Learned | None = None) ->
     (ask,) = [each for each in decide(state, 1.0) if isinstance(each, Ask)]
     state.answers.update({each: Answer(claim=ESTIMATE) for each in ask.questions})
     if peak is not None:
-        state.peaks.replace({key_of(each): peak for each in ask.questions})
+        state.peaks.replace({key_of(each, ESTIMATE): peak for each in ask.questions})
     return state, [each for each in decide(state, 1.0) if isinstance(each, Schedule | Park)]
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import combinations, permutations
+from itertools import combinations, permutations, product
 
 import pytest
 from hypothesis import given, settings
@@ -108,8 +108,16 @@ def _hold(fleet: Fleet, placed: Placed) -> None:
     assert len({each.worker_id for each in holdings}) == len(holdings) == len(placed.way.members)
     for holding, claim in zip(holdings, placed.way.members, strict=True):
         assert holding.ram == claim.ram
-        assert len(holding.vram) == claim.gpus
-        assert sum(holding.vram.values()) >= claim.vram
+        if claim.pieces:
+            assert 1 <= len(holding.vram) <= claim.gpus
+            assert placed.pieces.keys() == holding.vram.keys()
+            assert sum(placed.pieces.values()) == claim.pieces
+            assert sum(holding.vram.values()) >= len(holding.vram) * claim.each + (
+                claim.pieces * claim.piece + claim.last
+            )
+        else:
+            assert len(holding.vram) == claim.gpus
+            assert sum(holding.vram.values()) >= claim.vram
         fleet.hold(holding)
 
 
@@ -140,6 +148,13 @@ def _fits(room: Room, claim: ResourceClaim, way: Way, request: Request) -> bool:
     if mib_needed(claim.ram) + unified > mib_free(room.ram_free):
         return False
     allowed = None if request.gpus is None else request.gpus.get(worker.name, frozenset())
+    if claim.pieces and not worker.unified_memory:
+        return any(
+            _in_pieces([mib_free(room.vram_free(gpu)) for gpu in gpus], claim)
+            for count in range(1, claim.gpus + 1)
+            for gpus in combinations(worker.gpus, count)
+            if allowed is None or {gpu.index for gpu in gpus} <= allowed
+        )
     for gpus in combinations(worker.gpus, claim.gpus):
         islands = {gpu.island for gpu in gpus}
         joined = len(islands) == 1 and None not in islands
@@ -148,6 +163,18 @@ def _fits(room: Room, claim: ResourceClaim, way: Way, request: Request) -> bool:
         if allowed is not None and not {gpu.index for gpu in gpus} <= allowed:
             continue
         if all(mib_needed(share) <= mib_free(room.vram_free(gpu)) for gpu in gpus):
+            return True
+    return False
+
+
+def _in_pieces(free: list[int], claim: ResourceClaim) -> bool:
+    """Try every number of pieces on each of these GPUs, one at least."""
+    for some in product(range(1, claim.pieces + 1), repeat=len(free)):
+        sizes = [claim.each + count * claim.piece for count in some]
+        sizes[-1] += claim.last
+        if sum(some) == claim.pieces and all(
+            mib_needed(size) <= mib for size, mib in zip(sizes, free, strict=True)
+        ):
             return True
     return False
 

@@ -103,6 +103,15 @@ class InferenceBackend(Extension[S], ABC):
         alone. Raises Refused for parameters that can never work.
         """
 
+    def ways(self, request: EstimateRequest) -> Sequence[ResourceClaim]:
+        """Return what serving takes in each way that there is on ``request.devices``, the best first.
+
+        The devices are all GPUs of a worker; a claim may ask for fewer of them, and the scheduler chooses which. So a
+        model that fits on one should be claimed for one first, then for several, evenly or in pieces, and last with a
+        part in RAM. By default there is one way, that of :meth:`estimate`. Raises Refused when there is none.
+        """
+        return (self.estimate(request),)
+
     @abstractmethod
     def artifact(self, version: str, platform: Platform) -> Artifact:
         """Return what to install for ``version`` on ``platform``.

@@ -258,11 +258,50 @@ class ResourceClaim:
     ram: int
     #: GPU memory; 0 runs on the CPU.
     vram: int = 0
-    #: Number of GPUs that ``vram`` is spread over evenly; 0 on the CPU.
+    #: Number of GPUs that ``vram`` is spread over evenly; 0 on the CPU. With ``pieces`` the most that may be used.
     gpus: int = 0
     #: The part of ``ram`` that is pages of mapped files which the engine goes on using. More of them may be in memory
     #: than that, as a cache that the system takes back; what is measured counts no more of them than this.
     mapped: int = 0
+    #: So many pieces of ``piece`` bytes may be divided as GPUs have room, unevenly too: each GPU that gets any also gives
+    #: ``each`` bytes, and the GPU with the last piece ``last`` bytes more. 0: evenly. See :meth:`in_pieces`.
+    pieces: int = 0
+    piece: int = 0
+    each: int = 0
+    last: int = 0
+    #: A part of the model stays in RAM for want of room on GPUs: better than the CPU alone, worse than GPUs alone.
+    partial: bool = False
+
+    @classmethod
+    def in_pieces(
+        cls,
+        count: int,
+        piece: int,
+        *,
+        gpus: int,
+        ram: int,
+        each: int = 0,
+        last: int = 0,
+        mapped: int = 0,
+        partial: bool = False,
+    ) -> ResourceClaim:
+        """Return a claim on up to ``gpus`` GPUs for ``count`` pieces of ``piece`` bytes, in order of their indexes.
+
+        ``vram`` is what they take evenly divided, where each GPU has room for the largest share.
+        """
+        gpus = min(gpus, count)
+        share = each + -(-count // gpus) * piece + last
+        return cls(
+            ram=ram,
+            vram=gpus * share,
+            gpus=gpus,
+            mapped=mapped,
+            pieces=count,
+            piece=piece,
+            each=each,
+            last=last,
+            partial=partial,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -354,6 +393,8 @@ class LaunchRequest:
     parameters: tuple[str, ...] = ()
     claim: ResourceClaim = field(default_factory=lambda: ResourceClaim(ram=0))
     devices: tuple[GpuDevice, ...] = ()
+    #: How many pieces of the claim each of the devices got; empty when it is spread evenly.
+    pieces: tuple[int, ...] = ()
     #: All members of an instance that spans workers, the leader first; empty for one that does not.
     members: tuple[Member, ...] = ()
     #: Which of them this launch is for.

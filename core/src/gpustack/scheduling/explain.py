@@ -5,7 +5,6 @@ from __future__ import annotations
 from gpustack.kit.text import human_bytes, plural
 from gpustack.scheduling.fit import Deficit, GpuShort
 from gpustack.scheduling.plan import Refused
-from gpustack.scheduling.request import Request
 from gpustack.scheduling.snapshot import Room
 
 
@@ -44,7 +43,7 @@ def worker_lines(refused: Refused) -> dict[int, str]:
     return {
         number: reasons[number]
         if number in reasons
-        else "; ".join(_parts(room, deficits[number], refused.request))
+        else "; ".join(parts(room, deficits[number], by_hand=refused.request.gpus is not None))
         for number, room in rooms.items()
     }
 
@@ -54,23 +53,23 @@ def _worker_lines(refused: Refused) -> list[str]:
     return [f"{rooms[number].worker.name}: {line}" for number, line in worker_lines(refused).items()]
 
 
-def _parts(room: Room, deficit: Deficit, request: Request) -> list[str]:
-    parts = []
-    by_hand = request.gpus is not None
+def parts(room: Room, deficit: Deficit, *, by_hand: bool = False) -> list[str]:
+    """Return what a claim lacks in ``room``, a part for each thing; ``by_hand`` for GPUs that somebody chose."""
+    found = []
     if deficit.members > 1:
-        parts.append(f"one of {deficit.members} members")
+        found.append(f"one of {deficit.members} members")
     if deficit.gpus_needed > deficit.gpus_present:
         linked = "linked " if deficit.linked else ""
-        parts.append(
+        found.append(
             f"needs {deficit.gpus_needed} {linked}{'GPU' if deficit.gpus_needed == 1 else 'GPUs'}, "
             f"has {deficit.gpus_present}{' of those chosen' if by_hand else ''}"
         )
-    parts += [_gpu_part(room, each, "the chosen GPU" if by_hand else "GPU") for each in deficit.gpus_short]
+    found += [_gpu_part(room, each, "the chosen GPU" if by_hand else "GPU") for each in deficit.gpus_short]
     if deficit.ram_missing:
-        parts.append(_ram_part(room, deficit.ram_needed))
-    if deficit.members > 1 and len(parts) == 1:
+        found.append(_ram_part(room, deficit.ram_needed))
+    if deficit.members > 1 and len(found) == 1:
         return [f"has room for one of {deficit.members} members, too few others of its network have"]
-    return parts
+    return found
 
 
 def _ram_part(room: Room, needed: int) -> str:

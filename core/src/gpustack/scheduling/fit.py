@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from gpustack.kit.text import MIB
 from gpustack.plugin.values import ResourceClaim
-from gpustack.scheduling.snapshot import Gpu, Room, mib_free, mib_needed
+from gpustack.scheduling.snapshot import Gpu, Room, Worker, mib_free, mib_needed
 from gpustack.schemas.models import PlacementStrategy
 
 
@@ -19,6 +19,8 @@ class Fit:
     vram: Mapping[int, int] = field(default_factory=dict)
     #: The GPUs are joined by fast links.
     linked: bool = False
+    #: How many pieces of the claim each GPU got, by index; empty when it is spread evenly.
+    pieces: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +91,10 @@ def fits(
     if not claim.gpus:
         yield Fit(ram=claim.ram)
         return
+    if claim.pieces and not room.worker.unified_memory:
+        if (met := _in_pieces(room, claim, only)) is not None:
+            yield met
+        return
     share = per_gpu(claim)
     for gpus, joined in _rows(room, claim.gpus, linked):
         free = {gpu.index: mib_free(room.vram_free(gpu)) for gpu in gpus}
@@ -102,7 +108,8 @@ def fits(
         sign = -1 if strategy is PlacementStrategy.SPREAD else 1
         enough.sort(key=lambda gpu: (sign * free[gpu.index], gpu.index))
         chosen = sorted(gpu.index for gpu in enough[: claim.gpus])
-        yield Fit(ram=claim.ram, vram=dict.fromkeys(chosen, share), linked=joined)
+        pieces = _evenly(claim, chosen) if claim.pieces else {}
+        yield Fit(ram=claim.ram, vram=dict.fromkeys(chosen, share), linked=joined, pieces=pieces)
 
 
 def deficit(
@@ -148,6 +155,8 @@ def possible(
     worker = room.worker
     if mib_needed(_ram_needed(room, claim)) > mib_free(max(0, worker.ram_total - worker.ram_reserved)):
         return False
+    if claim.pieces and not worker.unified_memory:
+        return _in_pieces(Room(worker=_alone(worker)), claim, only) is not None
     share = mib_needed(per_gpu(claim))
     return not claim.gpus or any(
         sum(
@@ -158,6 +167,63 @@ def possible(
         >= claim.gpus
         for gpus, _ in _rows(room, claim.gpus, linked)
     )
+
+
+def _alone(worker: Worker) -> Worker:
+    """Return the worker as if nobody used it."""
+    return replace(worker, ram_others=0, gpus=tuple(replace(gpu, others=0) for gpu in worker.gpus))
+
+
+def _in_pieces(room: Room, claim: ResourceClaim, only: frozenset[int] | None) -> Fit | None:
+    """Return how the pieces are divided over the fewest GPUs that have room for them; None when none have."""
+    gpus = [gpu for gpu in room.worker.gpus if only is None or gpu.index in only]
+    free = {gpu.index: mib_free(room.vram_free(gpu)) * MIB - claim.each for gpu in gpus}
+    for count in range(1, min(claim.gpus, len(gpus)) + 1):
+        best: dict[int, int] = {}
+        # The GPU with the last piece is that with the largest index, and gives more.
+        for end in sorted(free):
+            capacity = {end: (free[end] - claim.last) // claim.piece}
+            before = sorted((index for index in free if index < end), key=lambda each: (-free[each], each))
+            capacity |= {index: free[index] // claim.piece for index in before[: count - 1]}
+            if len(capacity) < count or min(capacity.values()) < 1:
+                continue
+            if sum(capacity.values()) > sum(best.values()):
+                best = capacity
+        if sum(best.values()) >= claim.pieces:
+            return _divided(claim, best)
+    return None
+
+
+def _divided(claim: ResourceClaim, capacity: Mapping[int, int]) -> Fit:
+    """Divide the pieces by how many each GPU could take; each gets one at least."""
+    total, left = sum(capacity.values()), claim.pieces
+    got = {}
+    for index in sorted(capacity):
+        got[index] = max(1, claim.pieces * capacity[index] // total)
+        left -= got[index]
+    while left:
+        step = 1 if left > 0 else -1
+        # Of those that may change, the one with the most room left gets one more, the one with the most gives one back.
+        at = max(got, key=lambda each: (capacity[each] - got[each] if step > 0 else got[each], -each))
+        got[at] += step
+        left -= step
+    end = max(got)
+    vram = {
+        index: claim.each + count * claim.piece + (claim.last if index == end else 0)
+        for index, count in got.items()
+    }
+    return Fit(ram=claim.ram, vram=vram, pieces=got)
+
+
+def _evenly(claim: ResourceClaim, gpus: Sequence[int]) -> dict[int, int]:
+    """Divide the pieces evenly: GPUs that share the processor's memory have as much room, each as the other."""
+    some, more = divmod(claim.pieces, len(gpus))
+    return {index: some + (number < more) for number, index in enumerate(gpus)}
+
+
+def as_met(claim: ResourceClaim, met: Fit) -> ResourceClaim:
+    """Return ``claim`` with the GPUs that it is met with, where these may be fewer than it asked for."""
+    return replace(claim, vram=sum(met.vram.values()), gpus=len(met.vram)) if met.pieces else claim
 
 
 def _rows(room: Room, count: int, linked: bool) -> Iterator[tuple[tuple[Gpu, ...], bool]]:

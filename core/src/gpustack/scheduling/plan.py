@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from gpustack.plugin.values import ResourceClaim
 from gpustack.scheduling.filters import PIPELINE, Step, Verdicts, sift
-from gpustack.scheduling.fit import Deficit, Fit, deficit, fits, possible
+from gpustack.scheduling.fit import Deficit, Fit, as_met, deficit, fits, possible
 from gpustack.scheduling.gang import Member, assign
 from gpustack.scheduling.request import Request, Way
 from gpustack.scheduling.scorers import SCORERS, Candidate, Scorer, best_fit
@@ -48,6 +48,8 @@ class Placed:
     vram: Mapping[int, int] = field(default_factory=dict)
     #: The other members, in the order of the way's followers.
     followers: tuple[Share, ...] = ()
+    #: How many pieces of the claim each GPU got, by index; empty when it is spread evenly.
+    pieces: Mapping[int, int] = field(default_factory=dict)
     priority: int = 0
 
     def holding(self) -> Holding:
@@ -149,7 +151,7 @@ def place(snapshot: Snapshot, request: Request, packing: Packing = Packing.WHOLE
     apart = _apart(rooms, request)
     for some in (wanted, rooms) if len(wanted) < len(rooms) else (rooms,):
         for each in (apart, request) if apart is not None else (request,):
-            if found := _best(some, each, _scorer(request, packing)):
+            if found := _best(some, each, scorer_of(request, packing)):
                 return found
     named = {each.id for each in workers if request.gpus is not None and each.name in request.gpus}
     return refusal(snapshot.rooms.__getitem__, request, verdicts, named)
@@ -167,22 +169,21 @@ def _apart(rooms: Iterable[Room], request: Request) -> Request | None:
     return replace(request, gpus=left) if left != request.gpus else None
 
 
-def _scorer(request: Request, packing: Packing) -> Scorer:
+def scorer_of(request: Request, packing: Packing) -> Scorer:
     if packing is Packing.BEST_FIT and request.strategy is PlacementStrategy.BINPACK:
         return best_fit
     return SCORERS[request.strategy]
 
 
 def _best(rooms: Sequence[Room], request: Request, scorer: Scorer) -> Placed | None:
-    offered: dict[tuple[bool, int], dict[Way, list[Room]]] = {}
+    offered: dict[tuple[int, int], dict[Way, list[Room]]] = {}
     for room in rooms:
         for index, way in _ways(room, request):
-            on_cpu = not any(claim.gpus for claim in way.members)
-            offered.setdefault((on_cpu, index), {}).setdefault(way, []).append(room)
+            offered.setdefault(way.rank(index), {}).setdefault(way, []).append(room)
     for tier in sorted(offered):
         answers = []
         for way, there in offered[tier].items():
-            members = [_members(there, claim, way, request, scorer) for claim in way.members]
+            members = [members_of(there, claim, way, request, scorer) for claim in way.members]
             if chosen := assign(way.members, members):
                 cost = sum(each.cost for each in chosen)
                 answers.append((cost, tuple(each.worker_id for each in chosen), way, chosen))
@@ -202,7 +203,7 @@ def _only(worker: Worker, request: Request) -> frozenset[int] | None:
     return None if request.gpus is None else request.gpus.get(worker.name, frozenset())
 
 
-def _members(
+def members_of(
     rooms: Iterable[Room], claim: ResourceClaim, way: Way, request: Request, scorer: Scorer
 ) -> list[Member[Fit]]:
     """Return where one member could go, the best set of GPUs of each worker."""
@@ -211,7 +212,7 @@ def _members(
         worker, best = room.worker, None
         local = worker.id in request.local
         for met in fits(room, claim, request.strategy, linked=way.linked, only=_only(worker, request)):
-            cost = scorer(Candidate(room=room, claim=claim, fit=met, local=local), request)
+            cost = scorer(Candidate(room=room, claim=as_met(claim, met), fit=met, local=local), request)
             if best is None or cost < best.cost:
                 best = Member(cost=cost, worker_id=worker.id, fabric=worker.fabric, fit=met)
         if best is not None:
@@ -229,6 +230,7 @@ def placed(request: Request, way: Way, members: Sequence[tuple[int, Fit]]) -> Pl
         way=way,
         ram=fit.ram,
         vram=fit.vram,
+        pieces=fit.pieces,
         followers=tuple(Share(worker_id=each, ram=fit.ram, vram=fit.vram) for each, fit in members[1:]),
         priority=request.priority,
     )

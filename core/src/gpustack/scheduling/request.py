@@ -38,6 +38,12 @@ class Way:
         """Return the claims of all members, the leader's first."""
         return (self.claim, *self.followers)
 
+    def rank(self, index: int) -> tuple[int, int]:
+        """Return what ways are tried by, of the way at ``index`` of its offer: GPUs, then a part on them, then the CPU."""
+        if not any(claim.gpus for claim in self.members):
+            return 2, index
+        return (1, -self.claim.pieces) if self.claim.partial else (0, index)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offer:

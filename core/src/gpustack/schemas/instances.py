@@ -29,6 +29,8 @@ class Claim(Output):
 
     ram: int = 0
     vram: dict[int, int] = {}
+    #: How many pieces of the model (of llama.cpp: layers) each GPU gets; empty where it is spread evenly.
+    pieces: dict[int, int] = {}
 
 
 class InstanceMemory(Output):

@@ -104,6 +104,9 @@ class Desk:
             parameters=tuple(model.backend_parameters),
             claim=ResourceClaim(ram=claim.ram, vram=sum(claim.vram.values()), gpus=len(claim.vram)),
             devices=devices,
+            pieces=tuple(claim.pieces.get(index, 0) for index in instance.gpu_indexes)
+            if claim.pieces
+            else (),
         )
         plan = await Guard.call(installed.plugin, installed.backend.launch, request)
         return plan, await self._machine.expose(devices)

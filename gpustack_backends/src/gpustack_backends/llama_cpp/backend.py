@@ -23,7 +23,7 @@ from gpustack.plugin import (
 )
 from gpustack_backends.llama_cpp.launcher import COMMAND, PACKAGE, VERSION, launcher_wheel
 from gpustack_backends.llama_cpp.less import suggestions
-from gpustack_backends.llama_cpp.memory import Shape, claim, is_whole_input
+from gpustack_backends.llama_cpp.memory import Shape, claim, is_whole_input, ways
 from gpustack_backends.llama_cpp.parameters import Parameters
 from gpustack_backends.llama_cpp.slots import slots_in_use
 
@@ -84,6 +84,12 @@ class LlamaCpp(InferenceBackend[NoSettings]):
         parameters = Parameters.parse(request.parameters)
         return claim(request.model, parameters, len(request.devices), request.version)
 
+    def ways(self, request: EstimateRequest) -> Sequence[ResourceClaim]:
+        """Return the fewest GPUs first, then several with shares as they have room, then with a part in RAM."""
+        parameters = Parameters.parse(request.parameters)
+        gpus = len(request.devices)
+        return ways(request.model, parameters, gpus, request.version) if gpus else (self.estimate(request),)
+
     def suggestions(self, request: EstimateRequest) -> Sequence[Sequence[Suggestion]]:
         """Return shorter contexts, a smaller cache, fewer requests at a time."""
         before = self._size(request)
@@ -119,7 +125,7 @@ class LlamaCpp(InferenceBackend[NoSettings]):
             *("--model", request.model_path, "--alias", request.model_name, "--metrics"),
             *("--parallel", str(shape.parallel), "--ctx-size", str(shape.total)),
             *_purpose(request.model, shape),
-            *_gpus(request.devices),
+            *_gpus(request.devices, request.pieces),
             *parameters.without("--ctx-size"),
         ]
         # When it aborts, llama.cpp would start a debugger to show where, which takes seconds.
@@ -142,9 +148,12 @@ def _purpose(model: ModelFacts, shape: Shape) -> tuple[str, ...]:
     return (flag, "--batch-size", str(shape.batch), "--ubatch-size", str(shape.ubatch))
 
 
-def _gpus(devices: Sequence[GpuDevice]) -> tuple[str, ...]:
+def _gpus(devices: Sequence[GpuDevice], pieces: Sequence[int]) -> tuple[str, ...]:
     if not devices:
         return ()
+    if pieces:
+        split = ("--tensor-split", ",".join(map(str, pieces))) if len(devices) > 1 else ()
+        return ("--gpu-layers", str(sum(pieces)), *split)
     # The claim spreads the memory evenly.
     split = ("--tensor-split", ",".join("1" for _ in devices)) if len(devices) > 1 else ()
     return ("--gpu-layers", "all", *split)

@@ -7,7 +7,9 @@ reading what it logs for models of many shapes; tests hold them against it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from gpustack.plugin import ModelFacts, Refused, ResourceClaim
@@ -32,6 +34,8 @@ DEFAULT_INPUT = 2048
 DEFAULT_PARALLEL = 4
 DEFAULT_BATCH = 2048
 DEFAULT_UBATCH = 512
+#: Where not all layers fit on GPUs, so many equal steps are tried from all to none.
+_STEPS = 8
 #: What the launcher keeps of old prompts, in MiB; -1 has no limit, counted as llama.cpp's own default.
 _CACHE_RAM, _CACHE_RAM_UNLIMITED = 256, 8192
 #: The process without a GPU's runtime, and what each word of the vocabulary takes in its tables.
@@ -99,25 +103,166 @@ def is_whole_input(model: ModelFacts) -> bool:
 
 
 def claim(model: ModelFacts, parameters: Parameters, gpus: int, version: str = "") -> ResourceClaim:
-    """Return the memory of one instance on ``gpus`` GPUs (0: on the CPU)."""
+    """Return the memory of one instance on ``gpus`` GPUs (0: on the CPU), which take the same number of layers each."""
+    if (
+        divided := _divided(model, parameters, version, layers_on_gpus(model, parameters) if gpus else 0)
+    ) is None:
+        return _on_cpu(model, parameters)
+    return divided.evenly(_shares(parameters, gpus) or (1,) * gpus)
+
+
+def ways(model: ModelFacts, parameters: Parameters, gpus: int, version: str = "") -> list[ResourceClaim]:
+    """Return the claims of all ways to use up to ``gpus`` GPUs, the best first.
+
+    The fewest GPUs come first: 1, 2, 4 … of them evenly, and as many as they have room for unevenly; then fewer and
+    fewer layers there. What the user said of layers and shares stays as it is.
+    """
+    layers = layers_on_gpus(model, parameters)
+    whole = _divided(model, parameters, version, layers)
+    if whole is None:
+        return [_on_cpu(model, parameters)]
+    if shares := _shares(parameters, gpus):
+        return [whole.evenly(shares)]
+    if parameters.get("--split-mode") == "none":
+        main = parameters.integer("--main-gpu", 0, least=0)
+        if main >= gpus:
+            raise Refused(f"--main-gpu {main} is not there: GPUs are counted from 0, and there are {gpus}")
+        return [whole.evenly((0,) * main + (1,))]
+    counts = [1 << power for power in range(gpus.bit_length()) if 1 << power < gpus]
+    # Rows of tensors are not divided by layers.
+    if not whole.pieces or parameters.get("--split-mode") not in (None, "layer"):
+        return [whole.evenly((1,) * count) for count in (*counts, gpus)]
+    found: list[ResourceClaim] = []
+    for count in (*counts, gpus):
+        if count > 2:
+            found.append(whole.as_there_is_room(count - 1, partial=False))
+        found.append(whole.evenly((1,) * count))
+        if count > 1:
+            found.append(whole.as_there_is_room(count, partial=False))
+    found = list(dict.fromkeys(found))
+    if parameters.get("--gpu-layers") in (None, "auto"):
+        fewer = dict.fromkeys(layers * step // _STEPS for step in reversed(range(1, _STEPS)))
+        parts = (_divided(model, parameters, version, each) for each in fewer if each)
+        found += [each.as_there_is_room(gpus, partial=True) for each in parts if each is not None]
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Divided:
+    """A model with some layers on GPUs."""
+
+    #: Claim on RAM.
+    ram: int
+    mapped: int
+    #: What all layers there take together, with their cache, and what each of them does; nothing when that is not known.
+    #: The output head is the last one.
+    there: int
+    pieces: tuple[int, ...]
+    #: Buffers and runtime of each GPU.
+    each: int
+
+    def evenly(self, shares: Sequence[float]) -> ResourceClaim:
+        """Return the claim on as many GPUs as ``shares``, each with what the largest share of layers takes."""
+        largest = self.there
+        if len(shares) > 1:
+            runs = _runs(self.pieces or (1,) * 64, shares)
+            total = sum(self.pieces) or 64
+            largest = -(-self.there * max(sum(run) for run in runs) // total)
+        gpus = len(shares)
+        return ResourceClaim(ram=self.ram, vram=(largest + self.each) * gpus, gpus=gpus, mapped=self.mapped)
+
+    def as_there_is_room(self, gpus: int, *, partial: bool) -> ResourceClaim:
+        """Return the claim on up to so many GPUs, each with as many layers as it has room for."""
+        *layers, head = self.pieces
+        piece = max(1, max(layers, default=head))
+        return ResourceClaim.in_pieces(
+            len(self.pieces),
+            piece,
+            gpus=gpus,
+            ram=self.ram,
+            each=self.each,
+            last=max(0, head - piece),
+            mapped=self.mapped,
+            partial=partial,
+        )
+
+
+def _runs(pieces: Sequence[int], shares: Sequence[float]) -> list[list[int]]:
+    """Divide the layers as llama.cpp does: each goes to the first GPU whose shares and those before it reach beyond."""
+    total = sum(shares)
+    ends = [sum(shares[: number + 1]) / total for number in range(len(shares))]
+    runs: list[list[int]] = [[] for _ in shares]
+    for number, size in enumerate(pieces):
+        at = next((gpu for gpu, end in enumerate(ends) if end > number / len(pieces)), len(shares) - 1)
+        runs[at].append(size)
+    return runs
+
+
+def _shares(parameters: Parameters, gpus: int) -> tuple[float, ...]:
+    """Return what the user says of the shares of GPUs, to the last that has one; nothing when that is left to us."""
+    text = parameters.get("--tensor-split")
+    if text is None:
+        return ()
+    try:
+        shares = [float(each) for each in re.split("[,/]", text)]
+    except ValueError:
+        shares = []
+    if not any(shares) or not all(math.isfinite(each) and each >= 0 for each in shares):
+        raise Refused(f"--tensor-split needs a share for each GPU, as in 3,1, not {text!r}")
+    while not shares[-1]:
+        shares.pop()
+    if len(shares) > gpus:
+        raise Refused(
+            f"--tensor-split has shares for {len(shares)} GPUs, and there {'is' if gpus == 1 else 'are'} {gpus}"
+        )
+    return tuple(shares)
+
+
+def _on_cpu(model: ModelFacts, parameters: Parameters) -> ResourceClaim:
+    shape = Shape.of(model, parameters)
+    extra = extra_bytes(model, _extras(parameters))
+    weights = weight_bytes(model) + extra
+    mapped = _mapped(model, parameters) + (extra if _maps(parameters) else 0)
+    buffers = kv_cache(model, shape, parameters) + compute_buffers(model, shape, parameters)
+    return ResourceClaim(ram=weights + buffers + _host(model, shape, parameters), mapped=mapped)
+
+
+def _host(model: ModelFacts, shape: Shape, parameters: Parameters) -> int:
+    return _PROCESS + _WORD * model.vocabulary + _prompts(model, shape, parameters)
+
+
+def _divided(model: ModelFacts, parameters: Parameters, version: str, layers: int) -> _Divided | None:
+    """Return what it takes to have ``layers`` on GPUs; None for none."""
+    if layers == 0:
+        return None
     shape = Shape.of(model, parameters)
     kv, compute = kv_cache(model, shape, parameters), compute_buffers(model, shape, parameters)
-    extra = extra_bytes(model, _extras(parameters))
-    host = _PROCESS + _WORD * model.vocabulary + _prompts(model, shape, parameters)
-    layers = _layers_on_gpus(model, parameters) if gpus else 0
-    if layers == 0:
-        weights = weight_bytes(model) + extra
-        mapped = _mapped(model, parameters) + (extra if _maps(parameters) else 0)
-        return ResourceClaim(ram=weights + kv + compute + host, mapped=mapped)
     costs = costs_of("llama-cpp", version)
     there = _weights_on_gpus(model, layers)
     # A tied table is the output head there and is looked up here.
     here = weight_bytes(model) - there + (model.embedding_bytes if there == weight_bytes(model) else 0)
-    part = min(1.0, layers / model.layers) if model.layers else 1.0
+    # The output head, which is the first to go there, keeps no cache.
+    part = min(1.0, (layers - 1) / model.layers) if model.layers else 1.0
     kv_there = 0 if parameters.has("--no-kv-offload") else int(kv * part)
-    vram = there + extra + kv_there + (compute + costs.runtime) * gpus
-    mapped = here if _maps(parameters) else 0
-    return ResourceClaim(ram=here + kv - kv_there + costs.host + host, vram=vram, gpus=gpus, mapped=mapped)
+    return _Divided(
+        ram=here + kv - kv_there + costs.host + _host(model, shape, parameters),
+        mapped=here if _maps(parameters) else 0,
+        there=there + kv_there,
+        pieces=_pieces(model, layers, there, kv_there),
+        # Files that are loaded besides go to one GPU; which, the shares do not say.
+        each=compute + costs.runtime + extra_bytes(model, _extras(parameters)),
+    )
+
+
+def _pieces(model: ModelFacts, layers: int, weights: int, kv: int) -> tuple[int, ...]:
+    """Return what each of the last ``layers`` takes: weights and its part of the cache; the output head is one of them."""
+    if not model.layers:
+        return ()
+    own = list(model.layer_bytes[len(model.layer_bytes) - layers + 1 :] if layers > 1 else ())
+    if len(own) != layers - 1:
+        own = [weights // layers] * (layers - 1)
+    each = -(-kv // max(1, layers - 1))
+    return (*(size + each for size in own), max(0, weights - sum(own)))
 
 
 def kv_cache(model: ModelFacts, shape: Shape, parameters: Parameters) -> int:
@@ -211,7 +356,7 @@ def _checkpoints(model: ModelFacts, shape: Shape, parameters: Parameters) -> int
 # Weights ------------------------------------------------------------------------------------------------
 
 
-def _layers_on_gpus(model: ModelFacts, parameters: Parameters) -> int:
+def layers_on_gpus(model: ModelFacts, parameters: Parameters) -> int:
     """Return how many layers go to GPUs; the output head counts as one more."""
     whole = model.layers + 1
     if parameters.get("--gpu-layers") in (None, "all", "auto"):

@@ -85,8 +85,28 @@ def corrected(claim: ResourceClaim, learned: Learned | None) -> ResourceClaim:
     if learned is None:
         return claim
     ram = _corrected(claim.ram, learned.ram, lowered=0.0)
+    if claim.pieces:
+        return replace(_pieces_corrected(claim, learned), ram=ram)
     vram = _corrected(claim.vram, learned.vram, lowered=MOST_LOWERED)
     return replace(claim, ram=ram, vram=vram)
+
+
+def _pieces_corrected(claim: ResourceClaim, learned: Learned) -> ResourceClaim:
+    """Raise what pieces take; on how many GPUs the peak was is not known, so that it lowers nothing."""
+    estimate = claim.gpus * claim.each + claim.pieces * claim.piece + claim.last
+    wanted = _corrected(estimate, learned.vram, lowered=0.0)
+    if wanted <= estimate:
+        return claim
+    return ResourceClaim.in_pieces(
+        claim.pieces,
+        -(-claim.piece * wanted // estimate),
+        gpus=claim.gpus,
+        ram=claim.ram,
+        each=-(-claim.each * wanted // estimate),
+        last=-(-claim.last * wanted // estimate),
+        mapped=claim.mapped,
+        partial=claim.partial,
+    )
 
 
 def _corrected(estimate: int, peak: int, *, lowered: float) -> int:

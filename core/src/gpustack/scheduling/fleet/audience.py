@@ -19,10 +19,10 @@ def tiers(columns: Columns, directory: Directory, request: Request) -> list[Tier
     everywhere = request.files_elsewhere
     if everywhere is None or not everywhere.ready:
         return []
-    found: dict[tuple[bool, int], dict[Way, list[str]]] = {}
+    found: dict[tuple[int, int], dict[Way, list[str]]] = {}
     for offer, kinds in _shared(request):
         for index, way in enumerate(offer.ways):
-            found.setdefault(_rank(way, index), {}).setdefault(way, []).extend(kinds)
+            found.setdefault(way.rank(index), {}).setdefault(way, []).extend(kinds)
     return [
         [(way, directory.find(request, frozenset(kinds), way.backend)) for way, kinds in found[rank].items()]
         for rank in sorted(found)
@@ -39,10 +39,6 @@ def _shared(request: Request) -> list[tuple[Offer, list[str]]]:
         else:
             group[1].append(kind)
     return list(groups.values())
-
-
-def _rank(way: Way, index: int) -> tuple[bool, int]:
-    return not (way.claim.gpus or any(claim.gpus for claim in way.followers)), index
 
 
 def files_ready(columns: Columns, request: Request) -> Flags:
@@ -63,12 +59,12 @@ def _by_worker(columns: Columns, directory: Directory, request: Request) -> list
     selector = tuple(sorted(request.selector.items()))
     flags = directory.in_cluster(request.cluster_id) & directory.ready & directory.labelled(selector)
     flags &= files_ready(columns, request)
-    found: dict[tuple[bool, int], dict[Way, list[int]]] = {}
+    found: dict[tuple[int, int], dict[Way, list[int]]] = {}
     for slot in np.flatnonzero(flags).tolist():
         worker = columns.seats[slot].worker
         for index, way in enumerate(request.offer(worker).ways):
             if way.backend in worker.backends:
-                found.setdefault(_rank(way, index), {}).setdefault(way, []).append(slot)
+                found.setdefault(way.rank(index), {}).setdefault(way, []).append(slot)
     return [
         [(way, Eligible(columns, _only(len(flags), slots))) for way, slots in found[rank].items()]
         for rank in sorted(found)

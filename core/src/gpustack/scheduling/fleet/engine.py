@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gpustack.kit.text import MIB
 from gpustack.plugin.values import ResourceClaim
 from gpustack.scheduling import plan
 from gpustack.scheduling.filters import CANDIDATES, PIPELINE, sift
@@ -362,6 +363,8 @@ class Fleet:
     def _single(
         self, columns: Columns, request: Request, way: Way, eligible: Eligible, extra: Extra
     ) -> tuple[tuple[int, tuple[int, ...]], Placed] | None:
+        if way.claim.pieces:
+            return self._pieces(columns, request, way, eligible)
         need = need_of(way, way.claim, request)
         spot = kernels.best(columns, eligible, need, extra)
         if spot is None:
@@ -370,6 +373,22 @@ class Fleet:
         fit = _fit(seat, way.claim, need)
         worker_id = seat.worker.id
         return (spot.cost, (worker_id,)), placed(request, way, [(worker_id, fit)])
+
+    def _pieces(
+        self, columns: Columns, request: Request, way: Way, eligible: Eligible
+    ) -> tuple[tuple[int, tuple[int, ...]], Placed] | None:
+        """Look at each worker that has enough in all: how much fits there depends on each of its GPUs."""
+        claim = way.claim
+        slots = eligible.slots
+        free = np.maximum(columns.free.take(slots, axis=0).astype(np.int64) * MIB - claim.each, 0)
+        enough = (free // claim.piece).sum(axis=1) >= claim.pieces
+        enough &= columns.ram.take(slots) >= mib_needed(claim.ram)
+        rooms = [columns.seats[slot].room() for slot in slots[enough].tolist()]
+        members = plan.members_of(rooms, claim, way, request, plan.scorer_of(request, self._packing))
+        if not members:
+            return None
+        best = min(members, key=lambda each: (each.cost, each.worker_id))
+        return (best.cost, (best.worker_id,)), placed(request, way, [(best.worker_id, best.fit)])
 
     def _gang(
         self, columns: Columns, request: Request, way: Way, eligible: Eligible, extra: Extra

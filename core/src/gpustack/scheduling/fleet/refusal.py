@@ -8,7 +8,7 @@ import numpy as np
 
 from gpustack.plugin.values import ResourceClaim
 from gpustack.scheduling.filters import PIPELINE, Step
-from gpustack.scheduling.fit import per_gpu
+from gpustack.scheduling.fit import per_gpu, possible
 from gpustack.scheduling.fleet import audience
 from gpustack.scheduling.fleet.columns import I64, Columns, Flags, Index
 from gpustack.scheduling.fleet.eligible import Directory, Eligible
@@ -174,7 +174,13 @@ def _possible(columns: Columns, eligible: Eligible, way: Way) -> bool:
     """Tell whether ``way`` fitted if nothing else ran; of several members each is looked at by itself."""
     large = [_large(columns, eligible, _need(way, claim)) for claim in dict.fromkeys(way.members)]
     if not way.followers:
-        return bool(len(large[0]))
+        if len(large[0]) or not way.claim.pieces:
+            return bool(len(large[0]))
+        # Evenly it would not fit; in pieces it depends on each GPU.
+        return any(
+            possible(columns.seats[slot].room(), way.claim, linked=way.linked)
+            for slot in eligible.slots.tolist()
+        )
     sizes = np.bincount(columns.fabric.take(np.unique(np.concatenate(large))))
     return bool(len(sizes)) and int(sizes.max()) >= len(way.members)
 

@@ -307,7 +307,7 @@ def _columns(action: Schedule) -> dict[str, Any]:
         "backend_version": placed.way.version,
         "resolved_path": action.path,
         "resolved_revision": action.revision,
-        "computed_resource_claim": Claim(ram=placed.ram, vram=dict(placed.vram)),
+        "computed_resource_claim": Claim(ram=placed.ram, vram=dict(placed.vram), pieces=dict(placed.pieces)),
         "memory": action.memory,
         "gpu_indexes": sorted(placed.vram),
         "spec_digest": action.spec,

@@ -6,17 +6,20 @@ from collections.abc import Mapping, Sequence
 
 from gpustack.plugin import ResourceClaim
 from gpustack.plugin.memory import Learned, MemoryKey, arguments_digest, corrected, learn
+from gpustack.scheduling import Placed
 from gpustack.schemas import InstanceMemory, ModelInstancePublic
 from gpustack.server.reconcile.questions import Answer, Question
 
 
-def key_of(question: Question) -> MemoryKey:
-    """Return the kind of the instances that ``question`` is about."""
+def key_of(question: Question, claim: ResourceClaim) -> MemoryKey:
+    """Return the kind of the instances that run as ``claim`` answers ``question``."""
+    # What runs with a part in RAM tells nothing of what runs on GPUs alone, nor one GPU of several.
+    way = (f"gpus={claim.gpus}", f"pieces={claim.pieces}") if claim.gpus else ()
     return MemoryKey(
         architecture=question.facts.architecture,
         backend=question.backend,
         version=question.version,
-        arguments=arguments_digest(question.facts, question.parameters, question.devices),
+        arguments=arguments_digest(question.facts, question.parameters, question.devices, way),
     )
 
 
@@ -53,7 +56,7 @@ class Peaks:
 
     def corrected(self, question: Question, claim: ResourceClaim) -> ResourceClaim:
         """Return the answer to ``question`` as earlier starts correct it."""
-        return corrected(claim, self._known.get(key_of(question))) if self._known else claim
+        return corrected(claim, self._known.get(key_of(question, claim))) if self._known else claim
 
 
 def first_peak(memory: InstanceMemory) -> bool:
@@ -62,20 +65,29 @@ def first_peak(memory: InstanceMemory) -> bool:
 
 
 def memory_of(
-    asked: Sequence[Question], answers: Mapping[Question, Answer], way: tuple[str, str, int]
+    asked: Sequence[Question], answers: Mapping[Question, Answer], placed: Placed, peaks: Peaks
 ) -> InstanceMemory:
-    """Return what is noted of an instance that is placed in one ``way``: its backend, its version, how many GPUs."""
-    backend, version, gpus = way
+    """Return what is noted of an instance that is ``placed``: the answer that it rests on."""
+    way = placed.way
     for question in asked:
-        claim = answers[question].claim if question in answers else None
-        if claim is None or (question.backend, question.version, claim.gpus) != (backend, version, gpus):
+        if (question.backend, question.version) != (way.backend, way.version):
             continue
-        key = key_of(question)
-        return InstanceMemory(
-            estimated_ram=claim.ram,
-            estimated_vram=claim.vram,
-            mapped=claim.mapped,
-            architecture=key.architecture,
-            arguments=key.arguments,
-        )
+        for claim in answers[question].claims if question in answers else ():
+            if peaks.corrected(question, claim) != way.claim:
+                continue
+            key = key_of(question, claim)
+            return InstanceMemory(
+                estimated_ram=claim.ram,
+                estimated_vram=_on_so_many(claim, placed),
+                mapped=claim.mapped,
+                architecture=key.architecture,
+                arguments=key.arguments,
+            )
     return InstanceMemory()
+
+
+def _on_so_many(claim: ResourceClaim, placed: Placed) -> int:
+    """Return the GPU memory of ``claim`` on as many GPUs as were chosen."""
+    if not claim.pieces:
+        return claim.vram
+    return len(placed.vram) * claim.each + claim.pieces * claim.piece + claim.last

@@ -164,10 +164,10 @@ class Lore:
                 Way(
                     backend=question.backend,
                     version=question.version,
-                    claim=state.peaks.corrected(question, answer.claim),
+                    claim=state.peaks.corrected(question, claim),
                 )
                 for question, answer in answers
-                if answer.claim is not None
+                for claim in answer.claims
             ),
             refusals=_reasons(answers, platform=False),
             platform_refusals=_reasons(answers, platform=True),

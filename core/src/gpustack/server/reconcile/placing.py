@@ -339,8 +339,7 @@ class _Look:
             file = self._file(worker)
             facts = facts_of(file.facts) if file is not None and file.facts is not None else None
         asked = questions(self._model, worker, facts, self._state.versions) if facts is not None else []
-        way = (placed.way.backend, placed.way.version, placed.way.claim.gpus)
-        return memory_of(asked, self._state.answers, way)
+        return memory_of(asked, self._state.answers, placed, self._state.peaks)
 
     def _no_worker(self) -> Park:
         request = self._request(Known(gpus=self._lore.gpus(self._model)))

@@ -35,6 +35,9 @@ RETRY = 60.0
 #: Seconds that one method of a backend may take.
 TIME_LIMIT = 5.0
 
+#: Ways that one backend may offer on the same devices.
+_MOST_WAYS = 32
+
 _FACTS = frozenset(each.name for each in fields(ModelFacts))
 
 
@@ -51,16 +54,26 @@ class Question:
     parameters: tuple[str, ...]
     devices: tuple[GpuDevice, ...]
     platform: Platform
+    #: The instance is to get all of the devices, evenly, since their number was chosen by hand.
+    by_hand: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """The claim, or a refusal. ``expires`` is set for passing trouble: a time after which to ask again."""
 
+    #: Of the best way.
     claim: ResourceClaim | None = None
+    #: Of other ways, from the best to the least.
+    others: tuple[ResourceClaim, ...] = ()
     refused_by: Literal["", "model", "platform", "parameters", "trouble"] = ""
     reason: str = ""
     expires: float | None = None
+
+    @property
+    def claims(self) -> tuple[ResourceClaim, ...]:
+        """Return the claims of all ways, the best first; nothing for a refusal."""
+        return () if self.claim is None else (self.claim, *self.others)
 
 
 def facts_of(document: FactsDocument) -> ModelFacts:
@@ -144,6 +157,7 @@ def questions(
             parameters=tuple(model.backend_parameters),
             devices=each,
             platform=platform_of(worker),
+            by_hand=by_hand is not None,
         )
         for each in (by_hand if by_hand is not None else [devices, ()] if devices else [()])
         for name in names
@@ -182,9 +196,15 @@ async def ask(question: Question, backends: Backends, now: float) -> Answer:
             parameters=question.parameters,
             devices=question.devices,
         )
-        claim = await _call(plugin, backend.estimate, request)
-        _check(claim, question)
-        return Answer(claim=claim)
+        if question.by_hand or type(backend).ways is InferenceBackend.ways:
+            claims = [await _call(plugin, backend.estimate, request)]
+        else:
+            claims = list(await _call(plugin, backend.ways, request))[:_MOST_WAYS]
+        if not claims:
+            raise PluginError("it says neither how the model can run there nor why it cannot")
+        for claim in claims:
+            _check(claim, question)
+        return Answer(claim=claims[0], others=tuple(claims[1:]))
     except Refused as error:
         return Answer(refused_by=refused_by, reason=f"{question.backend}: {error}")
     except TryAgain as error:
@@ -204,13 +224,24 @@ def _check(claim: object, question: Question) -> None:
         and min(claim.ram, claim.vram, claim.gpus) >= 0
         and bool(claim.vram) == bool(claim.gpus)
         and claim.gpus <= len(question.devices)
-    ):
+        and _whole(claim)
+    )
+    if not good:
         raise PluginError(f"its estimate {claim!r} makes no sense for {len(question.devices)} GPUs")
     if max(claim.ram, claim.vram) > MOST_MEMORY:
         raise Refused(
             f"with these parameters the model takes more than {human_bytes(MOST_MEMORY)} of memory, which no machine "
             "has; ask for less, such as a smaller context"
         )
+
+
+def _whole(claim: ResourceClaim) -> bool:
+    """Tell whether the pieces of a claim, if it has any, add up to it."""
+    if not claim.pieces:
+        return (claim.piece, claim.each, claim.last, claim.partial) == (0, 0, 0, False)
+    if claim.gpus < 1 or claim.piece < 1 or min(claim.pieces, claim.each, claim.last) < 0:
+        return False
+    return claim.vram == claim.gpus * (claim.each + -(-claim.pieces // claim.gpus) * claim.piece + claim.last)
 
 
 def _trouble(question: Question, error: Exception, expires: float) -> Answer:
