@@ -24,6 +24,8 @@ class Odds:
     """Makes things up from ``seed``."""
 
     seed: int
+    #: Some claims are in pieces.
+    pieces: bool = False
 
     def __post_init__(self) -> None:
         self.dice = random.Random(self.seed)
@@ -111,7 +113,7 @@ class Odds:
             followers = tuple(self._claim() for _ in range(dice.choice((1, 1, 2))))
             if dice.random() < 0.5:
                 followers = (claim,) * len(followers)
-        if not followers and dice.random() < 0.25:
+        if self.pieces and not followers and dice.random() < 0.25:
             claim = self._in_pieces()
         return Way(
             backend=dice.choice("xy"),

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 from datetime import timedelta
+from typing import Any
 
-from gpustack.schemas import InstanceState
+import pytest
+
+from gpustack.schemas import FactsDocument, InstanceState, ModelFileReport, ModelFileState
 from gpustack.server import telling
 from support.api import Api
 from support.reconcile import an_instance
@@ -111,3 +114,74 @@ async def test_a_worker_in_maintenance_is_told_as_that(api: Api) -> None:
 async def test_without_decisions_there_is_nothing_to_hand_out(api: Api) -> None:
     answer = await api.admin.get("/v2/decisions")
     assert (answer.status_code, answer.content) == (200, b"")
+
+
+ROOMY = {
+    "status": {"memory": {"total": 64 << 30, "used": 0}},
+    "labels": {"zone": "here"},
+    "catalogue": {"backends": ["any"]},
+}
+FACTS = FactsDocument(format="gguf", path="/m.gguf", weight_bytes=1 << 30, categories=("llm",))
+
+
+async def _read(api: Api, model: dict[str, Any], worker: dict[str, Any]) -> None:
+    """Have the files of ``model`` be known on ``worker``, as after it was served there once."""
+    store = api.services.store
+    asked = await store.model_files.request(worker["id"], await store.models.get(model["id"]))
+    report = ModelFileReport(request=asked.request, state=ModelFileState.READY, facts=FACTS, size=1 << 30)
+    await store.model_files.report(asked.id, report)
+
+
+async def _remedies(api: Api, model: dict[str, Any]) -> list[tuple[str, list[str]]]:
+    (one,) = (await api.admin.get(f"/v2/models/{model['id']}/explain")).json()["instances"]
+    assert one["outcome"] == "refused"
+    return [(each["what"], [seat["worker_name"] for seat in each["seats"]]) for each in one["remedies"]]
+
+
+@pytest.mark.parametrize("read", [True, False], ids=["files-read", "files-unread"])
+async def test_a_selector_that_matches_nothing_is_told_with_what_would_help(api: Api, read: bool) -> None:
+    worker = await api.worker(**ROOMY)
+    model = await api.model("tiny", worker_selector={"zone": "pluto"})
+    await api.instance(model, None)
+    if read:
+        await _read(api, model, worker)
+
+    found = await _remedies(api, model)
+
+    if read:
+        assert found == [
+            ("with the label zone=pluto on worker w", ["w"]),
+            ("without its worker selector", ["w"]),
+        ]
+    else:
+        assert found == [
+            ("with the label zone=pluto on worker w; its files must be read there first", []),
+            ("without its worker selector; its files must be read first", []),
+        ]
+
+
+@pytest.mark.parametrize("read", [True, False], ids=["files-read", "files-unread"])
+async def test_a_worker_in_maintenance_is_told_as_the_remedy(api: Api, read: bool) -> None:
+    worker = await api.worker(name="vm", **ROOMY)
+    model = await api.model("tiny")
+    await api.instance(model, None)
+    if read:
+        await _read(api, model, worker)
+    changed = await api.admin.put(f"/v2/workers/{worker['id']}", json={"maintenance": True})
+    assert changed.status_code == 200, changed.text
+
+    found = await _remedies(api, model)
+
+    if read:
+        assert found == [("once worker vm is ready", ["vm"])]
+    else:
+        assert found == [("once worker vm is ready; its files must be read there first", [])]
+
+
+async def test_what_would_not_fit_there_either_is_no_remedy(api: Api) -> None:
+    worker = await api.worker(**{**ROOMY, "system_reserved": {"ram": 64 << 30}})
+    model = await api.model("tiny", worker_selector={"zone": "pluto"})
+    await api.instance(model, None)
+    await _read(api, model, worker)
+
+    assert await _remedies(api, model) == []

@@ -92,7 +92,8 @@ def test_a_label_that_no_worker_with_room_has_is_named() -> None:
     fleet = Fleet([a_worker(1, 24, labels={"zone": "a"})])
     refused = refused_by(fleet, a_request(1, 10, selector={"zone": "a", "pool": "x"}))
     assert [each.what for each in remedies(fleet, refused)] == [
-        "if its worker selector did not ask for pool=x"
+        "with the label pool=x on worker worker-1",
+        "if its worker selector did not ask for pool=x",
     ]
 
 
@@ -131,6 +132,9 @@ def test_what_is_told_to_help_does(seed: int, count: int) -> None:
                     away = away or (None if workers[share.worker_id].ready else workers[share.worker_id])
                 assert away is not None
                 snapshot = snapshot.with_worker(replace(away, ready=True, state_message=""))
+            if remedy.what.startswith("with the label"):
+                there = workers[remedy.placed.worker_id]
+                snapshot = snapshot.with_worker(replace(there, labels={**there.labels, **request.selector}))
             for move in remedy.moves:
                 snapshot = snapshot.release(move.instance_id)
             asked = replace(request, selector={}) if "selector" in remedy.what else request

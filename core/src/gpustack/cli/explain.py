@@ -122,10 +122,10 @@ def _remedies(remedies: list[Remedy], *, waits: bool) -> Iterator[str]:
         if waits:
             yield "  nothing that was tried would make it fit"
         return
-    yield "  it would fit:"
+    yield "  it would fit:" if any(each.seats for each in remedies) else "  it may fit:"
     for each in remedies:
         there = "; ".join(_seat(seat) for seat in each.seats)
-        yield f"    {clean(each.what)}, on {there}"
+        yield f"    {clean(each.what)}, on {there}" if there else f"    {clean(each.what)}"
         for move in each.moves:
             to = "; ".join(_seat(seat) for seat in move.to)
             yield f"      {clean(move.instance_name)} would go to {to}"

@@ -58,20 +58,23 @@ def remedies(
     refused: Refused,
     alternatives: Iterable[Sequence[Alternative]] = (),
     movable: Mapping[int, Request] | None = None,
+    relaxed: Request | None = None,
 ) -> list[Remedy]:
     """Return what would help, the smallest changes of the model first.
 
     Each sequence of ``alternatives`` goes from the least change to the greatest; the first that fits is the answer.
-    ``movable`` asks anew for instances that run; others are not moved. The fleet is afterwards as it was before, but for
+    ``movable`` asks anew for instances that run; others are not moved. ``relaxed`` is the request with what is known of
+    workers that it was not for: not selected, or not ready. The fleet is afterwards as it was before, but for
     its count of changes; it must not be in use elsewhere.
     """
+    relaxed = relaxed or refused.request
     found = [*_changed(fleet, alternatives)]
     if refused.for_room_only:
         found += _moved(fleet, refused, movable or {})
     else:
-        found += _unselected(fleet, refused.request)
+        found += _unselected(fleet, relaxed)
     found += _on_others(fleet, refused.request)
-    return [*found, *_if_ready(fleet, refused.request)]
+    return [*found, *_if_ready(fleet, relaxed)]
 
 
 def _changed(fleet: Fleet, alternatives: Iterable[Sequence[Alternative]]) -> Iterator[Remedy]:
@@ -86,16 +89,28 @@ def _changed(fleet: Fleet, alternatives: Iterable[Sequence[Alternative]]) -> Ite
 def _unselected(fleet: Fleet, request: Request) -> Iterator[Remedy]:
     if not request.selector:
         return
-    for key in sorted(request.selector):
+    anywhere = fleet.place(replace(request, selector={}))
+    if not isinstance(anywhere, Placed):
+        return
+    yield from _labelled(fleet, request, anywhere)
+    for key in sorted(request.selector) if len(request.selector) > 1 else ():
         rest = {name: value for name, value in request.selector.items() if name != key}
         answer = fleet.place(replace(request, selector=rest))
         if isinstance(answer, Placed):
             label = f"{key}={request.selector[key]}"
             yield Remedy(what=f"if its worker selector did not ask for {label}", placed=answer)
             return
-    answer = fleet.place(replace(request, selector={}))
-    if isinstance(answer, Placed):
-        yield Remedy(what="without its worker selector", placed=answer)
+    yield Remedy(what="without its worker selector", placed=anywhere)
+
+
+def _labelled(fleet: Fleet, request: Request, placed: Placed) -> Iterator[Remedy]:
+    """Name the labels that the worker would need on which it was placed without asking for any."""
+    worker = fleet.worker(placed.worker_id)
+    if worker is None or placed.followers:
+        return
+    lacking = [f"{k}={v}" for k, v in sorted(request.selector.items()) if worker.labels.get(k) != v]
+    labels = f"the label{'s' if len(lacking) > 1 else ''} {', '.join(lacking)}"
+    yield Remedy(what=f"with {labels} on worker {worker.name}", placed=placed)
 
 
 def _on_others(fleet: Fleet, request: Request) -> Iterator[Remedy]:

@@ -76,7 +76,10 @@ class ProposedMove(Output):
 
 
 class Remedy(Output):
-    """Something that would make it fit. It was tried: ``seats`` is where the instance went then."""
+    """Something that would make it fit. It was tried: ``seats`` is where the instance went then.
+
+    Without seats it could not be tried, since the model's files have not been read there yet.
+    """
 
     #: Completes "it would fit …".
     what: str

@@ -25,6 +25,7 @@ from gpustack.server.reconcile.lore import Known, Lore, wish
 from gpustack.server.reconcile.questions import Backends, Question, ask, questions
 from gpustack.server.reconcile.reading import read_rows
 from gpustack.server.reconcile.state import State
+from gpustack.server.unread import unread
 
 log = logging.getLogger(__name__)
 
@@ -175,10 +176,8 @@ class _Look:
                 update={"outcome": Outcome.FITS, "summary": summary, "seats": telling.seats(answer, names)}
             )
         told = telling.refusal(base, answer, failed=instance.state is InstanceState.ERROR)
-        help_ = await self._remedies(answer)
-        return told.model_copy(
-            update={"remedies": [telling.remedy(each, names, self.state) for each in help_]}
-        )
+        tried = [telling.remedy(each, names, self.state) for each in await self._remedies(answer)]
+        return told.model_copy(update={"remedies": [*tried, *unread(self.state, self._model)]})
 
     async def _remedies(self, refused: Refused) -> list[telling.FoundRemedy]:
         found: list[list[Alternative]] = []
@@ -190,7 +189,8 @@ class _Look:
         except TimeoutError:
             log.warning("model %s: backends are slow to say what would need less memory", self._model.name)
         movable = await self._movable(refused) if refused.for_room_only else {}
-        return await asyncio.to_thread(remedies, self.state.fleet, refused, found, movable)
+        relaxed = await self._request(self._model, refused.request.instance_id, everybody=True)
+        return await asyncio.to_thread(remedies, self.state.fleet, refused, found, movable, relaxed)
 
     async def _first_that_fits(
         self, kind: Sequence[tuple[str, tuple[str, ...]]], request: Request
@@ -235,10 +235,15 @@ class _Look:
             if each.model_id in requests and each.draining_since is None
         }
 
-    async def _request(self, model: ModelPublic, instance_id: int) -> Request | None:
-        """Return what the model asks for, with the answers of backends; None when these go on asking."""
+    async def _request(
+        self, model: ModelPublic, instance_id: int, *, everybody: bool = False
+    ) -> Request | None:
+        """Return what the model asks for, with the answers of backends; None when these go on asking.
+
+        With ``everybody`` they are asked for workers too that it is not for: not selected, or not ready.
+        """
         for _ in range(_MOST_ROUNDS):
-            known = self._known(model)
+            known = self._known(model, everybody=everybody)
             if not known.open:
                 values = {name: getattr(known, name) for name in _KNOWN}
                 return replace(wish(model, instance_id), **values)
@@ -252,8 +257,8 @@ class _Look:
             # It expires with this look, so that nothing is asked twice.
             self.state.answers[question] = replace(answer, expires=None)
 
-    def _known(self, model: ModelPublic) -> Known:
-        lore = Lore(self.state, time.monotonic())
+    def _known(self, model: ModelPublic, *, everybody: bool) -> Known:
+        lore = Lore(self.state, time.monotonic(), everybody=everybody)
         if model.source is not Source.HUGGINGFACE:
             return lore.of_workers(model)
         return lore.of_hub(model, hub.Hub(self.state, model, lore.workers(model)).facts(frozenset()))

@@ -40,7 +40,9 @@ class Known:
 class Lore:
     """Everything known at one moment; nothing of ``state`` but holdings may change while it is used."""
 
-    def __init__(self, state: State, now: float) -> None:
+    def __init__(self, state: State, now: float, *, everybody: bool = False) -> None:
+        """With ``everybody``, of all workers of a model's cluster: those that it does not select or are not ready too."""
+        self._everybody = everybody
         self._state = state
         self._now = now
         self._workers: dict[int, list[WorkerPublic]] = {}
@@ -52,8 +54,13 @@ class Lore:
         """Return the workers that may be considered for the model, whatever its files and backends say."""
         found = self._workers.get(model.id)
         if found is None:
-            found = self._workers[model.id] = candidates(self._state, model)
+            found = self._in_cluster(model) if self._everybody else candidates(self._state, model)
+            self._workers[model.id] = found
         return found
+
+    def _in_cluster(self, model: ModelPublic) -> list[WorkerPublic]:
+        workers = sorted(self._state.workers.values(), key=lambda each: each.id)
+        return [each for each in workers if each.cluster_id == model.cluster_id]
 
     def gpus(self, model: ModelPublic) -> Mapping[str, frozenset[int]] | None:
         """Return the GPUs that were chosen for the model by worker name and index; None allows all."""
