@@ -225,8 +225,7 @@ def _check(claim: object, question: Question) -> None:
         and bool(claim.vram) == bool(claim.gpus)
         and claim.gpus <= len(question.devices)
         and _whole(claim)
-    )
-    if not good:
+    ):
         raise PluginError(f"its estimate {claim!r} makes no sense for {len(question.devices)} GPUs")
     if max(claim.ram, claim.vram) > MOST_MEMORY:
         raise Refused(
