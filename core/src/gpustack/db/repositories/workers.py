@@ -192,7 +192,12 @@ class Workers(Repository[WorkerPublic]):
                     raise Forbidden("a worker's own credential renews its own registration and no other")
                 if old is None:
                     values |= _start(joining.first(claim))
-                    values |= {"state": WorkerState.READY, "name": await self._free_name(tx, wanted.name)}
+                    name = await self._free_name(tx, wanted.name)
+                    values |= {
+                        "state": WorkerState.READY,
+                        "name": name,
+                        "labels": _named(wanted.labels, name),
+                    }
                     return await self._insert(tx, {**values, "cluster_id": cluster_id})
                 start = joining.admit(await self._known(tx, old), claim)
                 if start.contested:
@@ -205,7 +210,7 @@ class Workers(Repository[WorkerPublic]):
                 values["state"] = _up(old)
                 values["name"] = await self._kept_name(tx, old, wanted.name)
                 # Those that an administrator has added.
-                values["labels"] = {**old.labels, **wanted.labels}
+                values["labels"] = _named({**old.labels, **wanted.labels}, values["name"])
                 renewed = await self._change(tx, old, values)
                 if (renewed.name, renewed.ip) != (old.name, old.ip):
                     await Instances(tx).follow_worker(tx, renewed.id, renewed.name, renewed.ip)
@@ -321,6 +326,11 @@ def _labels(worker: WorkerPublic, wanted: Mapping[str, str]) -> dict[str, str]:
                 f"worker {worker.name} itself says that its label {name} is {value!r}; give another name to a label of yours"
             )
     return {**wanted, **own}
+
+
+def _named(labels: dict[str, str], name: str) -> dict[str, str]:
+    """Return ``labels`` with the name that the worker was given, not the one that it asked for."""
+    return {**labels, "worker-name": name} if "worker-name" in labels else labels
 
 
 def _claim(wanted: WorkerRegistration, *, by_credential: bool) -> joining.Claim:
