@@ -181,7 +181,7 @@ async def test_many_are_given_to_workers_at_once_without_those_that_are_late(
 async def test_a_label_says_the_name_that_a_worker_was_given(store: Store) -> None:
     labels = {"worker-name": "box", "os": "linux"}
     first = await store.workers.register(a_registration(labels=labels), "d1", 1)
-    second = await store.workers.register(a_registration(worker_uuid="other", labels=labels), "d2", 1)
+    second = await store.workers.register(a_registration(worker_uuid="uuid-of-other", labels=labels), "d2", 1)
 
     assert first.labels == labels
     assert (second.name, second.labels) == ("box-1", {"worker-name": "box-1", "os": "linux"})
