@@ -84,6 +84,9 @@ def run(running: Running, command: str, key: str) -> None:
         "KEY": key,
     }
     shown = command.replace("http://localhost:9080", running.url).replace("curl ", "curl -sSf ")
+    if "workers label NAME" in shown:
+        with running.admin() as admin:
+            shown = shown.replace("NAME", admin.get("/v2/workers").json()["items"][0]["name"])
     text = "Hello\n" if " chat " in command else ""
     done = subprocess.run(
         ["bash", "-c", shown],

@@ -201,7 +201,7 @@ def test_without_a_terminal_a_hang_up_reads_the_settings_again(configured: Confi
         asked = httpx.get(configured.running.url + "/readyz", headers={"Origin": "https://hung-up.example"})
         return "access-control-allow-origin" in asked.headers
 
-    eventually(applied, "the settings are read again")
+    eventually(applied, "the settings are read again", seconds=30)
     assert configured.running.process.poll() is None
     configured.write()
     configured.reload()

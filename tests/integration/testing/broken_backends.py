@@ -24,6 +24,7 @@ from gpustack.plugin import (
     Refused,
     ReleaseBinary,
     ResourceClaim,
+    Suggestion,
     TryAgain,
     Verdict,
 )
@@ -477,4 +478,14 @@ TestPlansText = broken(
     "test_members_of_an_instance_each_have_a_plan",
     launch_member=lambda self, request: "engine",
     members=Spans.members,
+)
+
+
+def louder(self, request):
+    return [[Suggestion(what="more of it", parameters=(*request.parameters, "--more"))]]
+
+
+TestSuggestsTheSame = broken("test_what_is_suggested_needs_less_memory", suggestions=louder)
+TestSuggestsText = broken(
+    "test_what_is_suggested_needs_less_memory", suggestions=lambda self, request: [["--less"]]
 )

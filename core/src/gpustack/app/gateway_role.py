@@ -23,7 +23,7 @@ from gpustack.app.sharing import cors_of, limits_of, tls_of
 from gpustack.dataplane.admission import Admission, Buckets
 from gpustack.dataplane.choosing import Chooser, SharedOutstanding
 from gpustack.dataplane.gateway import Books, Gateway, Parts
-from gpustack.dataplane.gateway.backstage import ServerSide
+from gpustack.dataplane.gateway.backstage import ServerSide, refusal_body
 from gpustack.dataplane.http import HttpServer, Upstream
 from gpustack.dataplane.metering.access_log import AccessLog
 from gpustack.dataplane.metering.journal import Journal
@@ -128,7 +128,7 @@ async def run(configuration: dict[str, Any], sockets: dict[str, socket.socket], 
                 behind=lambda: link is not None and link.behind,
             )
         )
-        server = HttpServer(gateway, limits_of(settings))
+        server = HttpServer(gateway, limits_of(settings), error_body=refusal_body)
         upstream.start()
         server.start()
         serving, told = asyncio.Event(), asyncio.Event()

@@ -12,6 +12,7 @@ from socket import socket
 from gpustack.dataplane.cors import CorsPolicy
 from gpustack.dataplane.gateway.application import App, Application
 from gpustack.dataplane.gateway.asgi import GatewayApp
+from gpustack.dataplane.gateway.backstage import refusal_body
 from gpustack.dataplane.http import HttpServer, Limits
 from gpustack.server.listen import Tls
 
@@ -31,7 +32,7 @@ class Public:
     ) -> None:
         self._application = Application(app)
         self.gateway = inference.front(self._application, cors)
-        self.http = HttpServer(self.gateway, limits)
+        self.http = HttpServer(self.gateway, limits, error_body=refusal_body)
 
     async def serve(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
+from gpustack.dataplane.gateway.operations import is_inference
 from gpustack.dataplane.http import (
     NOT_FOR_SERVERS,
     NOT_FROM_SERVERS,
@@ -13,6 +14,7 @@ from gpustack.dataplane.http import (
     Reply,
     Request,
     Upstream,
+    openai_error,
     request_head,
     request_line,
 )
@@ -84,6 +86,23 @@ def _unanswered(reply: Reply, failure: Failure) -> None:
     reply.answer(status, headers, _body(status, message))
 
 
+def refusal_body(request: Request | None, status: int, message: str, code: str) -> bytes:
+    """Return an error of the HTTP layer as clients of the API expect it, or as those of models do."""
+    if request is None or not request.target or is_inference(request.path):
+        return openai_error(request, status, message, code)
+    return _body(status, message)
+
+
+#: As the server names them.
+_REASONS = {
+    400: "BadRequest",
+    408: "RequestTimeout",
+    413: "RequestEntityTooLarge",
+    502: "BadGateway",
+    503: "ServiceUnavailable",
+    504: "GatewayTimeout",
+}
+
+
 def _body(status: int, message: str) -> bytes:
-    names = {400: "BadRequest", 502: "BadGateway", 503: "ServiceUnavailable", 504: "GatewayTimeout"}
-    return json.dumps({"code": status, "reason": names[status], "message": message}).encode()
+    return json.dumps({"code": status, "reason": _REASONS.get(status, "Error"), "message": message}).encode()
