@@ -28,8 +28,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from urllib.parse import urlsplit
 
-#: Seconds that one request may take, restarts of whatever it needs included.
-PATIENCE = 30.0
+#: Seconds that one request may take, restarts of whatever it needs included, with engines that have the processor only
+#: when no other test wants it.
+PATIENCE = 75.0
 #: In an event of a stream that has a piece of text.
 _TEXT = re.compile(rb'"content": ?"[^"]')
 

@@ -17,7 +17,7 @@ from support.house import House, be_humble, key_names
 from support.load import Kill, Report, Traffic, Unheld, load
 
 STREAMS = 32
-_PATIENCE = 60.0
+_PATIENCE = 120.0
 #: Tokens of the longest answer that is asked for, with some to spare.
 _LONGEST = 1300
 #: States that an instance leaves and enters again without a new start, when its worker is gone for a moment.
