@@ -70,6 +70,7 @@ async def main(rounds: int) -> None:
 
 async def measure(house: House, rounds: int) -> None:
     clock = Clock(house)
+    # The clock starts as the row of who leaves is about to go: nobody outside sees that moment.
     house.store.instances.delete = clock.delete  # type: ignore[method-assign]
     following = asyncio.create_task(clock.follow())
     following.add_done_callback(lambda task: task.cancelled() or task.result())

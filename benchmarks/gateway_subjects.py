@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 from common import free_port
@@ -90,10 +91,10 @@ class Places:
 
 @contextlib.contextmanager
 def running(
-    command: Sequence[str], port: int, *, ends_by: int = signal.SIGTERM, **more: object
+    command: Sequence[str], port: int, *, ends_by: int = signal.SIGTERM, **more: Any
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a server until the block ends; it begins once ``port`` is answered on."""
-    process = subprocess.Popen(command, **more)  # type: ignore[call-overload]
+    process = subprocess.Popen(command, **more)
     try:
         _answering(process, port)
         yield process

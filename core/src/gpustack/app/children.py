@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -134,7 +134,7 @@ class PythonChild(Child):
         name: str,
         data_dir: Path,
         *,
-        configuration: Callable[[], asyncio.Future[dict[str, Any]]],
+        configuration: Callable[[], Awaitable[dict[str, Any]]],
         sockets: dict[str, int],
         log_path: Path,
         say: Callable[[str], None],

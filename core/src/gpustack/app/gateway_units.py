@@ -50,7 +50,7 @@ def gateway_units(
         return PythonChild(
             name,
             Path(settings["data_dir"]),
-            configuration=configuration,  # type: ignore[arg-type]  # a coroutine function
+            configuration=configuration,
             sockets=sockets,
             log_path=log_dir / f"{name}.log",
             say=say,

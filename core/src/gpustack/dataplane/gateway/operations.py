@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 #: Kinds of models that write text. (Whether a language model also embeds is a matter of the engine's parameters, so the
 #: engine tells.)
@@ -41,8 +42,8 @@ class Operation:
         object.__setattr__(self, "name", self.path.decode("latin-1"))
 
 
-def _json(path: str, **more: object) -> Operation:
-    return Operation(path=path.encode(), **more)  # type: ignore[arg-type]  # the fields of Operation
+def _json(path: str, **more: Any) -> Operation:
+    return Operation(path=path.encode(), **more)
 
 
 _ALL = (

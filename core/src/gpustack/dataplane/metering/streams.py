@@ -121,7 +121,7 @@ class StreamReader:
         if self.first_at is None:
             self.first_at = now
         elif self._between is not None:
-            self._between(now - self.last_at)  # type: ignore[operator]
+            self._between(now - self.last_at)  # type: ignore[operator]  # set with first_at
         self.last_at = now
         if (
             self.chunks >= _FIRST
