@@ -337,6 +337,12 @@ class PipxPackage:
     wheel_name: str = ""
     #: Arguments that make the installed command prove itself: it must exit with 0 and name its version.
     verify: tuple[str, ...] = ("--version",)
+    #: More packages for the same environment, as pip's requirements name them.
+    requirements: tuple[str, ...] = ()
+    #: The lock of this version: lines of a pip constraints file, with hashes where they are known; empty for none.
+    constraints: str = ""
+    #: Modules that must import in the environment before the engine counts as installed.
+    imports: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from gpustack.schemas.auth import (
     PasswordResetReply,
     VersionInfo,
 )
-from gpustack.schemas.backends import InferenceBackendPublic
+from gpustack.schemas.backends import BackendVersionConfig, InferenceBackendPublic, Runner
 from gpustack.schemas.clusters import ClusterPublic
 from gpustack.schemas.common import ErrorBody, Event, EventType, Page, Pagination
 from gpustack.schemas.config import ConfigPublic
@@ -85,6 +85,7 @@ __all__ = [
     "ApiKeyCreated",
     "ApiKeyPublic",
     "Autoscaling",
+    "BackendVersionConfig",
     "Claim",
     "ClusterPublic",
     "ConfigPublic",
@@ -142,6 +143,7 @@ __all__ = [
     "PlacementStrategy",
     "Rollout",
     "RoomForInstance",
+    "Runner",
     "Source",
     "UpdatePublic",
     "UserPublic",
