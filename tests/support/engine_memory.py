@@ -18,7 +18,8 @@ from support.random_gguf import Shape, random_gguf
 MIB = 1 << 20
 #: Reading a thousand tokens on a busy machine may take that long.
 _READING = 400.0
-_BUFFER = re.compile(r"(\S+)\s+(model|KV|compute|output|RS) buffer size =\s+([\d.]+) MiB")
+#: A line of its log: where, what for, MiB.
+BUFFER = re.compile(r"(\S+)\s+(model|KV|compute|output|RS) buffer size =\s+([\d.]+) MiB")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,7 @@ def measured(
         path.unlink()
     buffers: Counter[str] = Counter()
     copied = 0
-    for where, kind, size in _BUFFER.findall(text):
+    for where, kind, size in BUFFER.findall(text):
         length = int(float(size) * MIB)
         buffers[kind] += length
         copied += length if where == "CPU_REPACK" else 0
