@@ -14,6 +14,7 @@ sys.path.append(str(Path(__file__).parents[2] / "tests"))
 from gpustack_gpu_nvidia.detector import NvidiaDetector
 
 from gpustack.plugin import GpuDevice, GpuUsage, Host, NoSettings
+from gpustack_backends.llama_cpp.launcher import COMMAND, VERSION
 
 GIB, MIB = 1 << 30, 1 << 20
 
@@ -47,3 +48,25 @@ def title(device: GpuDevice) -> str:
         f"{device.name}, {device.memory_total / GIB:.1f} GiB, driver {device.driver_version}, "
         f"CUDA {device.runtime_version}, compute capability {device.compute_capability}"
     )
+
+
+def as_launcher(server: str, folder: Path) -> Path:
+    """Return a program in ``folder`` that stands for our launcher of llama.cpp, and runs ``server``.
+
+    The launcher takes ``--flag=value`` too, and the index has no xllamacpp with CUDA.
+    """
+    path = folder / f"{COMMAND}_{VERSION}"
+    path.write_text(_LAUNCHER.format(command=COMMAND, version=VERSION, server=server))
+    path.chmod(0o755)
+    return path
+
+
+_LAUNCHER = """\
+#!/bin/sh
+if [ "$1" = --version ]; then echo "{command} {version}"; exit 0; fi
+for word in "$@"; do
+    shift
+    case $word in --*=*) set -- "$@" "${{word%%=*}}" "${{word#*=}}" ;; *) set -- "$@" "$word" ;; esac
+done
+exec {server} "$@"
+"""

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from card import MIB, look, taken_by, title
+from card import MIB, as_launcher, look, taken_by, title
 from common import free_port
 
 from gpustack.kit.net import LOOPBACK
@@ -85,7 +85,7 @@ CASES = (
 )
 
 
-def measure(server: str, device: GpuDevice, case: Case, folder: Path) -> None:
+def measure(command: str, device: GpuDevice, case: Case, folder: Path) -> None:
     backend, path, port = llama_cpp_backend(folder), folder / "model.gguf", free_port()
     random_gguf(path, case.shape)
     try:
@@ -98,7 +98,7 @@ def measure(server: str, device: GpuDevice, case: Case, folder: Path) -> None:
             instance_name="one",
             model_name="one",
             model=facts,
-            command=server,
+            command=command,
             version=version,
             host=LOOPBACK,
             port=port,
@@ -144,9 +144,10 @@ def main(server: str) -> bool:
         folder = Path(place)
         device = look(folder)[0][0]
         print(title(device))
+        command = str(as_launcher(server, folder))
         for case in CASES:
             try:
-                measure(server, device, case, folder)
+                measure(command, device, case, folder)
             except (Exception, pytest.fail.Exception) as error:  # noqa: BLE001  # the other cases are worth having
                 print(f"{case.name:<40} FAILED: {str(error)[-600:]}", flush=True)
                 failed = True

@@ -7,6 +7,7 @@ The server stands in the place of the engine that would be installed, which the 
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -14,19 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from card import GIB, MIB, look, taken_by, title
+from card import GIB, MIB, as_launcher, look, taken_by, title
 from common import gpustack, new_data_dir
 
-from gpustack_backends.llama_cpp.launcher import COMMAND, VERSION
 from support.random_gguf import Shape, random_gguf
 
 EIGHT = Shape(
     layers=32, hidden=4096, heads=32, kv_heads=8, head=128, inner=14336, vocabulary=128256, type="Q4_K"
 )
 SMALL = Shape(layers=24, hidden=1024, heads=16, kv_heads=2, inner=2816, vocabulary=151936)
-SHIM = """#!/bin/sh
-if [ "$1" = --version ]; then echo "{command} {version}"; exit 0; fi
-exec {server} "$@"
+#: Holds memory of the card until its input ends: another user's program.
+STRANGER = """
+import sys, torch
+held = torch.empty(int(sys.argv[1]), dtype=torch.uint8, device="cuda")
+print("holds it", flush=True)
+sys.stdin.read()
 """
 
 
@@ -44,9 +47,7 @@ def main(server: str) -> None:
     with new_data_dir() as data_dir:
         bin_dir = data_dir.parent / "engines"
         bin_dir.mkdir()
-        shim = bin_dir / f"{COMMAND}_{VERSION}"
-        shim.write_text(SHIM.format(command=COMMAND, version=VERSION, server=server))
-        shim.chmod(0o755)
+        as_launcher(server, bin_dir)
         models = {
             "eight": random_gguf(data_dir.parent / "eight.gguf", EIGHT),
             "small": random_gguf(data_dir.parent / "small.gguf", SMALL),
@@ -70,7 +71,7 @@ def serve(client: httpx.Client, folder: Path, models: dict[str, Path]) -> None:
         answer = client.get("/v2/model-instances", params={"perPage": 100}).raise_for_status().json()["items"]
         return [each for each in answer if each["model_name"] == model]
 
-    def deploy(name: str, model: str, *parameters: str) -> float:
+    def deploy(name: str, model: str, *parameters: str, **more: Any) -> float:
         began = time.perf_counter()
         client.post(
             "/v2/models",
@@ -79,6 +80,7 @@ def serve(client: httpx.Client, folder: Path, models: dict[str, Path]) -> None:
                 "source": "local_path",
                 "local_path": str(models[model]),
                 "backend_parameters": parameters,
+                **more,
             },
         ).raise_for_status()
         return began
@@ -126,26 +128,40 @@ def serve(client: httpx.Client, folder: Path, models: dict[str, Path]) -> None:
     )
     print("measured by the worker:", {name: serves(name)["memory"]["peak_vram"] >> 20 for name in both}, told)
 
-    # More than what is left: waits, is explained, and is placed when room comes.
+    # Another user's program takes nearly all: a third model waits for it, and is told why.
     free = device.memory_total - usage[device.uuid].memory_used
-    # A token of the cache of the large model takes 128 KiB.
-    context = int((free + 2 * GIB) / (128 << 10)) // 256 * 256
-    deploy("third", "eight", f"--ctx-size={context}", "--parallel=1", "--gpu-layers=33")
+    stranger = subprocess.Popen(
+        [sys.executable, "-c", STRANGER, str(free - 5 * GIB)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert stranger.stdin is not None
+    assert stranger.stdout is not None
+    stranger.stdout.readline()
+    began = time.perf_counter()
+    until("sight of the stranger", 60, lambda: gpus()[0]["memory"]["used"] > device.memory_total - 6 * GIB)
+    print(f"the stranger's {(free >> 30) - 5} GiB are seen after {time.perf_counter() - began:.1f} s")
+    deploy("third", "eight", gpu_selector={"gpu_ids": [seen[0]["id"]]})
     waiting = until(
         "reason", 30, lambda: (found := instances("third")) and found[0]["state"] == "pending" and found[0]
     )
-    print(f"third (context {context}): {waiting['state']}: {waiting['state_message']}")
+    print(f"third: {waiting['state']}: {waiting['state_message']}")
+    stranger.stdin.close()
+    stranger.wait(timeout=20)
     began = time.perf_counter()
-    row = client.get("/v2/models", params={"search": "eight"}).json()["items"][0]
-    client.delete(f"/v2/models/{row['id']}").raise_for_status()
     placed = until(
-        "placed third", 60, lambda: (found := instances("third")) and found[0]["worker_id"] and found[0]
+        "placed third", 90, lambda: (found := instances("third")) and found[0]["worker_id"] and found[0]
     )
-    print(f"third: {placed['state']} {time.perf_counter() - began:.2f} s after the other was removed")
+    print(f"third: {placed['state']} {time.perf_counter() - began:.1f} s after the stranger ended")
     until("running third", 90, lambda: serves("third"))
     print(
         f"third: RUNNING {time.perf_counter() - began:.1f} s after; {ask('third')}; small still answers: {ask('small')}"
     )
+    client.delete(f"/v2/models/{serves('third')['model_id']}").raise_for_status()
+    ours = {serves(name)["pid"] for name in both}
+    until("room", 60, lambda: {each.pid for each in look(folder)[1][device.uuid].processes or ()} == ours)
+    print("the third's memory is free again")
 
 
 if __name__ == "__main__":

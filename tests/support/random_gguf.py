@@ -54,14 +54,20 @@ class Shape:
     pooling: int = 0
 
 
-def random_gguf(path: Path, shape: Shape) -> Path:
-    """Write a model of ``shape`` and return its path. The same shape gives the same file."""
+def random_gguf(path: Path, shape: Shape, *, weights: bool = True) -> Path:
+    """Write a model of ``shape`` and return its path. The same shape gives the same file.
+
+    Without ``weights`` the file is as long, takes no room on the disk, and is all zeros behind its header.
+    """
     tensors = [(name, size, kind) for name, size, kind in _tensors(shape)]
     sized = [(name, size, TYPES[kind][0], _bytes(size, kind)) for name, size, kind in tensors]
     with path.open("wb") as file:
         file.write(gguf(_metadata(shape), sized, data=0))
         for _, size, kind in tensors:
             length = _bytes(size, kind)
+            if not weights:
+                file.truncate(file.seek(length + -length % ALIGNMENT, 1))
+                continue
             block = _block(kind)
             for start in range(0, length, len(block)):
                 file.write(block[: length - start])
