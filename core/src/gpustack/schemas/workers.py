@@ -232,7 +232,7 @@ class WorkerRegistered(Output):
 
 
 class Heartbeat(FromWorker):
-    """Sign of life; with ``status`` every third time."""
+    """Sign of life; with ``status`` every third time, and at once when room on GPUs was taken or came free."""
 
     status: Measured | None = None
     installed_versions: dict[str, list[str]] | None = None

@@ -26,6 +26,7 @@ from gpustack.schemas import (
     ModelFileReport,
     WorkerRegistered,
     WorkerRegistration,
+    WorkerStatus,
 )
 from gpustack.worker.alone import alone
 from gpustack.worker.api import WorkerApi, serve
@@ -39,6 +40,7 @@ from gpustack.worker.instances import Instances, newest
 from gpustack.worker.joining import Joining
 from gpustack.worker.measuring import GpuMemory, gpu_memory
 from gpustack.worker.model_files import Downloads, ModelFiles
+from gpustack.worker.news import is_news
 from gpustack.worker.outbox import Outbox
 from gpustack.worker.ports import PortPool
 from gpustack.worker.runners.ending import end_recorded, owners
@@ -122,6 +124,8 @@ class Agent:
         self._due = asyncio.Event()
         self._installed_anew = False
         self._figures: Heartbeat | None = None
+        #: What the server was told last of the machine.
+        self._told: WorkerStatus | None = None
         self._installer = ArtifactInstaller(
             bin_dir=config.bin_dir,
             data_dir=config.data_dir,
@@ -231,7 +235,7 @@ class Agent:
         return worker
 
     async def _beat(self) -> None:
-        """Send heartbeats: the first at once, every third with figures, and one when there is news.
+        """Send heartbeats: the first at once, every third with figures, and one with them when there is news.
 
         None waits for the figures: those sent were measured since the heartbeat before, or are older where
         measuring takes longer.
@@ -253,9 +257,9 @@ class Agent:
                 pause *= _AGAIN
             else:
                 self._ready.done("heartbeat")
+                self._told = beat.status or self._told
             count += 1
-            if count % _FULL == 0:
-                self._wanted.set()
+            self._wanted.set()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._due.wait()
@@ -275,9 +279,12 @@ class Agent:
             news, self._installed_anew = self._installed_anew, False
             try:
                 versions = await asyncio.to_thread(self._installer.installed)
-                self._figures = Heartbeat(status=await machine.measure(), installed_versions=versions)
+                status = await machine.measure()
             except Exception:  # what plugins say may be anything; the worker goes on with older figures
                 log.exception("the machine cannot be measured")
+            else:
+                self._figures = Heartbeat(status=status, installed_versions=versions)
+                news = news or is_news(self._told, status)
             if news:
                 self._due.set()
 
@@ -285,7 +292,7 @@ class Agent:
         """Return what the server is told of this worker, with the present figures."""
         config = self._config
         installed = await asyncio.to_thread(self._installer.installed)
-        status = await machine.measure()
+        self._told = status = await machine.measure()
         return WorkerRegistration(
             name=config.name,
             hostname=platform.node(),
