@@ -144,6 +144,7 @@ def test_the_image_carries_no_compiler_and_nothing_of_its_builder(container: Con
     assert container.links not in container.docker("history", "--no-trunc", container.image)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_leaves_no_zombie_and_the_engine(container: Container) -> None:
     engine = container.instance()["pid"]
     worker = container.status()["children"]["worker"]["pid"]
@@ -161,6 +162,7 @@ def test_a_killed_worker_leaves_no_zombie_and_the_engine(container: Container) -
     eventually(lambda: not container.zombies(), "no zombies")
 
 
+@pytest.mark.slow
 def test_a_killed_supervisor_is_back_in_the_same_container(container: Container) -> None:
     engine = container.instance()["pid"]
     supervisor = container.status()["pid"]

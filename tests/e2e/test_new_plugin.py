@@ -316,6 +316,7 @@ def test_the_new_plugin_serves(stack: Running, environment: Environment) -> None
     assert argv[argv.index("--parallel") + 1] == "1"
 
 
+@pytest.mark.slow
 def test_the_page_holds_where_there_is_no_pip(from_a_clone: Environment, place: Path) -> None:
     """The README's environment: the page's commands up to the start, word by word."""
     (work := place / "clone work").mkdir()

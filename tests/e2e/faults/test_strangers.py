@@ -34,6 +34,7 @@ def test_a_worker_port_that_is_taken_is_named(place: Path) -> None:
     assert "Traceback" not in running.output
 
 
+@pytest.mark.slow
 def test_a_stranger_who_takes_a_dead_engines_port_is_asked_nothing(
     place: Path, engine: InstalledEngine, tiny_gguf: Path
 ) -> None:
@@ -63,6 +64,7 @@ def bound(sock: socket.socket, port: int) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_a_stranger_with_a_recorded_number_is_neither_adopted_nor_killed(
     place: Path, engine: InstalledEngine, tiny_gguf: Path
 ) -> None:
@@ -86,6 +88,7 @@ def test_a_stranger_with_a_recorded_number_is_neither_adopted_nor_killed(
                 os.kill(stranger.pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_the_same_name_twice_at_once_is_given_once(place: Path) -> None:
     with gpustack(place / "twice", place / "twice home", ["--disable-worker"]) as running:
         with running.admin() as admin, ThreadPoolExecutor(8) as pool:

@@ -30,6 +30,7 @@ def test_without_server_database_and_worker_no_inference_fails_and_no_token_is_l
     assert running.traffic.report.tokens[1] > 10_000
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_nothing_fails_but_what_was_in_flight_on_the_killed(house: House, key: str) -> None:
     with ordeal(house, key) as running:
