@@ -8,8 +8,9 @@ that only names the dialect, and a query is always run by somebody who holds a c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextvars import ContextVar
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from piccolo.engine.base import BaseAtomic, BaseBatch, BaseTransaction, Engine
 from piccolo.query.base import Query
@@ -17,6 +18,10 @@ from piccolo.querystring import QueryString
 
 #: A Piccolo query, or SQL with ``{}`` for each value.
 Statement = Query[Any, Any] | QueryString
+_T = TypeVar("_T")
+
+#: Lists that are longer make statements too long for a database to be worth keeping.
+_LONGEST_FILLED = 64
 
 
 class _Dialect(Engine[BaseTransaction]):
@@ -70,3 +75,15 @@ def compiled(statement: Statement) -> tuple[str, list[Any]]:
     """Return the SQL with ``$1``, ``$2``… and the values."""
     text = statement if isinstance(statement, QueryString) else statement.querystrings[0]
     return text.compile_string()
+
+
+def filled(values: Sequence[_T]) -> list[_T]:
+    """Return ``values``, the last one repeated until their number is a power of two.
+
+    For lists in a statement that members which come twice change nothing of, as those after IN. A statement is prepared
+    and kept by its text on every connection, so there should be few texts: seven for lists of up to 64 values.
+    """
+    count = len(values)
+    if not 0 < count <= _LONGEST_FILLED:
+        return [*values]
+    return [*values, *[values[-1]] * ((1 << (count - 1).bit_length()) - count)]

@@ -26,6 +26,10 @@ _PASSING = ("08", "40", "53", "55", "57")
 _READ_ONLY = "25006"
 #: SQLSTATEs of a server that goes or has crashed.
 _GONE = frozenset({"57P01", "57P02", "57P05"})
+#: Characters of the longest statement that is kept prepared. Those that are written by hand have 1,600 at most. Longer
+#: ones were made for some number of rows, and another number makes another statement: for each 500 characters of them
+#: PostgreSQL keeps some 50 KB, on every connection.
+_LONGEST_KEPT = 2048
 #: Of connecting: time cures none of them.
 _NEVER: tuple[type[BaseException], ...] = (
     asyncpg.InvalidAuthorizationSpecificationError,
@@ -117,6 +121,7 @@ def _arguments(address: DatabaseAddress, session: Session) -> dict[str, Any]:
         "dsn": address.url,
         "timeout": address.connect_timeout,
         "command_timeout": session.statement_timeout,
+        "max_cacheable_statement_size": _LONGEST_KEPT,
         "server_settings": {"application_name": session.application},
     }
 

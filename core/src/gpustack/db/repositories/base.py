@@ -17,6 +17,7 @@ from pydantic_core import from_json, to_json
 
 from gpustack.db import listing
 from gpustack.db.connection import Session, Writing
+from gpustack.db.dialect import filled
 from gpustack.db.errors import Undone
 from gpustack.db.outbox import Change
 from gpustack.kit.errors import NotFound
@@ -164,7 +165,8 @@ class Repository(Generic[P]):
         if not changes:
             return []
         moment = now()
-        rows = [(old, self._stored({"updated_at": moment, **values})) for old, values in changes]
+        changed = [(old, self._stored({"updated_at": moment, **values})) for old, values in changes]
+        rows = filled(changed)
         parts, arguments = [], []
         for name in rows[0][1]:
             parts.append(f"{name} = CASE id {' '.join('WHEN {} THEN {}' for _ in rows)} ELSE {name} END")
@@ -172,7 +174,7 @@ class Repository(Generic[P]):
         holes = ", ".join("{}" for _ in rows)
         text = f"UPDATE {self.table._meta.tablename} SET {', '.join(parts)} WHERE id IN ({holes})"  # noqa: S608  # names of columns
         await tx.fetch(sql(text, *arguments, *(old.id for old, _ in rows)))
-        return [self._changed(tx, old, row) for old, row in rows]
+        return [self._changed(tx, old, row) for old, row in changed]
 
     def _changed(self, tx: Writing, old: P, row: Mapping[str, Any]) -> P:
         before = old.model_dump()
@@ -189,7 +191,7 @@ class Repository(Generic[P]):
         things = list(gone)
         if not things:
             return
-        await tx.fetch(self.table.delete().where(self._id().is_in([thing.id for thing in things])))
+        await tx.fetch(self.table.delete().where(self._id().is_in(filled([thing.id for thing in things]))))
         for thing in things:
             self._emit(tx, EventType.DELETED, thing)
 
@@ -259,8 +261,9 @@ def narrowed(
     """
     column, numbers = among
     if numbers is not None:
-        text += f" AND {column} IN ({', '.join('{}' for _ in numbers)})"
-        values = [*values, *sorted(numbers)]
+        among_these = filled(sorted(numbers))
+        text += f" AND {column} IN ({', '.join('{}' for _ in among_these)})"
+        values = [*values, *among_these]
     column, number = equal
     if number is not None:
         text += f" AND {column} = {{}}"

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from gpustack.db.connection import Writing
+from gpustack.db.dialect import filled
 from gpustack.db.errors import conflicts
 from gpustack.db.repositories.base import Repository, now, sql
 from gpustack.db.repositories.history import happenings
@@ -188,7 +189,7 @@ class Instances(Repository[ModelInstancePublic]):
         workers = await _ready_workers(tx, {columns["worker_id"] for columns in wanted.values()})
         changes = []
         moment = now()
-        for old in await self._find(tx, ModelInstance.id.is_in([*wanted]), lock=True):
+        for old in await self._find(tx, ModelInstance.id.is_in(filled([*wanted])), lock=True):
             columns = wanted[old.id]
             worker = workers.get(columns["worker_id"])
             if worker is not None and old.state is expect[old.id]:
@@ -278,7 +279,7 @@ async def _ready_workers(tx: Writing, worker_ids: Collection[int]) -> dict[int, 
     """Return what instances repeat of those workers that are ready, locked."""
     query = (
         Worker.select(Worker.id, Worker.name, Worker.ip)
-        .where(Worker.id.is_in([*worker_ids]), Worker.state == WorkerState.READY.value)
+        .where(Worker.id.is_in(filled([*worker_ids])), Worker.state == WorkerState.READY.value)
         .order_by(Worker.id)
         .lock_rows()
     )

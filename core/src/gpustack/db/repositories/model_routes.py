@@ -8,6 +8,7 @@ from typing import Any
 from piccolo.columns import Column
 
 from gpustack.db.connection import Session, Writing
+from gpustack.db.dialect import filled
 from gpustack.db.errors import conflicts
 from gpustack.db.repositories.base import Repository, now, sql
 from gpustack.db.repositories.route_targets import (
@@ -237,7 +238,7 @@ class ModelRoutes(Repository[ModelRoutePublic]):
         if gone := before - after:
             await tx.fetch(
                 ModelRouteName.delete().where(
-                    ModelRouteName.route_id == old.id, ModelRouteName.name.is_in(sorted(gone))
+                    ModelRouteName.route_id == old.id, ModelRouteName.name.is_in(filled(sorted(gone)))
                 )
             )
         await _claim(tx, old.id, after - before)
@@ -265,11 +266,13 @@ class ModelRoutes(Repository[ModelRoutePublic]):
         if not names:
             return
         query = ModelRouteName.select(ModelRouteName.name, ModelRouteName.route_id)
-        for row in await tx.fetch(query.where(ModelRouteName.name.is_in([*names]))):
+        for row in await tx.fetch(query.where(ModelRouteName.name.is_in(filled([*names])))):
             if row["route_id"] != route_id:
                 raise Conflict(_said(row["name"], await self._get(tx, row["route_id"])))
         own = {each.model_id for each in targets}
-        for row in await tx.fetch(Model.select(Model.id, Model.name).where(Model.name.is_in([*names]))):
+        for row in await tx.fetch(
+            Model.select(Model.id, Model.name).where(Model.name.is_in(filled([*names])))
+        ):
             if row["id"] not in own:
                 raise Conflict(
                     f"{row['name']!r} is the name of a model; choose another one, or make that model a target"

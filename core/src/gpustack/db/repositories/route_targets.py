@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from gpustack.db.connection import Session, Writing
+from gpustack.db.dialect import filled
 from gpustack.db.repositories.base import Repository
 from gpustack.db.tables import Model, ModelRouteTarget
 from gpustack.kit.errors import InvalidInput, NotFound
@@ -61,7 +62,7 @@ class RouteTargets(Repository[ModelRouteTargetPublic]):
         found: dict[int, _Targets] = {number: [] for number in routes}
         for start in range(0, len(routes), _BATCH):
             part = routes[start : start + _BATCH]
-            for target in await self._find(session, ModelRouteTarget.route_id.is_in([*part])):
+            for target in await self._find(session, ModelRouteTarget.route_id.is_in(filled(part))):
                 found[target.route_id].append(target)
         return found
 
@@ -96,7 +97,7 @@ async def models_of(
     names = [each.model_name for each in targets if each.model_name is not None]
     if not ids and not names:
         return {}
-    named = Model.id.is_in(ids or [0]) | Model.name.is_in(names or [""])
+    named = Model.id.is_in(filled(ids or [0])) | Model.name.is_in(filled(names or [""]))
     query = Model.select(Model.id, Model.name).where(named).order_by(Model.id).lock_rows()
     found: dict[int | str, tuple[int, str]] = {}
     for row in await tx.fetch(query):

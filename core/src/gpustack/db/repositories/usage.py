@@ -8,14 +8,15 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from gpustack.db.connection import Session
+from gpustack.db.dialect import filled
 from gpustack.db.repositories.base import now, sql
 from gpustack.db.tables import UsageRow
 from gpustack.plugin.routing import UsageRecord
 
 #: How long rows are kept.
 KEEP = timedelta(days=400)
-#: Rows in one statement; each has 18 values, and the protocol allows 32767.
-_BATCH = 1000
+#: Rows in one statement at most: few enough that the database keeps it prepared.
+_ROWS = 16
 #: Characters that the columns hold.
 _NAME, _OPERATION, _REQUEST_ID = 255, 64, 128
 
@@ -38,9 +39,10 @@ class Usage:
 
     async def keep(self, records: Sequence[UsageRecord]) -> None:
         """Store ``records``; those that are there already stay as they are."""
-        for start in range(0, len(records), _BATCH):
-            rows = [_row(each) for each in records[start : start + _BATCH]]
-            await self._session.fetch(UsageRow.insert(*rows).on_conflict(action="DO NOTHING"))
+        async with self._session.writing() as tx:
+            for start in range(0, len(records), _ROWS):
+                rows = filled([_row(each) for each in records[start : start + _ROWS]])
+                await tx.fetch(UsageRow.insert(*rows).on_conflict(action="DO NOTHING"))
 
     async def totals(self, *, since: datetime | None = None, **filters: Any) -> Totals:
         """Return what was taken since a moment, of the rows in which each column named in ``filters`` has that value."""

@@ -11,6 +11,7 @@ from typing import Any
 from piccolo.querystring import QueryString
 
 from gpustack.db.connection import Writing
+from gpustack.db.dialect import filled
 from gpustack.db.errors import conflicts
 from gpustack.db.repositories import fleet
 from gpustack.db.repositories.base import Repository, json, now, sql
@@ -363,9 +364,10 @@ def _up(worker: WorkerPublic) -> WorkerState:
 def _heartbeat(beats: Mapping[int, Heartbeat], arrivals: Mapping[int, datetime]) -> QueryString:
     """Return one UPDATE for all; CASE is understood by every database, unlike a join with VALUES."""
     moment = now()
-    times = " ".join("WHEN {} THEN {}" for _ in beats)
+    workers = filled([*beats])
+    times = " ".join("WHEN {} THEN {}" for _ in workers)
     parts = ["UPDATE workers SET heartbeat_time = CASE id ", times, " ELSE heartbeat_time END"]
-    arguments: list[Any] = [value for one in beats for value in (one, arrivals.get(one, moment))]
+    arguments: list[Any] = [value for one in workers for value in (one, arrivals.get(one, moment))]
     columns: dict[str, list[tuple[int, Any]]] = {"status": [], "gpu_count": [], "installed_versions": []}
     for worker_id, beat in beats.items():
         if beat.status is not None:
@@ -376,9 +378,10 @@ def _heartbeat(beats: Mapping[int, Heartbeat], arrivals: Mapping[int, datetime])
     for column, changes in columns.items():
         if not changes:
             continue
-        cases = " ".join("WHEN {} THEN {}" for _ in changes)
+        listed = filled(changes)
+        cases = " ".join("WHEN {} THEN {}" for _ in listed)
         parts.append(f", {column} = CASE id {cases} ELSE {column} END")
-        arguments += [value for change in changes for value in change]
-    holes = ", ".join("{}" for _ in beats)
+        arguments += [value for change in listed for value in change]
+    holes = ", ".join("{}" for _ in workers)
     parts.append(f" WHERE id IN ({holes}) RETURNING id, state")
-    return sql("".join(parts), *arguments, *beats)
+    return sql("".join(parts), *arguments, *workers)
