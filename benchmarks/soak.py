@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import statistics
 import sys
 import tempfile
@@ -86,17 +87,26 @@ class Watch:
 
 
 def _sample(now: float, process: psutil.Process, role: str) -> Sample:
-    """Return memory (PSS, so that shared pages count once) and descriptors; of the database, of all its processes.
+    """Return memory and descriptors; of the database, of all its processes.
 
-    The database's shared buffers, which are of a fixed size and fill only little by little, are left out.
+    Memory is what processes have written themselves, with pages that several share counted once. Pages of programs and
+    libraries, which the system takes and gives as it likes, and the database's shared buffers, which are of a fixed size
+    and fill only little by little, are left out.
     """
     members = [process, *(process.children() if role == "postgres" else [])]
     size = 0.0
     for each in members:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            memory = each.memory_full_info()
-            size += (memory.uss if role == "postgres" else memory.pss) / 2**20
+        with contextlib.suppress(OSError):  # one of the database's has ended
+            size += _written(each.pid)
     return Sample(now, process.pid, size, process.num_fds())
+
+
+def _written(pid: int) -> float:
+    """Return the MiB of a process that lie in no file."""
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
+    found = re.search(r"^Pss_Anon:\s+(\d+) kB", rollup, re.MULTILINE)
+    assert found is not None, rollup
+    return int(found[1]) / 1024
 
 
 def _slope(samples: list[Sample]) -> float:

@@ -31,6 +31,8 @@ from urllib.parse import urlsplit
 #: Seconds that one request may take, restarts of whatever it needs included, with engines that have the processor only
 #: when no other test wants it.
 PATIENCE = 75.0
+#: Keys that the load leaves standing: who looks for growth is not to find its own.
+_MOST_KEYS = 100
 #: In an event of a stream that has a piece of text.
 _TEXT = re.compile(rb'"content": ?"[^"]')
 
@@ -393,7 +395,7 @@ class Sender:
                 await self._write(next(self._numbers), fresh=fresh)
 
     async def _write(self, number: int, *, fresh: bool) -> None:
-        """Make a key; every other time, delete one that was made before."""
+        """Make a key; every other time, and always once there are many, delete one that was made before."""
         name = f"{self.report.prefix}{number}"
         self.report.unsure.append(name)
         body = json.dumps({"name": name}).encode()
@@ -402,7 +404,7 @@ class Sender:
             return
         self.report.unsure.remove(name)
         self.report.kept[name] = json.loads(answer)["id"]
-        if number % 2:
+        if number % 2 or len(self.report.kept) > _MOST_KEYS:
             old, its_id = next(iter(self.report.kept.items()))
             del self.report.kept[old]
             self.report.unsure.append(old)

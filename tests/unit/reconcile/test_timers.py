@@ -39,3 +39,15 @@ def test_moving_a_time_later_again_and_again_keeps_the_queue_small() -> None:
     assert timers.next() == 0
     assert timers.pop(5000) == []
     assert timers.next() == 9999
+
+
+def test_what_is_dropped_leaves_the_queue_long_before_its_time() -> None:
+    timers = Timers()
+    timers.put("worker", 5)
+    for number in range(10_000):
+        timers.put(number, 3600 + number)
+        timers.drop(number)
+
+    assert len(timers._heap) < 100
+    assert timers.pop(5) == ["worker"]
+    assert timers.pop(100_000) == []

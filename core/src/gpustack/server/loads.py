@@ -69,6 +69,10 @@ class Loads:
             if not first and count != routes.get(name, (0, 0, 0))[2]
         }
         routes.update(load.routes)
+        # A gateway says of a route that is gone that it has nothing to do, and then nothing more.
+        for name, (running, waiting, _) in load.routes.items():
+            if not (running or waiting or self._leads(name)):
+                del routes[name]
         known.instances.update(load.instances)
         for number in [number for number, count in load.instances.items() if not count]:
             del known.instances[number]

@@ -71,19 +71,28 @@ class Scaling:
         """Forget what a worker has said."""
         self._caches.pop(worker_id, None)
 
+    def forget_model(self, model_id: int) -> None:
+        """Forget that somebody waits for a model: it was removed."""
+        self._woken.discard(model_id)
+
     def decisions(self, state: State, now: float) -> Iterator[tuple[ModelPublic, Decision]]:
         """Return what is to become of each model that is scaled."""
         scaled = [each for each in state.models.values() if each.min_replicas is not None]
-        if len(self._histories) > len(scaled):
-            known = {each.id for each in scaled}
-            self._histories = {number: each for number, each in self._histories.items() if number in known}
+        known = {each.id for each in scaled}
+        self._keep(known)
         if not scaled:
             return
-        demands = self._demands(state, {each.id for each in scaled})
+        demands = self._demands(state, known)
         for model in scaled:
             policy = Policy.of(model)
             if policy is not None:
                 yield model, self._decision(state, model, policy, demands.get(model.id, Demand()), now)
+
+    def _keep(self, models: Collection[int]) -> None:
+        """Forget what is remembered of all but these models: a time that is over, of one that is gone, would come for ever."""
+        for remembered in (self._histories, self.again):
+            for number in [each for each in remembered if each not in models]:
+                del remembered[number]
 
     def _decision(
         self, state: State, model: ModelPublic, policy: Policy, demand: Demand, now: float

@@ -178,6 +178,7 @@ class State:
     def _drop(self, topic: str, id: int) -> None:  # noqa: A002
         if topic == "models":
             self.models.pop(id, None)
+            self.scaling.forget_model(id)
         elif topic == "model-instances":
             self.drop_instance(id)
         elif topic == "workers":

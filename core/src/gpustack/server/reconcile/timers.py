@@ -6,6 +6,10 @@ import heapq
 from collections.abc import Hashable
 
 
+#: Times in the queue that nobody waits for any more, beyond as many as are waited for.
+_MOST_STALE = 64
+
+
 class Timers:
     """One time per key, the earliest first. Moving a time later costs nothing until the old one comes up."""
 
@@ -24,7 +28,8 @@ class Timers:
 
     def drop(self, key: Hashable) -> None:
         """Forget ``key``; without effect when it is not known."""
-        self._due.pop(key, None)
+        if self._due.pop(key, None) is not None and len(self._heap) > 2 * len(self._due) + _MOST_STALE:
+            self._tidy()
 
     def pop(self, now: float) -> list[Hashable]:
         """Return and forget the keys whose time has come."""
@@ -47,6 +52,13 @@ class Timers:
     def next(self) -> float | None:
         """Return a time before which :meth:`pop` returns nothing, or None when nothing is waited for."""
         return self._heap[0][0] if self._heap else None
+
+    def _tidy(self) -> None:
+        """Make the queue anew of what is waited for: what was dropped may have been due in an hour."""
+        self._queued = dict(self._due)
+        self._heap = [(due, number, key) for number, (key, due) in enumerate(self._due.items())]
+        heapq.heapify(self._heap)
+        self._count = len(self._heap)
 
     def _push(self, key: Hashable, due: float) -> None:
         self._count += 1  # keys need not be comparable
