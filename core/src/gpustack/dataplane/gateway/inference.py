@@ -47,8 +47,8 @@ log = logging.getLogger(__name__)
 
 #: Instances that one request is sent to at most.
 _TRIES = 3
-#: Bytes of a large body that are looked at before others have their turn, a millisecond or two.
-_STEP = 256 << 10
+#: Bytes of a large body that are looked at before others have their turn: half a millisecond or so.
+_STEP = 128 << 10
 #: Bytes of an engine's error that anybody reads.
 _ERROR = 64 << 10
 _STREAM = b"text/event-stream"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, cast
 import httptools
 
 from gpustack.dataplane.http.known import DIGITS, KnownAnswer
+from gpustack.dataplane.http.limits import FULL_READ
 from gpustack.dataplane.http.request import Headers
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class EngineConnection(asyncio.Protocol):
 
     __slots__ = (
         "_answers",
+        "_breathes",
         "_held",
         "_keep",
         "_known",
@@ -78,7 +80,7 @@ class EngineConnection(asyncio.Protocol):
         self.headers: Headers = []
         self.head_done = False
         self._answers = self._status = self._quiet = 0
-        self._keep = self._whole = self._until_close = False
+        self._keep = self._whole = self._until_close = self._breathes = False
         #: How its last answer began.
         self._known: KnownAnswer | None = None
 
@@ -93,7 +95,10 @@ class EngineConnection(asyncio.Protocol):
         if exchange is None:
             self.drop()  # bytes that nobody asked for
             return
-        self._upstream.bytes_in += len(data)
+        size = len(data)
+        self._upstream.bytes_in += size
+        if size >= FULL_READ and not self._breathes:
+            self._breathe()
         if not self.head_done:
             known = self._known
             if known is not None and exchange.at_once is not None and data.startswith(known.before):
@@ -102,7 +107,7 @@ class EngineConnection(asyncio.Protocol):
                 at = end + known.rest
                 if (
                     data.startswith(known.after, end)
-                    and (length := data[start:end]) == b"%d" % (len(data) - at)
+                    and (length := data[start:end]) == b"%d" % (size - at)
                     and not self._held
                     and not self._quiet
                 ):
@@ -138,6 +143,7 @@ class EngineConnection(asyncio.Protocol):
         self._body(exchange, data)
 
     def connection_lost(self, error: Exception | None) -> None:
+        self._breathes = False
         exchange = self.exchange
         if exchange is None:
             self._upstream.forget(self)
@@ -225,6 +231,20 @@ class EngineConnection(asyncio.Protocol):
 
     # Answers --------------------------------------------------------------------------------------------
 
+    def _breathe(self) -> None:
+        """Read no more until others had their turn."""
+        soon = self._upstream.soon
+        if soon is not None:
+            self._breathes = True
+            self._transport.pause_reading()
+            soon(self._breathed)
+
+    def _breathed(self) -> None:
+        if self._breathes:
+            self._breathes = False
+            if self.exchange is None or not self.exchange.paused:
+                self._transport.resume_reading()
+
     def _head(self, exchange: Exchange, data: bytes) -> None:
         if self._held:
             data = self._held + data
@@ -302,7 +322,8 @@ class EngineConnection(asyncio.Protocol):
             self.due = math.inf
             transport.abort()  # it has answered before it heard all
         else:
-            if exchange.paused:
+            if exchange.paused or self._breathes:
+                self._breathes = False
                 transport.resume_reading()
             upstream.put_back(self)
         take = exchange.at_once
@@ -380,7 +401,8 @@ class EngineConnection(asyncio.Protocol):
         upstream.active.discard(self)
         self.exchange = exchange.connection = None
         if keep:
-            if exchange.paused:
+            if exchange.paused or self._breathes:
+                self._breathes = False
                 transport.resume_reading()
             self._begin_anew()
             upstream.put_back(self)

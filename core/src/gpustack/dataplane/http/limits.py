@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+#: Bytes of a read that was as large as reads are: more follows, and the event loop would take 32 of them in a row. Whoever
+#: sends so much lets others have their turn after each.
+FULL_READ = 1 << 16
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:

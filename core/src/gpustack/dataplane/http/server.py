@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from email.utils import formatdate
 
 from gpustack.dataplane.http.holding import Bodies
@@ -50,6 +51,8 @@ class HttpServer:
         self.date = formatdate(usegmt=True).encode()
         #: Monotonic seconds, of the event loop as soon as there is one.
         self.clock = time.monotonic
+        #: Has something called when others had their turn; None until there is an event loop.
+        self.soon: Callable[[Callable[[], None]], object] | None = None
         self._error_body = error_body
         self._timer: asyncio.TimerHandle | None = None
 
@@ -67,6 +70,7 @@ class HttpServer:
         if self._timer is None:
             loop = asyncio.get_running_loop()
             self.clock = loop.time
+            self.soon = loop.call_soon
             self._timer = loop.call_later(self.limits.sweep_seconds, self._sweep)
 
     async def drain(self, seconds: float) -> None:

@@ -7,6 +7,7 @@ import logging
 import math
 from typing import TYPE_CHECKING, cast
 
+from gpustack.dataplane.http.limits import FULL_READ
 from gpustack.dataplane.http.reader import RequestReader
 from gpustack.dataplane.http.reply import Reply
 from gpustack.dataplane.http.request import Request
@@ -27,6 +28,7 @@ class ServerProtocol(asyncio.Protocol):
     """
 
     __slots__ = (
+        "_breathes",
         "_closing",
         "_current",
         "_held",
@@ -48,7 +50,7 @@ class ServerProtocol(asyncio.Protocol):
         self._current: Reply | None = None
         self._held: list[bytes] = []
         self._held_size = self._unsent = 0
-        self._closing = self._pumping = self._reading_paused = False
+        self._closing = self._pumping = self._reading_paused = self._breathes = False
         #: When the sweep has to look here, beside what the reader waits for.
         self.due = math.inf
         #: Whether the connection is used on after the answer that is being written.
@@ -70,8 +72,11 @@ class ServerProtocol(asyncio.Protocol):
             self._turn_away()
 
     def data_received(self, data: bytes) -> None:
-        self.server.bytes_in += len(data)
+        size = len(data)
+        self.server.bytes_in += size
         reader = self.reader
+        if size >= FULL_READ and not self._breathes:
+            self._breathe()
         if self._closing or reader.deaf:
             return  # until the client has understood
         if self._current is None and not self.write_paused and not reader.ready and not self._held:
@@ -84,7 +89,7 @@ class ServerProtocol(asyncio.Protocol):
                 self._continue()
             return
         self._held.append(data)
-        self._held_size += len(data)
+        self._held_size += size
         if self._held_size > self.server.limits.held_bytes and not self._reading_paused:
             self._reading_paused = True
             self._transport.pause_reading()
@@ -98,6 +103,7 @@ class ServerProtocol(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._closing = True
+        self._breathes = False
         self.due = math.inf
         self.server.remove(self)
         self._held.clear()
@@ -260,6 +266,20 @@ class ServerProtocol(asyncio.Protocol):
         """Wait for the next request, but not for ever, nor for who still has to take the last answer."""
         if not self.write_paused:
             self.due = self.server.clock() + self.server.limits.keep_alive_seconds
+
+    def _breathe(self) -> None:
+        """Read no more until others had their turn."""
+        soon = self.server.soon
+        if soon is not None:
+            self._breathes = True
+            self._transport.pause_reading()
+            soon(self._breathed)
+
+    def _breathed(self) -> None:
+        if self._breathes:
+            self._breathes = False
+            if not self._reading_paused:
+                self._transport.resume_reading()
 
     def _continue(self) -> None:
         self.reader.owes_continue = False

@@ -190,6 +190,8 @@ class Upstream:
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
         self.clock: Callable[[], float] = time.monotonic
+        #: Has something called when others had their turn; None until there is an event loop.
+        self.soon: Callable[[Callable[[], None]], object] | None = None
         #: For reading; they grow from 0.
         self.connects = self.stale = self.bytes_in = 0
 
@@ -198,6 +200,7 @@ class Upstream:
         if self._timer is None:
             loop = asyncio.get_running_loop()
             self.clock = loop.time
+            self.soon = loop.call_soon
             self._timer = loop.call_later(self.limits.sweep_seconds, self._sweep)
 
     def close(self) -> None:
