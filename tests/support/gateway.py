@@ -218,6 +218,9 @@ async def an_engine(answer: bytes | Script) -> AsyncIterator[int]:
                 writer.write(answer)
                 await writer.drain()
         writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+        open_ones.discard(writer)  # what has ended cannot be broken off
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     try:

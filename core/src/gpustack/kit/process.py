@@ -31,7 +31,7 @@ OWN_SESSION: dict[str, Any] = (
 RETIRE: signal.Signals = getattr(signal, "SIGUSR1", signal.SIGTERM)
 
 _PR_SET_PDEATHSIG = 1
-_M_MMAP_THRESHOLD = -3
+_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
 #: Bytes from which on a buffer is one that is given back to the system.
 _LARGE = 1 << 20
 #: Seconds between two looks at processes that are about to end.
@@ -156,11 +156,13 @@ def give_large_buffers_back() -> None:
     """Have the system get back at once what buffers of :data:`_LARGE` bytes and more took, where glibc allocates them.
 
     Otherwise it keeps some dozen megabytes for the next ones, once there was a large one, for as long as the process lives.
+    Threads, which take turns anyway, have one heap together, and do not keep some for each.
     """
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # others than glibc have none
         if mallopt is not None:
             mallopt(_M_MMAP_THRESHOLD, _LARGE)
+            mallopt(_M_ARENA_MAX, 1)
 
 
 def tree(pid: int) -> list[psutil.Process]:

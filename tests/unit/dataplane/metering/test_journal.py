@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from gpustack.dataplane.metering import frames
 from gpustack.dataplane.metering.journal import Batch, Journal
-from gpustack.dataplane.metering.tail import Tail, read_tail
+from gpustack.dataplane.metering.tail import USUAL, Tail, read_tail
 from gpustack.plugin.routing import UsageRecord
 
 LIMIT = 20.0
@@ -231,6 +231,26 @@ async def test_without_memory_the_disk_alone_has_to_do(
     assert "no memory for the last records" in caplog.text
 
 
+async def test_a_disk_that_is_late_costs_no_record_in_memory(tmp_path: Path) -> None:
+    async with a_journal(tmp_path) as journal:
+        # As if the thread were in the midst of a write that takes long.
+        journal._behind.awake = True
+        count = 3 * USUAL // len(frames.frame(1, a_record("a")))
+        for number in range(count):
+            journal.append(a_record(f"{number}"))
+        in_memory = [
+            record.id for path in (tmp_path / "memory").glob("*.[01]") for _, record in read_tail(path)
+        ]
+        assert len(in_memory) == count
+        # And when it has caught up, little memory is enough again.
+        journal._behind.awake = False
+        journal.append(a_record("last"))
+        assert len(await told(journal, count + 1)) == count + 1
+        journal.append(a_record("after"))
+        (path,) = (path for path in (tmp_path / "memory").glob("*.[01]") if len(read_tail(path)) == 1)
+        assert [record.id for _, record in read_tail(path)] == ["after"]
+
+
 @given(st.lists(st.integers(1, 400), max_size=60), st.integers(0, 3000))
 def test_a_tail_gives_back_what_it_took_last(lengths: list[int], torn: int) -> None:
     import tempfile
@@ -251,6 +271,22 @@ def test_a_tail_gives_back_what_it_took_last(lengths: list[int], torn: int) -> N
         path.write_bytes(content[:torn] + b"#" + content[torn + 1 :])
         assert [record.id for _, record in read_tail(path)] == kept[: len(read_tail(path))]
         tail.remove()
+
+
+def test_a_tail_keeps_more_than_usual_only_where_the_disk_is_late(tmp_path: Path) -> None:
+    line = frames.frame(0, a_record("a"))
+    tail = Tail(tmp_path / "tail", size=4 * len(line) + 1, usual=2 * len(line) + 1)
+
+    assert [tail.add(frames.frame(number, a_record("a"))) for number in range(3)] == [True, True, False]
+    assert [tail.add(frames.frame(number, a_record("a")), late=True) for number in (2, 3, 4)] == [
+        True,
+        True,
+        False,
+    ]
+    assert [number for number, _ in read_tail(tmp_path / "tail")] == [0, 1, 2, 3]
+    tail.restart()
+    assert tail.add(line)
+    assert [number for number, _ in read_tail(tmp_path / "tail")] == [0]
 
 
 @given(st.binary(max_size=300))

@@ -71,8 +71,11 @@ class Buckets:
         head = (_MAGIC, seats, rows)
         if self._bits[0] not in (0, _MAGIC) or (self._bits[0] and tuple(self._bits[:3]) != head):
             raise ValueError(f"{path} was made for other numbers of seats and rows")
+        new = not self._bits[0]
         for at, value in enumerate(head):
             self._bits[at] = value
+        if new:
+            return  # all of it is 0, and memory that nobody needed is never touched
         for row in range(self._rows):
             self.numbers[_HEADER + row * self._width + self.seat] = 0.0
 

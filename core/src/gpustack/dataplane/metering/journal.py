@@ -163,9 +163,13 @@ class Journal:
 
     def _turn_over(self, number: int, line: bytes) -> None:
         """Go on in the other tail, if the disk has all that is in it."""
-        other = 1 - self._turn
+        turn = self._turn
+        other = 1 - turn
         if self._tail_ends[other] > self._written:
-            return  # the disk is far behind; nothing more can be kept until it comes after
+            # When the disk is far behind, nothing more can be kept until it comes after.
+            if self._tails[turn].add(line, late=True):
+                self._tail_ends[turn] = number
+            return
         tail = self._tails[other]
         tail.restart()
         if tail.add(line):

@@ -9,8 +9,11 @@ from pathlib import Path
 
 from gpustack.dataplane.metering.frames import Numbered, read_run
 
-#: Records that the disk does not have yet: a second of some thousand requests.
+#: Bytes of records that the disk does not have yet: a second of some thousand requests.
 SIZE = 1 << 20
+#: How much of that is used while the disk keeps up: memory that nobody needed is never touched, and what is used again
+#: soon is still in the processor's cache.
+USUAL = 1 << 17
 
 
 class Tail:
@@ -21,22 +24,23 @@ class Tail:
     a mapped page that the file system has no room for ends a process.
     """
 
-    __slots__ = ("_at", "_map", "_size", "path")
+    __slots__ = ("_at", "_map", "_size", "_usual", "path")
 
-    def __init__(self, path: Path, size: int = SIZE) -> None:
+    def __init__(self, path: Path, size: int = SIZE, usual: int = USUAL) -> None:
         """Create the file. Raises OSError where that, or taking its space, fails."""
         self.path = path
         self._map = shared_memory(path, size)
-        # Touched now, so that no request waits for a page.
-        self._map[:] = bytes(size)
-        self._at = 0
         self._size = size
+        self._usual = min(usual, size)
+        # Touched now, so that no request waits for a page.
+        self._map[: self._usual] = bytes(self._usual)
+        self._at = 0
 
-    def add(self, frame: bytes) -> bool:
-        """Keep a frame; False when there is no room, since the disk is behind."""
+    def add(self, frame: bytes, *, late: bool = False) -> bool:
+        """Keep a frame; False when what is usual is full, or all of it where the disk is ``late``."""
         memory, at = self._map, self._at
         end = at + len(frame)
-        if end >= self._size:
+        if end >= self._usual and not (late and end < self._size):
             return False
         # What follows is made no frame first: an old one there could have the next number.
         memory[end] = 0
