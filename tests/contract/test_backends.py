@@ -3,7 +3,7 @@
 from gpustack.plugin import Platform
 from gpustack.testing import InferenceBackendSuite
 from gpustack.testing.fakes.backend import FakeBackend
-from gpustack_backends import LlamaCpp
+from gpustack_backends import LlamaCpp, Sglang, Vllm
 
 
 class TestLlamaCpp(InferenceBackendSuite):
@@ -13,6 +13,63 @@ class TestLlamaCpp(InferenceBackendSuite):
     refused_parameters = (("--port=1",), ("nonsense",), ("--ctx-size=many",), ("--parallel=0",))
     refused_versions = ("not a version", "", "1.0; rm -rf /", "../../etc")
     refused_platforms = (Platform(system="plan9", machine="pdp11"), Platform(system="linux", machine="s390x"))
+
+
+class TestVllm(InferenceBackendSuite):
+    extension = Vllm
+    context_parameter = "--max-model-len={}"
+    parameters = (
+        ("--max-model-len=512",),
+        ("--max-num-seqs", "4", "--enforce-eager"),
+        ("--kv-cache-dtype=fp8", "--gpu-memory-utilization 0.5"),
+        ("--lora-modules", "sql=/adapters/sql", "law=/adapters/law"),
+        ('--speculative-config={"method": "ngram", "num_speculative_tokens": 4}',),
+        ("--kv-offloading-size=8", "--kv-offloading-backend=native"),
+    )
+    refused_parameters = (
+        ("--port=1",),
+        ("--hos 0.0.0.0",),
+        ("--api-key=secret",),
+        ("nonsense",),
+        ("--max-model-len=many",),
+        ("--speculative-config={]",),
+        ("--swap-space=4",),
+        ("--tensor-parallel-size=0",),
+    )
+    refused_versions = ("not a version", "", "1.0; rm -rf /", "../../etc", "0.8.4", "v0.32.0")
+    refused_platforms = (
+        Platform(system="plan9", machine="pdp11"),
+        Platform(system="linux", machine="s390x"),
+        Platform(system="windows", machine="amd64"),
+        Platform(system="darwin", machine="arm64", accelerators=("mps",)),
+    )
+
+
+class TestSglang(InferenceBackendSuite):
+    extension = Sglang
+    context_parameter = "--context-length={}"
+    parameters = (
+        ("--context-length=512",),
+        ("--max-running-requests", "4", "--disable-cuda-graph"),
+        ("--mem-fraction-static=0.7",),
+        ("--enable-hierarchical-cache", "--hicache-ratio=2"),
+        ("--lora-paths", "sql=/adapters/sql"),
+    )
+    refused_parameters = (
+        ("--port=1",),
+        ("--nnodes=2",),
+        ("--api-key=secret",),
+        ("nonsense",),
+        ("--context-length=many",),
+        ("--hicache-size=8",),
+        ("--mem-fraction-static=2",),
+    )
+    refused_versions = ("not a version", "", "1.0; rm -rf /", "../../etc", "0.3.0")
+    refused_platforms = (
+        Platform(system="plan9", machine="pdp11"),
+        Platform(system="linux", machine="x86_64"),
+        Platform(system="windows", machine="amd64", accelerators=("cuda",)),
+    )
 
 
 class TestFakeBackend(InferenceBackendSuite):

@@ -7,12 +7,14 @@ from pydantic import BaseModel
 from gpustack.plugin import InferenceBackend, NoSettings, hookimpl
 from gpustack_backends.llama_cpp import LlamaCpp
 from gpustack_backends.options import LlamaBoxSettings
+from gpustack_backends.sglang import Sglang
+from gpustack_backends.vllm import Vllm
 
 
 @hookimpl
 def register_inference_backends() -> list[type[InferenceBackend[NoSettings]]]:
-    """Bring llama.cpp."""
-    return [LlamaCpp]
+    """Bring llama.cpp, vLLM and SGLang."""
+    return [LlamaCpp, Vllm, Sglang]
 
 
 @hookimpl

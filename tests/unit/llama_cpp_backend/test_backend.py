@@ -281,4 +281,4 @@ def test_metrics_have_the_common_names(backend) -> None:
 def test_the_plugin_brings_it() -> None:
     import gpustack_backends
 
-    assert [each.name for each in gpustack_backends.register_inference_backends()] == ["llama-cpp"]
+    assert "llama-cpp" in [each.name for each in gpustack_backends.register_inference_backends()]

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
         SpansWorkers,
         SuggestsLess,
         SystemDetector,
+        UsesAdapters,
     )
     from gpustack.plugin.databases import (
         Database,
@@ -78,6 +79,7 @@ if TYPE_CHECKING:
         UsageRecord,
     )
     from gpustack.plugin.values import (
+        Adapter,
         Artifact,
         Category,
         ContainerImage,
@@ -95,6 +97,7 @@ if TYPE_CHECKING:
         ModelFacts,
         PipxPackage,
         Platform,
+        Preference,
         Probe,
         ReleaseBinary,
         ResourceClaim,
@@ -116,7 +119,7 @@ _HOMES = {
     for module, names in {
         "gpustack.plugin.contracts": (
             "BundledModel Extension GpuDetector Host InferenceBackend NoSettings SpansWorkers "
-            "SuggestsLess SystemDetector "
+            "SuggestsLess SystemDetector UsesAdapters "
         ),
         "gpustack.plugin.databases": (
             "Database DatabaseAddress DatabaseConnection DatabaseError DatabasePool Session Trouble "
@@ -129,8 +132,8 @@ _HOMES = {
             "Limits Principal Route RoutingDelta RoutingTable Target Timeouts UsageRecord "
         ),
         "gpustack.plugin.values": (
-            "Artifact Category ContainerImage DeviceExposure DeviceRequest EstimateRequest Filesystem "
-            "GpuDevice GpuProcess GpuUsage LaunchPlan LaunchRequest Member ModelCard ModelFacts PipxPackage Platform Probe "
+            "Adapter Artifact Category ContainerImage DeviceExposure DeviceRequest EstimateRequest Filesystem "
+            "GpuDevice GpuProcess GpuUsage LaunchPlan LaunchRequest Member ModelCard ModelFacts PipxPackage Platform Preference Probe "
             "ReleaseBinary ResourceClaim Suggestion SystemReading Verdict "
         ),
         "gpustack.plugin.web": ("WebApp "),
@@ -142,6 +145,7 @@ _HOMES = {
 
 __all__ = [
     "API_VERSION",
+    "Adapter",
     "Artifact",
     "AuthProvider",
     "BundledModel",
@@ -182,6 +186,7 @@ __all__ = [
     "PipxPackage",
     "Platform",
     "PluginError",
+    "Preference",
     "Principal",
     "Probe",
     "Redirect",
@@ -202,6 +207,7 @@ __all__ = [
     "Trouble",
     "TryAgain",
     "UsageRecord",
+    "UsesAdapters",
     "Verdict",
     "WebApp",
     "hookimpl",

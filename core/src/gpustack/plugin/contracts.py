@@ -30,6 +30,7 @@ from gpustack.plugin.values import (
     ModelCard,
     ModelFacts,
     Platform,
+    Preference,
     ResourceClaim,
     Suggestion,
     SystemReading,
@@ -112,6 +113,13 @@ class InferenceBackend(Extension[S], ABC):
         """
         return (self.estimate(request),)
 
+    def preference(self, model: ModelFacts, devices: Sequence[GpuDevice]) -> Preference:
+        """Return how gladly this engine is taken for ``model`` on ``devices`` when the model names no backend.
+
+        Asked after a yes of :meth:`accepts`. Its reason is shown to the user, also that of a rank below 0.
+        """
+        return Preference()
+
     @abstractmethod
     def artifact(self, version: str, platform: Platform) -> Artifact:
         """Return what to install for ``version`` on ``platform``.
@@ -189,6 +197,18 @@ class SuggestsLess(Protocol):
 
         Each inner sequence is one kind of change, from the least to the greatest: a context half as long, then a quarter.
         ``gpustack explain`` tells the first of each kind that fits. Pure. Raises Refused when the parameters are wrong.
+        """
+
+
+@runtime_checkable
+class UsesAdapters(Protocol):
+    """What a backend can besides, that must know the LoRA adapters which the user's parameters name: just this method."""
+
+    def adapters(self, parameters: Sequence[str]) -> Sequence[str]:
+        """Return the absolute paths of the adapters in ``parameters``; of files on the worker. Pure.
+
+        The worker reads them and gives what they say in :attr:`LaunchRequest.adapters`. Raises Refused when the
+        parameters are wrong.
         """
 
 

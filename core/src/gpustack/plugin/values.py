@@ -33,6 +33,15 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Preference:
+    """How gladly a backend is taken for a model that names none, and why: a few words, as in ``it is made for such``."""
+
+    #: The highest one is asked first; below 0: only for models that name the backend.
+    rank: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
     """What the headers of a model's files say, read before anything starts. Unknown numbers are 0."""
 
@@ -312,6 +321,8 @@ class EstimateRequest:
     version: str
     parameters: tuple[str, ...] = ()
     devices: tuple[GpuDevice, ...] = ()
+    #: The machine; None where that is not known.
+    platform: Platform | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -380,6 +391,15 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Adapter:
+    """A LoRA adapter that is loaded beside a model, as its own files say."""
+
+    path: str
+    #: The highest that any of its matrices has.
+    rank: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchRequest:
     """What to start: given to :meth:`InferenceBackend.launch`, which turns it into a command line."""
 
@@ -405,6 +425,10 @@ class LaunchRequest:
     members: tuple[Member, ...] = ()
     #: Which of them this launch is for.
     member: int = 0
+    #: The network interface by which this worker's processes talk to those of others; empty leaves it to the engine.
+    interface: str = ""
+    #: The adapters that the parameters name; see :class:`UsesAdapters`.
+    adapters: tuple[Adapter, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,16 +11,17 @@ from datetime import UTC, datetime
 
 from gpustack.db import Store
 from gpustack.db.repositories.decisions import Spot
-from gpustack.plugin import EstimateRequest, SuggestsLess
+from gpustack.plugin import EstimateRequest, ModelFacts, SuggestsLess
 from gpustack.scheduling import Placed, Refused, Request
 from gpustack.scheduling.account import account
 from gpustack.scheduling.records import Entry, Replay, verdict
 from gpustack.scheduling.remedies import Alternative, remedies
-from gpustack.schemas import InstanceState, ModelInstancePublic, ModelPublic, Source
+from gpustack.schemas import InstanceState, ModelInstancePublic, ModelPublic, Source, WorkerPublic
 from gpustack.schemas.explanations import InstanceExplanation, ModelExplanation, Outcome
 from gpustack.server import telling
 from gpustack.server.decisions import DecisionLog, recorded
 from gpustack.server.reconcile import Limits, byhand, hub
+from gpustack.server.reconcile.choosing import why
 from gpustack.server.reconcile.lore import Known, Lore, wish
 from gpustack.server.reconcile.questions import Backends, Question, ask, questions
 from gpustack.server.reconcile.reading import read_rows
@@ -76,6 +77,7 @@ class Explainer:
                 read[spot.page_id] = None
                 past = await recorded(self._store, spot)
             told = await asyncio.to_thread(look.placed, instance, spot, past)
+            told = told.model_copy(update={"reasons": [*await look.choice(instance), *told.reasons]})
             if instance.state is InstanceState.UNREACHABLE:
                 line = telling.replacement(instance, self._replace_after, datetime.now(UTC))
                 told = told.model_copy(update={"reasons": [line, *told.reasons]})
@@ -135,6 +137,23 @@ class _Look:
                 "replayed": verdict(again) == entry.verdict,
             }
         )
+
+    async def choice(self, instance: ModelInstancePublic) -> list[str]:
+        """Return why its backend serves it and not another, by what they say now; nothing when the model names one."""
+        worker = self.state.workers.get(instance.worker_id or 0)
+        if self._model.backend or worker is None or (facts := self._facts(worker)) is None:
+            return []
+        asked = questions(self._model, worker, facts, self.state.versions)
+        await self._answer(each for each in asked if each not in self.state.answers)
+        answered = [(each, self.state.answers[each]) for each in asked]
+        return why(answered, instance.backend, gpus=bool(instance.gpu_indexes))
+
+    def _facts(self, worker: WorkerPublic) -> ModelFacts | None:
+        """Return what the model's files say, as ``worker`` has them."""
+        if self._model.source is Source.HUGGINGFACE:
+            workers = Lore(self.state, time.monotonic()).workers(self._model)
+            return hub.Hub(self.state, self._model, workers).facts(frozenset())
+        return telling.facts_in(self.state.file(worker.id, self._model))
 
     # What has none ---------------------------------------------------------------------------------------
 
@@ -214,6 +233,7 @@ class _Look:
                 version=question.version,
                 parameters=question.parameters,
                 devices=question.devices,
+                platform=question.platform,
             )
             found[question.backend] = await telling.suggestions(plugin, backend, request)
         return [kind for kinds in found.values() for kind in kinds]

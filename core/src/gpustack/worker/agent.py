@@ -141,7 +141,13 @@ class Agent:
             await stack.enter_async_context(self._client)
             machine = await stack.enter_async_context(self._machine())
             desk = await stack.enter_async_context(
-                Desk(self._catalogue, self._host(), self._installer, machine)
+                Desk(
+                    self._catalogue,
+                    self._host(),
+                    self._installer,
+                    machine,
+                    interface=self._config.interface,
+                )
             )
             reports: Outbox[InstanceReport] = Outbox(
                 "instance",

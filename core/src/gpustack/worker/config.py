@@ -22,6 +22,8 @@ class WorkerConfig:
     name: str
     #: The address under which the server reaches this machine.
     advertise_ip: str
+    #: The network interface by which engines talk to those of other workers; empty leaves it to them.
+    interface: str = ""
     data_dir: Path
     bin_dir: Path
     log_dir: Path

@@ -14,6 +14,7 @@ from gpustack.extensions.catalogue import shown
 from gpustack.kit.errors import InvalidInput
 from gpustack.kit.net import LOOPBACK
 from gpustack.plugin import (
+    Adapter,
     Host,
     InferenceBackend,
     LaunchPlan,
@@ -22,10 +23,11 @@ from gpustack.plugin import (
     PluginError,
     Refused,
     ResourceClaim,
+    UsesAdapters,
 )
 from gpustack.schemas import ModelInstancePublic, ModelPublic
 from gpustack.worker.artifacts import ArtifactInstaller
-from gpustack.worker.facts import read_facts_within
+from gpustack.worker.facts import read_adapters_within, read_facts_within
 from gpustack.worker.status import Machine
 
 
@@ -38,6 +40,7 @@ class Installed:
     version: str
     command: str
     facts: ModelFacts
+    adapters: tuple[Adapter, ...] = ()
 
 
 class Desk:
@@ -47,8 +50,16 @@ class Desk:
     """
 
     def __init__(
-        self, catalogue: Catalogue, host: Host, installer: ArtifactInstaller, machine: Machine
+        self,
+        catalogue: Catalogue,
+        host: Host,
+        installer: ArtifactInstaller,
+        machine: Machine,
+        *,
+        interface: str = "",
     ) -> None:
+        """``interface`` is the network interface that the settings name; empty for none."""
+        self._interface = interface
         self._catalogue = catalogue
         self._host = host
         self._installer = installer
@@ -78,7 +89,17 @@ class Desk:
         version = instance.backend_version or model.backend_version or backend.default_version
         artifact = await Guard.call(registered.plugin, backend.artifact, version, self._machine.platform())
         command = await self._installer.ensure(instance.backend, artifact, say)
-        return Installed(backend, registered.plugin, version, str(command), facts)
+        adapters = await self._adapters(registered.plugin, backend, model)
+        return Installed(backend, registered.plugin, version, str(command), facts, adapters)
+
+    async def _adapters(
+        self, plugin: str, backend: InferenceBackend[Any], model: ModelPublic
+    ) -> tuple[Adapter, ...]:
+        """Return what the files of the adapters say that the parameters name."""
+        if not isinstance(backend, UsesAdapters):
+            return ()
+        paths = await Guard.call(plugin, backend.adapters, tuple(model.backend_parameters))
+        return await read_adapters_within(paths)
 
     async def plan(
         self, installed: Installed, instance: ModelInstancePublic, model: ModelPublic, *, port: int
@@ -107,6 +128,8 @@ class Desk:
             pieces=tuple(claim.pieces.get(index, 0) for index in instance.gpu_indexes)
             if claim.pieces
             else (),
+            interface=self._interface,
+            adapters=installed.adapters,
         )
         plan = await Guard.call(installed.plugin, installed.backend.launch, request)
         return plan, await self._machine.expose(devices)

@@ -16,6 +16,7 @@ from gpustack.plugin import (
     NoSettings,
     PipxPackage,
     Platform,
+    Preference,
     Refused,
     ResourceClaim,
     Suggestion,
@@ -78,6 +79,10 @@ class LlamaCpp(InferenceBackend[NoSettings]):
                 f"llama.cpp serves {', '.join(_CATEGORIES)} models; {model.path} is of kind {what}"
             )
         return Verdict.yes()
+
+    def preference(self, model: ModelFacts, devices: Sequence[GpuDevice]) -> Preference:
+        """Be the first: GGUF is its own format."""
+        return Preference(rank=20, reason="it serves GGUF files, with and without GPUs")
 
     def estimate(self, request: EstimateRequest) -> ResourceClaim:
         """Return weights, KV cache, compute buffers and the process; on GPUs what is offloaded there."""

@@ -22,7 +22,7 @@ from gpustack.plugin.memory.cache import (
     element_bytes,
     forgetting_bytes,
 )
-from gpustack.plugin.memory.division import Division
+from gpustack.plugin.memory.division import Division, even_divisions
 from gpustack.plugin.memory.engines import EngineCosts, costs_of
 from gpustack.plugin.memory.extras import Extra, extra_bytes
 from gpustack.plugin.memory.fractions import memory_fraction, static_fraction
@@ -46,6 +46,7 @@ __all__ = [
     "costs_of",
     "element_bytes",
     "estimate",
+    "even_divisions",
     "extra_bytes",
     "forgetting_bytes",
     "learn",

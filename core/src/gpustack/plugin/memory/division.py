@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 from gpustack.plugin.errors import Refused
 from gpustack.plugin.values import ModelFacts, Verdict
@@ -41,6 +42,27 @@ class Division:
             return Verdict.no(f"{layers} layers are too few for {self.pipeline} stages")
         return Verdict.yes()
 
+    @classmethod
+    def over(cls, model: ModelFacts, gpus: int) -> Self:
+        """Return how ``gpus`` GPUs share the model: within its layers as far as heads allow, between them for the rest.
+
+        Raises Refused when it cannot be cut so often.
+        """
+        tensor = next(each for each in range(gpus, 0, -1) if gpus % each == 0 and is_even(model, each))
+        division = cls(tensor=tensor, pipeline=gpus // tensor)
+        if not (verdict := division.fits(model)).ok:
+            raise Refused(verdict.reason)
+        return division
+
+    def within(self, gpus: int) -> Self:
+        """Return the same. Raises Refused when there are fewer GPUs than it takes."""
+        if self.gpus > gpus:
+            raise Refused(
+                f"tensor, pipeline and data parallel sizes of {self.tensor}, {self.pipeline} and {self.data} take "
+                f"{self.gpus} GPUs, and there are {gpus}"
+            )
+        return self
+
     def kv_heads(self, heads: int) -> int:
         """Return how many of ``heads`` key/value heads one GPU keeps; each keeps one at least, so few are doubled."""
         return heads if self.whole_attention else -(-heads // self.tensor)
@@ -48,3 +70,20 @@ class Division:
     def stage(self, layers: int) -> int:
         """Return how many of ``layers`` the longest stage has."""
         return -(-layers // self.pipeline)
+
+
+def is_even(model: ModelFacts, tensor: int) -> bool:
+    """Tell whether the model's heads can be dealt out to ``tensor`` GPUs: each gets as many, or a copy of one."""
+    if tensor == 1:
+        return True
+    heads = 1 if model.latent_rank else model.kv_heads or tensor
+    return Division(tensor=tensor).fits(model).ok and (heads % tensor == 0 or tensor % heads == 0)
+
+
+def even_divisions(model: ModelFacts, gpus: int) -> list[Division]:
+    """Return the ways to cut the model within its layers for up to ``gpus`` GPUs, the fewest first.
+
+    Where nothing is known of its heads, only powers of two are believed.
+    """
+    counts = [each for each in range(1, gpus + 1) if model.attention_heads or each & (each - 1) == 0]
+    return [Division(tensor=each) for each in counts if is_even(model, each)]

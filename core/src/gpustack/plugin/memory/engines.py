@@ -7,7 +7,7 @@ what they log at start. Where a start measures more or less, :mod:`.learning` co
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gpustack.plugin.errors import Refused
 
@@ -40,6 +40,20 @@ class EngineCosts:
     host: int
 
 
+_VLLM = EngineCosts(
+    engine="vllm",
+    hidden_rows=4,
+    inner_rows=3,
+    activation_bytes=2,
+    score_rows=3,
+    graph_sizes=35,
+    graph_bytes=512 << 10,
+    runtime=600 * _MIB,
+    collective=600 * _MIB,
+    process=2500 * _MIB,
+    host=1500 * _MIB,
+)
+
 _COSTS = (
     EngineCosts(
         engine="llama-cpp",
@@ -52,34 +66,9 @@ _COSTS = (
         process=0,
         host=512 * _MIB,
     ),
-    EngineCosts(
-        engine="vllm",
-        hidden_rows=4,
-        inner_rows=3,
-        activation_bytes=2,
-        score_rows=3,
-        graph_sizes=35,
-        graph_bytes=512 << 10,
-        runtime=600 * _MIB,
-        collective=600 * _MIB,
-        process=2500 * _MIB,
-        host=1500 * _MIB,
-    ),
-    EngineCosts(
-        # Since the second engine core: 51 sizes are captured, piecewise and whole.
-        engine="vllm",
-        since=(0, 11),
-        hidden_rows=4,
-        inner_rows=3,
-        activation_bytes=2,
-        score_rows=3,
-        graph_sizes=51,
-        graph_bytes=384 << 10,
-        runtime=600 * _MIB,
-        collective=600 * _MIB,
-        process=2500 * _MIB,
-        host=1500 * _MIB,
-    ),
+    _VLLM,
+    # Since the second engine core: 51 sizes are captured, piecewise and whole.
+    replace(_VLLM, since=(0, 11), graph_sizes=51, graph_bytes=384 << 10),
     EngineCosts(
         engine="sglang",
         hidden_rows=4,

@@ -12,6 +12,7 @@ from gpustack.plugin import ModelFacts
 from gpustack.scheduling import FilesThere, Offer, Request, Way
 from gpustack.schemas import ModelFileState, ModelPublic, Source, WorkerPublic
 from gpustack.server.reconcile.byhand import choice
+from gpustack.server.reconcile.choosing import in_order
 from gpustack.server.reconcile.questions import Answer, Question, facts_of, questions
 from gpustack.server.reconcile.state import State
 
@@ -166,6 +167,8 @@ class Lore:
             else:
                 answers.append((question, answer))
                 known.passing |= answer.refused_by == "trouble"
+        if not model.backend:
+            answers = in_order(answers)
         return Offer(
             ways=tuple(
                 Way(

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from gpustack.scheduling import Placed, Refused, Request, explain
 from gpustack.schemas import (
-    InstanceMemory,
     InstanceState,
     ModelFilePublic,
     ModelFileState,
@@ -19,6 +18,7 @@ from gpustack.schemas import (
 )
 from gpustack.server.reconcile import byhand, hub
 from gpustack.server.reconcile.actions import Action, Analyze, Ask, Drain, Fail, Move, Park, Restart, Schedule
+from gpustack.server.reconcile.choosing import headline
 from gpustack.server.reconcile.harm import least_harmful_first
 from gpustack.server.reconcile.learned import memory_of
 from gpustack.server.reconcile.lore import READING, Known, Lore, candidates, wish
@@ -325,21 +325,33 @@ class _Look:
 
     def _schedule(self, placed: Placed) -> Schedule:
         path, spec = self._path(placed.worker_id), self._model.spec_digest
-        memory = self._memory(placed)
+        asked = self._asked(placed)
+        memory, why = (
+            memory_of(asked, self._state.answers, placed, self._state.peaks),
+            self._why(asked, placed),
+        )
         if self._hub is None or (file := self._hub.answer(self._notes.asked)) is None:
-            return Schedule(placed, path, spec, memory=memory)
-        return Schedule(placed, "", spec, file.resolved_revision, file.state_message, memory=memory)
+            return Schedule(placed, path, spec, note=why, memory=memory)
+        note = "; ".join(filter(None, (file.state_message, why)))
+        return Schedule(placed, "", spec, file.resolved_revision, note, memory=memory)
 
-    def _memory(self, placed: Placed) -> InstanceMemory:
-        """Return the estimate that the placement rests on, and what its measured peak will be kept by."""
+    def _why(self, asked: Sequence[Question], placed: Placed) -> str:
+        """Return why its backend was chosen, when the model names none."""
+        if self._model.backend:
+            return ""
+        answers = self._state.answers
+        known = [(each, answers[each]) for each in asked if each in answers]
+        return headline(known, placed.way.backend, gpus=bool(placed.vram))
+
+    def _asked(self, placed: Placed) -> list[Question]:
+        """Return the questions whose answers the placement rests on."""
         worker = self._state.workers[placed.worker_id]
         if self._hub is not None:
             facts = self._hub.facts(self._notes.asked)
         else:
             file = self._file(worker)
             facts = facts_of(file.facts) if file is not None and file.facts is not None else None
-        asked = questions(self._model, worker, facts, self._state.versions) if facts is not None else []
-        return memory_of(asked, self._state.answers, placed, self._state.peaks)
+        return questions(self._model, worker, facts, self._state.versions) if facts is not None else []
 
     def _no_worker(self) -> Park:
         request = self._request(Known(gpus=self._lore.gpus(self._model)))

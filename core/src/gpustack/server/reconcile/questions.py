@@ -7,8 +7,9 @@ workers and all replicas.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from hashlib import blake2s
+from operator import index
 from typing import Any, Literal
 
 from gpustack.extensions import Guard
@@ -20,6 +21,7 @@ from gpustack.plugin import (
     ModelFacts,
     Platform,
     PluginError,
+    Preference,
     Refused,
     ResourceClaim,
     TryAgain,
@@ -66,6 +68,8 @@ class Answer:
     claim: ResourceClaim | None = None
     #: Of other ways, from the best to the least.
     others: tuple[ResourceClaim, ...] = ()
+    #: How gladly it is taken for a model that names no backend.
+    preference: Preference = field(default_factory=Preference)
     refused_by: Literal["", "model", "platform", "parameters", "trouble"] = ""
     reason: str = ""
     expires: float | None = None
@@ -187,6 +191,7 @@ async def ask(question: Question, backends: Backends, now: float) -> Answer:
         verdict = await _call(plugin, backend.accepts, question.facts, question.devices)
         if not verdict.ok:
             return Answer(refused_by="model", reason=f"{question.backend}: {verdict.reason}")
+        preference = _preference(await _call(plugin, backend.preference, question.facts, question.devices))
         refused_by = "platform"
         await _call(plugin, backend.artifact, question.version, question.platform)
         refused_by = "parameters"
@@ -195,6 +200,7 @@ async def ask(question: Question, backends: Backends, now: float) -> Answer:
             version=question.version,
             parameters=question.parameters,
             devices=question.devices,
+            platform=question.platform,
         )
         if question.by_hand or type(backend).ways is InferenceBackend.ways:
             claims = [await _call(plugin, backend.estimate, request)]
@@ -204,7 +210,7 @@ async def ask(question: Question, backends: Backends, now: float) -> Answer:
             raise PluginError("it says neither how the model can run there nor why it cannot")
         for claim in claims:
             _check(claim, question)
-        return Answer(claim=claims[0], others=tuple(claims[1:]))
+        return Answer(claim=claims[0], others=tuple(claims[1:]), preference=preference)
     except Refused as error:
         return Answer(refused_by=refused_by, reason=f"{question.backend}: {error}")
     except TryAgain as error:
@@ -215,6 +221,11 @@ async def ask(question: Question, backends: Backends, now: float) -> Answer:
 
 async def _call(plugin: str, method: Any, *args: Any) -> Any:
     return await Guard.call(plugin, method, *args, timeout=TIME_LIMIT)
+
+
+def _preference(said: Preference) -> Preference:
+    """Return what a backend said in types that can be sorted and shown; TypeError and AttributeError when it is none."""
+    return Preference(rank=index(said.rank), reason=str(said.reason))
 
 
 def _check(claim: object, question: Question) -> None:

@@ -7,6 +7,7 @@ checked against the size of the file first. The answer is :class:`~gpustack.plug
 :class:`~gpustack.kit.errors.InvalidInput` with one line; there is no third outcome.
 """
 
+from gpustack.worker.facts.adapters import read_adapters_within
 from gpustack.worker.facts.resolve import read_facts, read_facts_within
 
-__all__ = ["read_facts", "read_facts_within"]
+__all__ = ["read_adapters_within", "read_facts", "read_facts_within"]

@@ -26,7 +26,7 @@ def read_facts(path: Path | str, opener: Opener = open_local) -> ModelFacts:
         return _read(Path(os.path.normpath(path)), opener)
     except OSError as error:
         where = error.filename if isinstance(error.filename, str) else path
-        raise InvalidInput(_os_trouble(where, error)) from error
+        raise InvalidInput(os_trouble(where, error)) from error
     except ValueError as error:
         raise InvalidInput(f"{str(path)!r} is not a path") from error
 
@@ -46,7 +46,8 @@ async def read_facts_within(path: Path | str, *, seconds: float = 30.0) -> Model
         ) from None
 
 
-def _os_trouble(path: Path | str, error: OSError) -> str:
+def os_trouble(path: Path | str, error: OSError) -> str:
+    """Return in a line why ``path`` could not be read."""
     if isinstance(error, FileNotFoundError):
         return f"{path} does not exist on this worker; give the path as the worker sees it"
     if isinstance(error, PermissionError):
