@@ -44,17 +44,24 @@ class Flags:
     """All that were given, in their order; of the same one given twice, the last counts."""
 
     given: tuple[Flag, ...]
+    #: The engine understands numbers as in ``32k``.
+    units: bool = False
 
     @classmethod
     def parse(
-        cls, items: Iterable[str], *, aliases: Mapping[str, str] | None = None, owned: Mapping[str, str]
+        cls,
+        items: Iterable[str],
+        *,
+        owned: Mapping[str, str],
+        aliases: Mapping[str, str] | None = None,
+        units: bool = False,
     ) -> Self:
         """Take ``items`` apart. ``aliases`` are other names of flags; ``owned`` those that GPUStack sets, and what they are.
 
         An engine that knows flags by their beginnings would take ``--por`` for ``--port``, so beginnings of owned flags
         are refused too. Raises Refused for those, and for what is no flag.
         """
-        flags = cls(tuple(_flags(_words(items), aliases or {})))
+        flags = cls(tuple(_flags(_words(items), aliases or {})), units)
         for each in flags.given:
             if each.name in _ENDS or each.items[0] == "-h":
                 raise Refused(f"{each.items[0]} would end the engine at once; leave it out")
@@ -96,11 +103,11 @@ class Flags:
         return last is not None and last.name == name and last.values[:1] not in (("false",), ("False",))
 
     def integer(self, name: str, default: int, *, least: int) -> int:
-        """Return the number behind a flag; units as in ``32k`` are understood. Raises Refused when it is none."""
+        """Return the number behind a flag. Raises Refused when it is none, or too small."""
         text = self.text(name)
         if text is None:
             return default
-        number = _number(text)
+        number = self._number(text)
         if number is None or not number.is_integer():
             raise Refused(f"{name} needs a whole number, not {text!r}")
         if not least <= number <= _LARGEST:
@@ -112,13 +119,20 @@ class Flags:
         text = self.text(name)
         if text is None:
             return default
-        number = _number(text)
+        number = self._number(text)
         if number is None:
             raise Refused(f"{name} needs a number, not {text!r}")
         if not least <= number <= min(most, _LARGEST):
             bounds = f"between {least:g} and {most:g}" if math.isfinite(most) else f"{least:g} or more"
             raise Refused(f"{name} must be {bounds}, not {text}")
         return number
+
+    def _number(self, text: str) -> float | None:
+        unit = _UNITS.get(text[-1:], 1) if self.units else 1
+        digits = text[:-1] if unit > 1 else text
+        if re.fullmatch(r"[+-]?(\d{1,18}(\.\d{1,18})?|\.\d{1,18})", digits) is None:
+            return None
+        return float(digits) * unit
 
     def document(self, name: str) -> dict[str, Any]:
         """Return the JSON object behind a flag, an empty one when it is absent. Raises Refused when it is none."""
@@ -132,14 +146,6 @@ class Flags:
         if not isinstance(value, dict):
             raise Refused(f"{name} needs a JSON object, as in '{{\"name\": 1}}', not {text[:60]!r}")
         return value
-
-
-def _number(text: str) -> float | None:
-    unit = _UNITS.get(text[-1:], 1)
-    digits = text[:-1] if unit > 1 else text
-    if re.fullmatch(r"[+-]?(\d{1,18}(\.\d{1,18})?|\.\d{1,18})", digits) is None:
-        return None
-    return float(digits) * unit
 
 
 def _words(items: Iterable[str]) -> Iterator[str]:

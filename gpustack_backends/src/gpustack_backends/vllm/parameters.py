@@ -76,7 +76,7 @@ class Asked:
     @classmethod
     def of(cls, parameters: Sequence[str], model: ModelFacts, version: str) -> Asked:
         """Read them. Raises Refused for what can never work, in this version or for this model."""
-        flags = Flags.parse(parameters, aliases=_ALIASES, owned=_OWNED)
+        flags = Flags.parse(parameters, aliases=_ALIASES, owned=_OWNED, units=True)
         check_flags(flags, version)
         check_model(model, version)
         _check_speculation(flags)
