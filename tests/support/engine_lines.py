@@ -92,7 +92,9 @@ def cards(count: int, gib: int = 80) -> tuple[GpuDevice, ...]:
     )
 
 
-def _request(model: ModelFacts, devices: tuple[GpuDevice, ...], *parameters: str, **more: Any) -> LaunchRequest:
+def _request(
+    model: ModelFacts, devices: tuple[GpuDevice, ...], *parameters: str, **more: Any
+) -> LaunchRequest:
     return LaunchRequest(
         instance_name="model-abcde",
         model_name="model",
@@ -110,11 +112,10 @@ def _request(model: ModelFacts, devices: tuple[GpuDevice, ...], *parameters: str
 
 def _spread(member: int, *parameters: str) -> LaunchRequest:
     members = tuple(
-        Member(number=each, host=f"10.0.0.{each + 1}", ports=(41000, 41001), devices=cards(8)) for each in range(2)
+        Member(number=each, host=f"10.0.0.{each + 1}", ports=(41000, 41001), devices=cards(8))
+        for each in range(2)
     )
-    return _request(
-        SEVENTY, cards(8), *parameters, members=members, member=member, interface="eth0"
-    )
+    return _request(SEVENTY, cards(8), *parameters, members=members, member=member, interface="eth0")
 
 
 #: What is the same for both engines.

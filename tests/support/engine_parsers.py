@@ -32,7 +32,9 @@ def _flags(tree: ast.AST) -> Iterator[str]:
                 for each in body:
                     if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name):
                         yield _flag(each.target.id)
-            case ast.AnnAssign(target=ast.Name(id=name), annotation=ast.Subscript(value=ast.Name(id="A")) as about):
+            case ast.AnnAssign(
+                target=ast.Name(id=name), annotation=ast.Subscript(value=ast.Name(id="A")) as about
+            ):
                 yield from _annotated(name, ast.unparse(about))
             case _:
                 pass

@@ -130,7 +130,7 @@ class Flags:
     def _number(self, text: str) -> float | None:
         unit = _UNITS.get(text[-1:], 1) if self.units else 1
         digits = text[:-1] if unit > 1 else text
-        if re.fullmatch(r"[+-]?(\d{1,18}(\.\d{1,18})?|\.\d{1,18})", digits) is None:
+        if re.fullmatch(r"[+-]?([0-9]{1,18}(\.[0-9]{1,18})?|\.[0-9]{1,18})", digits) is None:
             return None
         return float(digits) * unit
 

@@ -47,6 +47,7 @@ def division_over(
 def members(request: EstimateRequest, workers: Sequence[Sequence[GpuDevice]]) -> list[ResourceClaim]:
     """Return the claim of each member."""
     asked = Asked.of(request.parameters, request.model, request.version)
+    by_ray(request)  # raises Refused before anything is placed
     division, count = division_over(asked, request, workers)
     devices = tuple(device for each in workers for device in each[:count])
     whole = claim_on(request, asked, division, devices)
