@@ -22,10 +22,17 @@ from gpustack.plugin import (
     Suggestion,
     Verdict,
 )
+from gpustack.plugin.memory.llama import (
+    Case,
+    Parameters,
+    Shape,
+    claim,
+    is_whole_input,
+    suggestions,
+    ways,
+    with_companions,
+)
 from gpustack_backends.llama_cpp.launcher import COMMAND, PACKAGE, VERSION, launcher_wheel
-from gpustack_backends.llama_cpp.less import suggestions
-from gpustack_backends.llama_cpp.memory import Shape, claim, is_whole_input, ways
-from gpustack_backends.llama_cpp.parameters import Parameters
 from gpustack_backends.llama_cpp.slots import slots_in_use
 
 _CATEGORIES = ("llm", "embedding", "reranker")
@@ -55,7 +62,7 @@ class LlamaCpp(InferenceBackend[NoSettings]):
     """Serves GGUF files: chat and completion, embeddings, reranking.
 
     Its versions are those of ``xllamacpp``, its parameters the flags of llama-server, with one difference:
-    ``--ctx-size`` is the context that each request may have (see :class:`memory.Shape`).
+    ``--ctx-size`` is the context that each request may have (see :class:`~gpustack.plugin.memory.llama.Shape`).
     """
 
     name = "llama-cpp"
@@ -86,19 +93,17 @@ class LlamaCpp(InferenceBackend[NoSettings]):
 
     def estimate(self, request: EstimateRequest) -> ResourceClaim:
         """Return weights, KV cache, compute buffers and the process; on GPUs what is offloaded there."""
-        parameters = Parameters.parse(request.parameters)
-        return claim(request.model, parameters, len(request.devices), request.version)
+        return claim(_case(request), len(request.devices))
 
     def ways(self, request: EstimateRequest) -> Sequence[ResourceClaim]:
         """Return the fewest GPUs first, then several with shares as they have room, then with a part in RAM."""
-        parameters = Parameters.parse(request.parameters)
         gpus = len(request.devices)
-        return ways(request.model, parameters, gpus, request.version) if gpus else (self.estimate(request),)
+        return ways(_case(request), gpus) if gpus else (self.estimate(request),)
 
     def suggestions(self, request: EstimateRequest) -> Sequence[Sequence[Suggestion]]:
         """Return shorter contexts, a smaller cache, fewer requests at a time."""
         before = self._size(request)
-        kinds = suggestions(request.model, Parameters.parse(request.parameters))
+        kinds = suggestions(Case(request.model, Parameters.parse(request.parameters)))
         # Some models keep no cache, or nothing is known of theirs.
         less = [
             [each for each in kind if self._size(replace(request, parameters=each.parameters)) < before]
@@ -123,7 +128,8 @@ class LlamaCpp(InferenceBackend[NoSettings]):
 
     def launch(self, request: LaunchRequest) -> LaunchPlan:
         """Return the launcher's command line."""
-        parameters = Parameters.parse(request.parameters)
+        given = Parameters.parse(request.parameters)
+        parameters = with_companions(request.model, given, request.model_path)
         shape = Shape.of(request.model, parameters)
         argv = [
             *(request.command, "--host", request.host, "--port", str(request.port)),
@@ -143,6 +149,11 @@ class LlamaCpp(InferenceBackend[NoSettings]):
     def kv_cache_use(self, answer: str) -> float | None:
         """Add up what the slots at work hold; what is left from requests that ended, a new one may overwrite."""
         return slots_in_use(answer)
+
+
+def _case(request: EstimateRequest) -> Case:
+    given = Parameters.parse(request.parameters)
+    return Case(request.model, with_companions(request.model, given, request.model.path), request.version)
 
 
 def _purpose(model: ModelFacts, shape: Shape) -> tuple[str, ...]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from gpustack.plugin import ModelFacts, Suggestion
-from gpustack_backends.llama_cpp.memory import Shape, is_whole_input
-from gpustack_backends.llama_cpp.parameters import Parameters
+from gpustack.plugin.memory.llama.claims import Case
+from gpustack.plugin.memory.llama.parameters import Parameters
+from gpustack.plugin.memory.llama.shape import is_whole_input
+from gpustack.plugin.values import Suggestion
 
 #: Shorter contexts are of no use to anybody.
 _SHORTEST = 1024
@@ -14,14 +15,14 @@ _CACHE = ("--cache-type-k", "--cache-type-v")
 _SMALL = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 
 
-def suggestions(model: ModelFacts, parameters: Parameters) -> Sequence[Sequence[Suggestion]]:
+def suggestions(case: Case) -> Sequence[Sequence[Suggestion]]:
     """Return kinds of changes, each from the least to the greatest; none for what keeps no cache."""
-    shape = Shape.of(model, parameters)
+    parameters, shape = case.parameters, case.shape
     contexts = [*_halves(shape.context, _SHORTEST)]
     shorter = [
         _with(parameters, f"a context of {each} tokens", ("--ctx-size", str(each))) for each in contexts
     ]
-    if is_whole_input(model):
+    if is_whole_input(case.model):
         return [shorter]
     fewer = [
         _with(parameters, f"{each} request{'s' if each > 1 else ''} at a time", ("--parallel", str(each)))
