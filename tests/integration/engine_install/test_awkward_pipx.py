@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gpustack.plugin import ContainerImage, PipxPackage, Refused, ReleaseBinary
+from gpustack.plugin import ContainerImage, PipxPackage, Refused
 from gpustack.worker.artifacts import ArtifactInstaller, InstallError
 
 ACME = PipxPackage(
@@ -233,8 +233,8 @@ async def test_a_bin_dir_that_is_a_file_is_named(pipx, tmp_path) -> None:
 
 @pytest.mark.parametrize(
     "artifact",
-    [ReleaseBinary(url="http://x", version="1", executable="x"), ContainerImage(image="acme", version="1")],
+    [ContainerImage(image="acme", version="1")],
 )
 async def test_other_kinds_of_artifact_are_refused(tmp_path, artifact) -> None:
-    with pytest.raises(Refused, match="installs only packages with pipx"):
+    with pytest.raises(Refused, match="installs packages with pipx, and archives"):
         await ArtifactInstaller(bin_dir=tmp_path, data_dir=tmp_path).ensure("acme", artifact)

@@ -89,6 +89,7 @@ def _config(running: Running, name: str) -> WorkerConfig:
         log_dir=make_dir(settings.log_dir, what="log_dir"),
         service_ports=tuple(settings.service_port_range.ports()),
         pipx_path=settings.pipx_path,
+        tools_url=settings.tools_download_base_url,
         hub=hub_of(settings),
         hub_token=Live(settings.huggingface_token),
         system_reserved=settings.system_reserved.in_bytes(),

@@ -6,7 +6,7 @@ tomorrow. Sizes are bytes, times are seconds, unless a name says otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Self
 
@@ -258,6 +258,29 @@ class Platform:
     machine: str
     #: Kinds of accelerator there (``cuda``, ``rocm``, …); empty on a machine without.
     accelerators: tuple[str, ...] = ()
+    #: The versions of their runtimes by kind, as in ``(("cuda", "12.8"),)``; of several devices' the lowest by text.
+    runtimes: tuple[tuple[str, str], ...] = ()
+    #: What the devices are called, as in ``Ascend 310P3``.
+    chips: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, system: str, machine: str, devices: Iterable[GpuDevice]) -> Self:
+        """Return the platform that a machine with ``devices`` is."""
+        devices = [each for each in devices if each.type]
+        told = sorted(
+            ((each.type, each.runtime_version) for each in devices if each.runtime_version), reverse=True
+        )
+        return cls(
+            system=system,
+            machine=machine,
+            accelerators=tuple(sorted({each.type for each in devices})),
+            runtimes=tuple(sorted(dict(told).items())),
+            chips=tuple(sorted({each.name for each in devices if each.name})),
+        )
+
+    def runtime(self, kind: str) -> str:
+        """Return the version of the runtime of a kind of accelerator; empty when nobody knows."""
+        return dict(self.runtimes).get(kind, "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -362,9 +385,13 @@ class ReleaseBinary:
 
     url: str
     version: str
-    #: Path of the executable inside the archive.
+    #: Path of the executable inside the archive. Libraries that it needs may lie beside it.
     executable: str
+    #: Of the archive, in hexadecimal; empty where the plugin does not know it.
     sha256: str = ""
+    #: URL of a list, lines of ``SHA256  NAME``, that has the archive's where ``sha256`` does not say it. It may be that
+    #: there is none: then nobody can tell whether the archive was changed.
+    checksums: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

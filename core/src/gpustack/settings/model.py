@@ -472,8 +472,8 @@ class Settings(BaseModel):
         Option(
             group="Worker",
             value="URL",
-            later="downloaded tools",
-            help="Base URL for downloading dependency tools.",
+            help="Base URL for downloading dependency tools: engines that come as archives are fetched from the same "
+            "paths below it instead of from their projects.",
         ),
     ] = ""
     enable_hf_transfer: Annotated[

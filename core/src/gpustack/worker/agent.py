@@ -131,6 +131,7 @@ class Agent:
             data_dir=config.data_dir,
             log_dir=config.log_dir,
             pipx_path=config.pipx_path,
+            tools_url=config.tools_url,
             on_installed=self._tell_installed,
         )
         self._client = Client(config.server_url)

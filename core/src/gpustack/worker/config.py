@@ -33,6 +33,8 @@ class WorkerConfig:
     door_port: int = 0
     #: Empty: find pipx.
     pipx_path: str = ""
+    #: The server that engines' archives are fetched from; empty: where their URLs say.
+    tools_url: str = ""
     #: Where models come from; None keeps the hub's cache below the data directory.
     hub: HubConfig | None = None
     #: The hub's token where it may be exchanged while the worker runs; that of ``hub`` does not count then.

@@ -208,10 +208,7 @@ class Machine:
 
     def platform(self) -> Platform:
         """Return what engines are installed for."""
-        kinds = sorted({device.type for device in self.devices if device.type})
-        return Platform(
-            system=platform.system().lower(), machine=platform.machine().lower(), accelerators=tuple(kinds)
-        )
+        return Platform.of(platform.system().lower(), platform.machine().lower(), self.devices)
 
     async def expose(self, devices: Sequence[GpuDevice]) -> dict[str, str]:
         """Return the environment that shows a process exactly ``devices``; without any it sees none at all.

@@ -95,10 +95,10 @@ def _frozen(value: Any) -> Any:
 def platform_of(worker: WorkerPublic) -> Platform:
     """Return the platform that ``worker`` reports; x86-64 Linux where it says nothing."""
     kernel = worker.status.kernel
-    return Platform(
-        system=kernel.get("name", "linux").lower(),
-        machine=kernel.get("architecture", "x86_64"),
-        accelerators=tuple(sorted({gpu.type for gpu in worker.status.gpu_devices if gpu.type})),
+    return Platform.of(
+        kernel.get("name", "linux").lower(),
+        kernel.get("architecture", "x86_64"),
+        [_device(gpu) for gpu in worker.status.gpu_devices],
     )
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from gpustack.kit.locks import FileLock
 from gpustack.kit.paths import make_dir, write_atomic
-from gpustack.plugin import Artifact, PipxPackage, Refused
+from gpustack.plugin import Artifact, PipxPackage, Refused, ReleaseBinary
+from gpustack.worker.artifacts.archives import ArchiveInstaller
 from gpustack.worker.artifacts.child import run_child
 from gpustack.worker.artifacts.errors import InstallError
 from gpustack.worker.artifacts.pipx import explain_failure, find_pipx, pipx_environment
@@ -26,7 +27,8 @@ Progress = Callable[[str], None]
 class ArtifactInstaller:
     """Makes engines ready to run.
 
-    An engine of a package lies at ``<bin_dir>/NAME_VERSION``, a link that pipx makes, with a receipt
+    Those that come as an archive are :class:`ArchiveInstaller`'s, with archives from below ``tools_url``. An engine of a
+    package lies at ``<bin_dir>/NAME_VERSION``, a link that pipx makes, with a receipt
     ``NAME_VERSION.json`` beside it. pipx itself works below ``<data_dir>/pipx``; what it prints goes to
     ``<log_dir>/install_NAME_VERSION.log``. Several workers may share the folders. ``on_installed`` is called
     whenever :meth:`installed` has more to say.
@@ -39,6 +41,7 @@ class ArtifactInstaller:
         data_dir: Path,
         log_dir: Path | None = None,
         pipx_path: str = "",
+        tools_url: str = "",
         environ: Mapping[str, str] | None = None,
         timeout: float = 3600.0,
         verify_timeout: float = 120.0,
@@ -55,6 +58,15 @@ class ArtifactInstaller:
         self._log = log or logging.getLogger(__name__)
         self._on_installed = on_installed
         self._busy: dict[str, asyncio.Lock] = {}
+        self._archives = ArchiveInstaller(
+            bin_dir=bin_dir,
+            log_dir=self._log_dir,
+            base_url=tools_url,
+            environ=environ,
+            verify_timeout=verify_timeout,
+            log=self._log,
+            on_installed=on_installed,
+        )
 
     def installed(self) -> dict[str, list[str]]:
         """Return the versions that were proven to work, by backend."""
@@ -73,6 +85,8 @@ class ArtifactInstaller:
         ``on_progress`` gets a line for each step. Raises InstallError with one line when the engine cannot be
         installed or does not run, and Refused for artifacts of a kind that cannot be installed.
         """
+        if isinstance(artifact, ReleaseBinary):
+            return await self._archives.ensure(backend, artifact, on_progress)
         artifact = _package(backend, artifact)
         link = self.link(artifact)
         if _is_proven(artifact, link):
@@ -82,8 +96,10 @@ class ArtifactInstaller:
                 await self._install(backend, artifact, link, on_progress or (lambda _line: None))
         return link
 
-    def link(self, package: PipxPackage) -> Path:
+    def link(self, package: PipxPackage | ReleaseBinary) -> Path:
         """Return where the engine's executable is, or would be."""
+        if isinstance(package, ReleaseBinary):
+            return self._archives.link(package)
         return self._bin_dir / f"{package.command}_{package.version}"
 
     async def remove(self, backend: str, artifact: Artifact, on_progress: Progress | None = None) -> bool:
@@ -92,6 +108,8 @@ class ArtifactInstaller:
         What an interrupted removal, or a data directory that is gone, left of it goes too. Raises InstallError with
         one line when it cannot be removed.
         """
+        if isinstance(artifact, ReleaseBinary):
+            return await self._archives.remove(artifact, on_progress)
         package, say = _package(backend, artifact), on_progress or (lambda _line: None)
         link = self.link(package)
         if not (link.is_symlink() or _exists(link) or read_receipt(link) is not None):
@@ -232,7 +250,9 @@ class ArtifactInstaller:
 def _package(backend: str, artifact: Artifact) -> PipxPackage:
     if not isinstance(artifact, PipxPackage):
         kind = type(artifact).__name__
-        raise Refused(f"backend {backend} comes as {kind}, and this worker installs only packages with pipx")
+        raise Refused(
+            f"backend {backend} comes as {kind}, and this worker installs packages with pipx, and archives"
+        )
     return artifact
 
 
