@@ -3,7 +3,7 @@
 from gpustack.plugin import Platform
 from gpustack.testing import InferenceBackendSuite
 from gpustack.testing.fakes.backend import FakeBackend
-from gpustack_backends import LlamaCpp, Sglang, Vllm
+from gpustack_backends import LlamaBox, LlamaCpp, Sglang, Vllm
 
 
 class TestLlamaCpp(InferenceBackendSuite):
@@ -69,6 +69,34 @@ class TestSglang(InferenceBackendSuite):
         Platform(system="plan9", machine="pdp11"),
         Platform(system="linux", machine="x86_64"),
         Platform(system="windows", machine="amd64", accelerators=("cuda",)),
+    )
+
+
+class TestLlamaBox(InferenceBackendSuite):
+    extension = LlamaBox
+    context_parameter = "--ctx-size={}"
+    parameters = (
+        ("--ctx-size=512",),
+        ("--parallel", "2"),
+        ("--gpu-layers=10",),
+        ("--cache-type-k=q8_0",),
+        ("--lora-scaled adapter.gguf 0.5",),
+        ("--mmproj=projector.gguf", "--no-flash-attn"),
+    )
+    refused_parameters = (
+        ("--port=1",),
+        ("--rpc=192.0.2.1:50052",),
+        ("--rpc-server-port", "1"),
+        ("--images",),
+        ("nonsense",),
+        ("--ctx-size=many",),
+    )
+    refused_versions = ("not a version", "", "0.0.171", "v1", "v0.0.171; rm -rf /", "../../etc")
+    refused_platforms = (
+        Platform(system="plan9", machine="pdp11"),
+        Platform(system="linux", machine="s390x"),
+        Platform(system="linux", machine="aarch64", accelerators=("rocm",)),
+        Platform(system="linux", machine="x86_64", accelerators=("abacus",)),
     )
 
 

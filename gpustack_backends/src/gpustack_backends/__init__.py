@@ -5,10 +5,12 @@ from __future__ import annotations
 from pydantic import BaseModel
 
 from gpustack.plugin import InferenceBackend, NoSettings, hookimpl
+from gpustack_backends.llama_box import LlamaBox, LlamaBoxSettings
 from gpustack_backends.llama_cpp import LlamaCpp
-from gpustack_backends.options import LlamaBoxSettings
 from gpustack_backends.sglang import Sglang
 from gpustack_backends.vllm import Vllm
+
+__all__ = ["LlamaBox", "LlamaCpp", "Sglang", "Vllm", "register_inference_backends", "register_settings"]
 
 
 @hookimpl

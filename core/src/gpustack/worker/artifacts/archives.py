@@ -63,7 +63,7 @@ class ArchiveInstaller:
         self._bin_dir = bin_dir
         self._log_dir = log_dir
         self._base_url = base_url
-        self._environ = os.environ if environ is None else environ
+        self._environ = environ
         self._verify_timeout = verify_timeout
         self._fetcher = fetcher or Fetcher()
         self._bounds = bounds

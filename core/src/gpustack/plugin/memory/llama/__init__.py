@@ -10,7 +10,7 @@ An engine that lays things out in another way says so with an :class:`Engine`, a
 to in another way. All functions are pure, and raise Refused for parameters that can never work.
 """
 
-from gpustack.plugin.memory.llama.claims import Case, claim, layers_on_gpus, ways
+from gpustack.plugin.memory.llama.claims import Case, claim, layers_on_gpus, spread, ways
 from gpustack.plugin.memory.llama.files import projector_beside, with_companions
 from gpustack.plugin.memory.llama.less import suggestions
 from gpustack.plugin.memory.llama.parameters import Flags, Parameters
@@ -26,6 +26,7 @@ __all__ = [
     "is_whole_input",
     "layers_on_gpus",
     "projector_beside",
+    "spread",
     "suggestions",
     "ways",
     "with_companions",

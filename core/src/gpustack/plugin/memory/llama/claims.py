@@ -91,6 +91,16 @@ def ways(case: Case, gpus: int) -> list[ResourceClaim]:
     return found
 
 
+def spread(case: Case, shares: Sequence[float]) -> tuple[int, tuple[int, ...]]:
+    """Return what the instance takes in RAM, and on each of as many GPUs as there are ``shares`` of its layers.
+
+    For GPUs that are not all in one machine. Raises Refused when nothing is to be on GPUs.
+    """
+    if (divided := _divided(case, layers_on_gpus(case.model, case.parameters))) is None:
+        raise Refused("--gpu-layers 0 leaves all of the model in RAM, which is done on one worker alone")
+    return divided.ram, divided.on_each(shares)
+
+
 @dataclass(frozen=True, slots=True)
 class _Divided:
     """A model with some layers on GPUs."""
@@ -105,15 +115,20 @@ class _Divided:
     #: Buffers and runtime of each GPU.
     each: int
 
+    def on_each(self, shares: Sequence[float]) -> tuple[int, ...]:
+        """Return what each of as many GPUs as ``shares`` takes."""
+        if len(shares) == 1:
+            return (self.there + self.each,)
+        runs = _runs(self.pieces or (1,) * 64, shares)
+        total = sum(self.pieces) or 64
+        return tuple(-(-self.there * sum(run) // total) + self.each for run in runs)
+
     def evenly(self, shares: Sequence[float]) -> ResourceClaim:
         """Return the claim on as many GPUs as ``shares``, each with what the largest share of layers takes."""
-        largest = self.there
-        if len(shares) > 1:
-            runs = _runs(self.pieces or (1,) * 64, shares)
-            total = sum(self.pieces) or 64
-            largest = -(-self.there * max(sum(run) for run in runs) // total)
         gpus = len(shares)
-        return ResourceClaim(ram=self.ram, vram=(largest + self.each) * gpus, gpus=gpus, mapped=self.mapped)
+        return ResourceClaim(
+            ram=self.ram, vram=max(self.on_each(shares)) * gpus, gpus=gpus, mapped=self.mapped
+        )
 
     def as_there_is_room(self, gpus: int, *, partial: bool) -> ResourceClaim:
         """Return the claim on up to so many GPUs, each with as many layers as it has room for."""

@@ -28,7 +28,7 @@ class Engine:
 
     #: Its name in :func:`gpustack.plugin.memory.costs_of`.
     costs: str = "llama-cpp"
-    #: Requests at a time when the user says nothing, and of those that need their input whole.
+    #: Requests at a time when the user says nothing; of models that need their input whole, or make pictures.
     parallel: int = 4
     parallel_inputs: int = 4
     #: All requests share one context unless the parameters say otherwise.
@@ -68,7 +68,7 @@ class Shape:
         engine that ``shares`` does that always.
         """
         whole = is_whole_input(model)
-        usual = engine.parallel_inputs if whole else engine.parallel
+        usual = engine.parallel_inputs if whole or model.categories[:1] == ("image",) else engine.parallel
         parallel = parameters.integer("--parallel", usual, least=1)
         own = model.context_length
         default = DEFAULT_INPUT if whole else DEFAULT_CONTEXT

@@ -1,4 +1,4 @@
-"""Options of engines."""
+"""The settings of llama-box."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gpustack.plugin import Option
 
 
 class LlamaBoxSettings(BaseModel):
-    """Settings of llama-box, which is not among the engines yet."""
+    """How llama-box is linked."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -19,7 +19,6 @@ class LlamaBoxSettings(BaseModel):
         Option(
             group="Worker",
             flag=False,
-            later="llama-box",
             help="Dynamic linking is used by default. Setting this to true enables static linking.",
         ),
     ] = False
