@@ -16,7 +16,7 @@ from gpustack.kit.text import shorten
 
 if TYPE_CHECKING:
     from gpustack.extensions import Catalogue
-    from gpustack.plugin import PipxPackage
+    from gpustack.plugin import PipxPackage, ReleaseBinary
     from gpustack.schemas import InferenceBackendPublic
     from gpustack.worker.artifacts import ArtifactInstaller
 
@@ -32,13 +32,18 @@ class Places:
     bin_dir: Path
     log_dir: Path
     pipx_path: str
+    tools_url: str = ""
 
     def installer(self) -> ArtifactInstaller:
         """Return what installs there."""
         from gpustack.worker.artifacts import ArtifactInstaller
 
         return ArtifactInstaller(
-            bin_dir=self.bin_dir, data_dir=self.data_dir, log_dir=self.log_dir, pipx_path=self.pipx_path
+            bin_dir=self.bin_dir,
+            data_dir=self.data_dir,
+            log_dir=self.log_dir,
+            pipx_path=self.pipx_path,
+            tools_url=self.tools_url,
         )
 
 
@@ -58,7 +63,13 @@ def places(flags: dict[str, str]) -> Places:
         log_dir = state.log_dir
         bin_dir = bin_dir if "bin_dir" in flags else state.bin_dir or bin_dir
         pipx_path = pipx_path if "pipx_path" in flags else state.pipx_path or pipx_path
-    return Places(data_dir=settings.data_dir, bin_dir=bin_dir, log_dir=log_dir, pipx_path=pipx_path)
+    return Places(
+        data_dir=settings.data_dir,
+        bin_dir=bin_dir,
+        log_dir=log_dir,
+        pipx_path=pipx_path,
+        tools_url=settings.tools_download_base_url,
+    )
 
 
 def known_here() -> list[InferenceBackendPublic]:
@@ -121,14 +132,14 @@ def _have(where: Places, name: str, installed: list[str]) -> str:
 
 
 @asynccontextmanager
-async def _package(where: Places, name: str, version: str) -> AsyncIterator[PipxPackage]:
+async def _package(where: Places, name: str, version: str) -> AsyncIterator[PipxPackage | ReleaseBinary]:
     """Give what the backend is installed from on this machine. Raises NotFound, and Refused for a wrong version."""
     import logging
     import platform
 
     from gpustack.cli.loading import load_plugins
     from gpustack.extensions import Guard
-    from gpustack.plugin import Host, PipxPackage, Platform, Refused
+    from gpustack.plugin import Host, PipxPackage, Platform, Refused, ReleaseBinary
 
     catalogue = load_plugins()
     registered = catalogue.backends.get(name)
@@ -139,9 +150,9 @@ async def _package(where: Places, name: str, version: str) -> AsyncIterator[Pipx
     async with catalogue.make(registered, host) as backend:
         wanted = version or backend.default_version
         artifact: Any = await Guard.call(registered.plugin, backend.artifact, wanted, here)
-        if not isinstance(artifact, PipxPackage):
+        if not isinstance(artifact, PipxPackage | ReleaseBinary):
             raise Refused(
-                f"backend {name} comes as {type(artifact).__name__}, and only packages are installed"
+                f"backend {name} comes as {type(artifact).__name__}, and only packages and archives are installed"
             )
         yield artifact
 

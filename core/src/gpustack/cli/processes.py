@@ -91,10 +91,16 @@ def using(data_dir: Path, program: Path) -> list[str]:
     return found
 
 
+def _environment(program: Path) -> Path:
+    """Return the folder that belongs to ``program``: its Python environment, or what its archive held."""
+    folder = program.resolve().parent
+    return folder.parent if (folder.parent / "pyvenv.cfg").exists() else folder
+
+
 def _runs(pid: int, program: Path) -> bool:
     """Tell whether a process, or one below it, was started as ``program`` or from the environment it lies in."""
     # What is no link leads into no environment: it is not installed, or was put there by hand.
-    inside = (f"{program.resolve().parent.parent}/",) if program.is_symlink() else ()
+    inside = (f"{_environment(program)}/",) if program.is_symlink() else ()
     with contextlib.suppress(psutil.Error):
         engine = psutil.Process(pid)
         for process in [engine, *engine.children(recursive=True)]:
