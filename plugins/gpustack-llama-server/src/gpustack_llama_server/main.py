@@ -152,6 +152,7 @@ def _params(module: Any, given: Given) -> Any:
         option.apply(module, params, text)
     if params.cpuparams_batch.n_threads == -1:
         params.cpuparams_batch.n_threads = params.cpuparams.n_threads
+    values.use_draft(module, params)
     return params
 
 

@@ -222,6 +222,13 @@ OPTIONS: tuple[Option, ...] = (
         "the small model",
         metavar=_FILE,
     ),
+    Option(
+        "--spec-type",
+        "speculative.types",
+        v.speculation,
+        "how to guess: draft-simple (the default with a small model), ngram-simple, …",
+        metavar=_LIST,
+    ),
     Option("--draft-max", "speculative.draft.n_max", v.integer, "most tokens guessed"),
     Option("--draft-min", "speculative.draft.n_min", v.integer, "least tokens guessed"),
     Option("--draft-p-min", "speculative.draft.p_min", v.number, "least probability", metavar=_NUMBER),

@@ -14,6 +14,7 @@ from typing import Any
 
 Convert = Callable[[Any, Any, str], Any]
 
+_SPECULATIVE = "COMMON_SPECULATIVE_TYPE_"
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
 
 
@@ -175,6 +176,23 @@ def flash_attention(module: Any, now: Any, text: str) -> Any:
     words = {"on": "enabled", "1": "enabled", "true": "enabled", "off": "disabled", "0": "disabled"}
     convert = one_of("llama_flash_attn_type", "LLAMA_FLASH_ATTN_TYPE_", **words, false="disabled")
     return convert(module, now, text)
+
+
+def speculation(module: Any, _now: Any, text: str) -> list[Any]:
+    """Ways to guess ahead, given with commas."""
+    one = one_of("common_speculative_type", _SPECULATIVE)
+    return [one(module, None, part.strip().replace("-", "_")) for part in text.split(",")]
+
+
+def use_draft(module: Any, params: Any) -> None:
+    """Have a draft model that was named guess ahead: new versions would load it, and then not ask it anything."""
+    kinds = getattr(module, "common_speculative_type", None)
+    speculative = params.speculative
+    if kinds is None or not hasattr(speculative, "types") or not speculative.draft.mparams.path:
+        return
+    members = kinds.__members__
+    if set(speculative.types) <= {members[f"{_SPECULATIVE}NONE"]}:
+        speculative.types = [members[f"{_SPECULATIVE}DRAFT_SIMPLE"]]
 
 
 def _existing(path: str) -> str:
