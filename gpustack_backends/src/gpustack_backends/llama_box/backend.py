@@ -12,6 +12,7 @@ from gpustack.plugin import (
     LaunchRequest,
     ModelFacts,
     Platform,
+    Preference,
     Refused,
     ReleaseBinary,
     ResourceClaim,
@@ -66,6 +67,16 @@ class LlamaBox(InferenceBackend[LlamaBoxSettings]):
                 f"llama-box serves {', '.join(_CATEGORIES)} models; {model.path} is of kind {what}"
             )
         return Verdict.yes()
+
+    def preference(self, model: ModelFacts, devices: Sequence[GpuDevice]) -> Preference:
+        """Leave to llama-cpp what both can: its llama.cpp is newer."""
+        if is_painter(model):
+            return Preference(rank=10, reason="it makes pictures with GGUF models")
+        return Preference(
+            rank=-1,
+            reason="llama-cpp serves such files with a newer llama.cpp, so it is used when it is named "
+            "(--backend llama-box)",
+        )
 
     def estimate(self, request: EstimateRequest) -> ResourceClaim:
         """Return weights, KV cache, compute buffers and the process; on GPUs what is offloaded there."""
