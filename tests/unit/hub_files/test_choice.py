@@ -27,14 +27,30 @@ DIRECTORY = ("config.json", "tokenizer.json", "tokenizer.model", "model-00001-of
 
 def test_of_several_quantisations_the_usual_one_is_taken_and_said() -> None:
     choice = choose(a_listing(*QUANTS), "")
-    assert [each.path for each in choice.files] == ["m-Q4_K_M.gguf"]
+    assert [each.path for each in choice.files] == ["m-Q4_K_M.gguf", "mmproj-F16.gguf"]
     assert choice.main == "m-Q4_K_M.gguf"
     assert choice.note == "Q4_K_M chosen of 4 GGUF models in org/name; :PATTERN takes another"
 
 
 def test_a_single_model_is_taken_without_a_word() -> None:
     choice = choose(a_listing("only.gguf", "mmproj-only.gguf", "imatrix.gguf"), "")
-    assert (choice.main, choice.note, choice.size) == ("only.gguf", "", 10)
+    assert (choice.main, choice.note, choice.size) == ("only.gguf", "", 20)
+
+
+@pytest.mark.parametrize(
+    ("names", "brought"),
+    [
+        (("eye-Q8_0.gguf", "mmproj-eye-F16.gguf", "mmproj-eye-F32.gguf"), ["mmproj-eye-F16.gguf"]),
+        (("eye-Q8_0.gguf", "other-Q2_K.gguf", "mmproj-F16.gguf"), []),
+        (("eye-Q8_0.gguf", "other-Q2_K.gguf", "mmproj-eye.gguf"), ["mmproj-eye.gguf"]),
+        (("eye-Q8_0.gguf", "vision/mmproj-eye.gguf"), []),
+        (("q8/eye-Q8_0.gguf", "q8/mmproj-F16.gguf", "mmproj-F16.gguf"), ["q8/mmproj-F16.gguf"]),
+    ],
+)
+def test_a_model_comes_with_its_own_projector_from_its_folder(
+    names: tuple[str, ...], brought: list[str]
+) -> None:
+    assert chosen("Q8_0", *names) == [names[0], *brought]
 
 
 def test_all_parts_of_a_split_model_come_together() -> None:
@@ -54,7 +70,7 @@ def test_a_pattern_is_a_name_a_glob_or_a_quantisation(pattern: str, file: str | 
         with pytest.raises(InvalidInput, match="fits no GGUF or safetensors"):
             chosen(pattern, *QUANTS)
     else:
-        assert chosen(pattern, *QUANTS) == [file]
+        assert chosen(pattern, *QUANTS) == [file, "mmproj-F16.gguf"]
 
 
 def test_a_directory_is_its_weights_with_what_loads_them() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import PurePath
 
@@ -34,18 +34,24 @@ def with_companions(model: ModelFacts, parameters: Parameters, path: str) -> Par
 
 
 def projector_beside(model: ModelFacts) -> str:
-    """Return the name of the projector beside the model that is its own; empty for none.
+    """Return the name of the projector beside the model that is its own; empty for none."""
+    return projector_among(PurePath(model.path).name, (name for name, _ in model.companions))
+
+
+def projector_among(model: str, others: Iterable[str]) -> str:
+    """Return the name among ``others``, GGUF files beside ``model``, of the projector that is its own; empty for none.
 
     It has the model's name, or none at all while nothing but this model (in whatever precision) lies there. Of several
     the first by name is taken. A projector of another model would keep the engine from starting, so none is guessed.
     """
-    own = _name(PurePath(model.path).name)
-    projectors = [name for name, _ in model.companions if "mmproj" in name.lower()]
-    others = [_name(name) for name, _ in model.companions if "mmproj" not in name.lower()]
-    alone = all(each == own for each in others)
-    return next(
-        (each for each in sorted(projectors) if _name(each) == own or (alone and not _name(each))), ""
-    )
+    own, projectors, alone = _name(model), [], True
+    for each in sorted(others):
+        if "mmproj" in each.lower():
+            projectors.append(each)
+        elif "imatrix" not in each.lower():
+            alone = alone and _name(each) == own
+    names = [*([own] if own else []), *([""] if alone else [])]
+    return next((each for each in projectors if _name(each) in names), "")
 
 
 def _name(file: str) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 
 from gpustack.kit.errors import InvalidInput
+from gpustack.plugin.memory.llama import projector_among
 from gpustack.worker.artifacts.hub.api import Listing, RepoFile
 from gpustack.worker.facts.gguf_model import part_of
 
@@ -60,6 +61,11 @@ def choose(listing: Listing, pattern: str) -> Choice:
     A pattern is a name, has ``*`` and ``?`` as in a shell, or is a quantisation such as ``Q4_K_M``. Raises InvalidInput
     with one line when nothing fits or several models do.
     """
+    choice = _choose(listing, pattern)
+    return replace(choice, files=(*choice.files, *_projector(listing, choice)))
+
+
+def _choose(listing: Listing, pattern: str) -> Choice:
     if pattern:
         return _by_pattern(listing, pattern)
     if any(_is_weights(each) for each in listing.files) and _has(listing, "config.json", "model_index.json"):
@@ -104,6 +110,18 @@ def _default(listing: Listing, models: dict[str, list[RepoFile]]) -> Choice:
 def _has_tag(path: str, tag: str) -> bool:
     """Tell whether the tag stands by itself in the path: ``Q4_K`` is not in ``x-Q4_K_M.gguf``."""
     return bool(re.search(rf"(?i)(^|[-._/ ]){re.escape(tag)}([-./ ]|$)", path))
+
+
+def _projector(listing: Listing, choice: Choice) -> list[RepoFile]:
+    """Return what lets a chosen GGUF model see or hear: its own projector beside it; nothing where there is none."""
+    main, chosen = PurePosixPath(choice.main), {each.path for each in choice.files}
+    beside = {
+        PurePosixPath(each.path).name: each
+        for each in listing.files
+        if main.suffix and PurePosixPath(each.path).parent == main.parent and each.path not in chosen
+    }
+    name = projector_among(main.name, [each for each in beside if each.lower().endswith(".gguf")])
+    return [beside[name]] if name else []
 
 
 # Patterns -------------------------------------------------------------------------------------------------
