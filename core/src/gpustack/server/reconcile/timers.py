@@ -5,7 +5,6 @@ from __future__ import annotations
 import heapq
 from collections.abc import Hashable
 
-
 #: Times in the queue that nobody waits for any more, beyond as many as are waited for.
 _MOST_STALE = 64
 
