@@ -123,6 +123,11 @@ class Api:
                 await asyncio.sleep(0.005)
 
 
+def as_worker(worker: dict[str, Any]) -> dict[str, str]:
+    """Return the headers of a request of the worker's own."""
+    return {"Authorization": f"Bearer {worker['token']}"}
+
+
 @contextlib.asynccontextmanager
 async def running_api(database_url: str, data_dir: Path, **settings: Any) -> AsyncIterator[Api]:
     config = ServerConfig(

@@ -28,6 +28,11 @@ from gpustack.testing.fakes.engine import FakeEngine
 
 KEY = "sk-alice"
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "one two three"}]}
+#: The body of that, the head of an answer but for its end, a secret of an installation, and the cookie of a browser.
+ASKED = json.dumps(CHAT).encode()
+OK = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
+MARK = b"a-secret-of-this-installation"
+COOKIE = "gpustack_session"
 #: Seconds for what should happen at once, on a machine that does much else.
 SOON = 20.0
 

@@ -13,14 +13,10 @@ from gpustack.dataplane import RoutingTable
 from gpustack.kit.errors import Conflict, NotFound
 from gpustack.schemas import InstanceState, ModelUpdate
 from gpustack.schemas.models import Rollout
-from support.api import Api
+from support.api import Api, as_worker
 from support.fake_engine import FakeEngine, Seen
 
 S = InstanceState
-
-
-def _as(worker: dict[str, Any]) -> dict[str, str]:
-    return {"Authorization": f"Bearer {worker['token']}"}
 
 
 _numbers = itertools.count(1)
@@ -89,17 +85,17 @@ async def test_its_worker_reports_the_end_and_nobody_else(api: Api) -> None:
     instance = await _instance(api, await api.model(), worker["id"], state=S.RUNNING)
     path, body = f"/v2/model-instances/{instance}/report", {"state": "running", "ended": True}
 
-    answer = await api.anyone.post(path, json=body, headers=_as(worker))
+    answer = await api.anyone.post(path, json=body, headers=as_worker(worker))
     assert (answer.status_code, answer.json()["reason"]) == (409, "Conflict")
     assert "does not drain" in answer.json()["message"]
     await api.admin.delete(f"/v2/model-instances/{instance}")
-    assert (await api.anyone.post(path, json=body, headers=_as(other))).status_code == 409
+    assert (await api.anyone.post(path, json=body, headers=as_worker(other))).status_code == 409
     assert (await api.admin.post(path, json=body)).status_code == 403
     assert instance in await _rows(api)
 
-    assert (await api.anyone.post(path, json=body, headers=_as(worker))).status_code == 200
+    assert (await api.anyone.post(path, json=body, headers=as_worker(worker))).status_code == 200
     assert not await _rows(api)
-    assert (await api.anyone.post(path, json=body, headers=_as(worker))).status_code == 404
+    assert (await api.anyone.post(path, json=body, headers=as_worker(worker))).status_code == 404
     events = (await api.admin.get(f"/v2/model-instance-events?instance_id={instance}")).json()["items"]
     assert [each["what"] for each in events[:2]] == ["removed", "draining"]
 

@@ -11,8 +11,11 @@ import pytest
 
 from gpustack.plugin.routing import Principal, RoutingTable, digest, of_session
 from support.gateway import (
+    ASKED,
     CHAT,
+    COOKIE,
     KEY,
+    MARK,
     Running,
     a_gateway,
     a_recorder,
@@ -23,11 +26,6 @@ from support.gateway import (
     nobody,
     status_of,
 )
-
-MARK = b"a-secret-of-this-installation"
-COOKIE = "gpustack_session"
-ASKED = json.dumps(CHAT).encode()
-OK = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import asyncio
 import gzip
 import json
 import socket
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,10 @@ from gpustack.dataplane.http import Limits
 from gpustack.plugin.routing import Timeouts
 from gpustack.testing.fakes.engine import Behaviour, FakeEngine
 from support.gateway import (
+    ASKED,
     CHAT,
+    MARK,
+    OK,
     SOON,
     Running,
     Script,
@@ -26,22 +28,9 @@ from support.gateway import (
     a_target,
     an_engine,
     fields_of,
-    in_the_server,
     request_of,
     status_of,
 )
-
-MARK = b"a-secret-of-this-installation"
-COOKIE = "gpustack_session"
-ASKED = json.dumps(CHAT).encode()
-OK = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
-
-
-@pytest.fixture(params=[a_gateway, in_the_server], ids=["gateway", "in the server"])
-async def running(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Running]:
-    async with request.param(tmp_path) as gateway:
-        yield gateway
-
 
 # Compressed bombs -----------------------------------------------------------------------------------------
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,9 @@ import pytest
 from gpustack.app.sharing import limits_of
 from gpustack.settings.model import Settings
 from support.gateway import (
+    ASKED,
     CHAT,
+    MARK,
     Running,
     a_gateway,
     a_recorder,
@@ -20,21 +21,8 @@ from support.gateway import (
     a_target,
     an_engine,
     fields_of,
-    in_the_server,
     status_of,
 )
-
-MARK = b"a-secret-of-this-installation"
-COOKIE = "gpustack_session"
-ASKED = json.dumps(CHAT).encode()
-OK = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
-
-
-@pytest.fixture(params=[a_gateway, in_the_server], ids=["gateway", "in the server"])
-async def running(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Running]:
-    async with request.param(tmp_path) as gateway:
-        yield gateway
-
 
 # Smuggling ------------------------------------------------------------------------------------------------
 

@@ -6,25 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from gpustack.plugin import EstimateRequest, ModelFacts
+from gpustack.plugin import EstimateRequest
 from support.engine import llama_cpp_backend
-
-GIB = 1 << 30
-MODEL = ModelFacts(
-    format="gguf",
-    path="/models/llama-8b.gguf",
-    weight_bytes=5 * GIB,
-    architecture="llama",
-    context_length=131072,
-    layers=32,
-    hidden_size=4096,
-    attention_heads=32,
-    kv_heads=8,
-    key_length=128,
-    value_length=128,
-    vocabulary=128256,
-    categories=("llm",),
-)
+from support.model_facts import LLAMA_8B
 
 
 @pytest.fixture
@@ -33,7 +17,7 @@ def backend(tmp_path: Path):
 
 
 def asked(*parameters: str) -> EstimateRequest:
-    return EstimateRequest(model=MODEL, version="1", parameters=parameters)
+    return EstimateRequest(model=LLAMA_8B, version="1", parameters=parameters)
 
 
 def test_contexts_are_halved_the_cache_is_made_smaller_and_requests_are_fewer(backend) -> None:

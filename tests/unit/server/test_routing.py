@@ -1,109 +1,34 @@
+"""The table that routing keeps by events: what a change reads, makes anew and tells."""
+
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Sequence
-from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any, Self
 
 import pytest
 
-from gpustack.dataplane.door import instance_credential
-from gpustack.db import Door, KeyRow, SessionRow, StoredEvent
+from gpustack.db import Door, KeyRow, StoredEvent
 from gpustack.kit.errors import Unavailable
-from gpustack.plugin.routing import Principal, RoutingDelta, RoutingTable, Target
+from gpustack.plugin.routing import Principal
 from gpustack.schemas import (
     EventType,
     InstanceState,
-    ModelInstancePublic,
-    ModelPublic,
-    ModelRoutePublic,
-    ModelRouteTargetPublic,
 )
-from gpustack.server.routing import Routing
-from gpustack.server.routing_targets import Fleet, route_of, target_of
-
-NOW = datetime(2026, 1, 1, tzinfo=UTC)
-#: The uuid of the built-in worker, and how workers are called.
-OWN = "uuid-of-the-built-in-worker"
-DOORS = {1: Door("10.0.0.1", 10150, "secret", OWN), 7: Door("10.0.0.2", 10150, "secret", "another")}
-
-
-def a_model(**fields: Any) -> ModelPublic:
-    return ModelPublic(
-        **{"id": 1, "created_at": NOW, "updated_at": NOW, "name": "tiny", "cluster_id": 1, **fields}
-    )
-
-
-def an_instance(
-    number: int = 1, state: InstanceState = InstanceState.RUNNING, **fields: Any
-) -> ModelInstancePublic:
-    base = {
-        "id": number, "created_at": NOW, "updated_at": NOW, "name": f"tiny-{number}", "model_id": 1,
-        "model_name": "tiny", "cluster_id": 1, "state": state, "state_since": NOW, "worker_id": 1,
-        "port": 4000 + number,
-    }  # fmt: skip
-    return ModelInstancePublic(**{**base, **fields})
-
-
-def a_route(
-    name: str = "tiny", *targets: tuple[Any, ...], number: int = 1, **fields: Any
-) -> ModelRoutePublic:
-    """A route to models, each given as id, name, weight and, for the fallback, True; by default a model's own."""
-    made = [
-        ModelRouteTargetPublic(
-            id=10 * number + at, created_at=NOW, updated_at=NOW, route_id=number, model_id=model,
-            model_name=called, weight=weight, is_fallback=bool(spare),
-        )
-        for at, (model, called, weight, *spare) in enumerate(targets or [(1, name, 100)])
-    ]  # fmt: skip
-    return ModelRoutePublic(id=number, created_at=NOW, updated_at=NOW, name=name, targets=made, **fields)
-
-
-def a_fleet(*instances: ModelInstancePublic, doors: Any = DOORS, **models: Any) -> Fleet:
-    """Instances of ``tiny``, model 1, or of models by their names and ids."""
-    fleet = Fleet(models={1: a_model(**models)}, doors=doors, built_in=OWN)
-    for each in instances:
-        fleet.instances.setdefault(each.model_id, {})[each.id] = each
-    return fleet
-
-
-def test_only_running_instances_are_targets() -> None:
-    instances = [an_instance(2), an_instance(1), an_instance(3, InstanceState.STARTING)]
-    route = route_of(a_route(), a_fleet(*instances))
-
-    ready = NOW.timestamp()
-    assert route.targets == (
-        Target(instance_id=1, host="127.0.0.1", port=4001, model="tiny", ready_at=ready),
-        Target(instance_id=2, host="127.0.0.1", port=4002, model="tiny", ready_at=ready),
-    )
-
-
-def test_an_engine_of_another_machine_is_asked_at_its_workers_door() -> None:
-    there = an_instance(worker_id=7)
-    target = target_of(there, OWN, DOORS)
-
-    assert target is not None
-    assert (target.host, target.port, target.path_prefix) == ("10.0.0.2", 10150, "/instances/1")
-    assert target.credential == instance_credential("secret", 1)
-    assert target.credential not in repr(target)
-    assert target_of(there, OWN, {}) is None
-    assert target_of(an_instance(port=None), OWN, DOORS) is None
-
-
-@pytest.mark.parametrize(
-    "door",
-    [
-        Door("127.0.0.1", 10150, "s", "another"),
-        Door("127.0.0.1", 10150, "s", OWN, home="a copy"),
-        Door("", 0, "s"),
-    ],
+from support.routing import (
+    Browsers,
+    Keys,
+    Told,
+    a_key,
+    a_loaded_routing,
+    a_model,
+    a_route,
+    a_routing,
+    a_session,
+    an_instance,
+    know,
+    of_new,
 )
-def test_an_address_of_the_servers_own_makes_no_built_in_worker(door: Door) -> None:
-    """Its loopback may be another one: a container's, where the port is another engine's."""
-    for built_in in (OWN, ""):
-        target = target_of(an_instance(worker_id=7), built_in, {7: door})
-        assert target is None if not door.port else (target is not None and target.port == 10150)
 
 
 async def test_a_door_that_changes_is_learnt_from_the_workers_event() -> None:
@@ -128,59 +53,6 @@ async def test_a_door_that_changes_is_learnt_from_the_workers_event() -> None:
     assert not routing.table.routes["tiny"].targets
 
 
-@pytest.mark.parametrize(
-    ("instances", "words"),
-    [
-        ([], "is starting"),
-        ([an_instance(1, InstanceState.PENDING, state_message="no worker fits\nmore")], "no worker fits"),
-        ([an_instance(1, InstanceState.ERROR, state_message="engine exited")], "failed: engine exited"),
-        ([an_instance(1, InstanceState.ERROR), an_instance(2, InstanceState.STARTING)], "is starting"),
-        ([an_instance(1, InstanceState.UNREACHABLE)], "cannot be reached"),
-    ],
-)
-def test_what_keeps_a_model_from_answering_is_said(instances: list[ModelInstancePublic], words: str) -> None:
-    route = route_of(a_route(), a_fleet(*instances))
-
-    assert not route.targets
-    assert words in route.obstacle
-    assert "\n" not in route.obstacle
-
-
-def test_a_model_without_replicas_is_stopped() -> None:
-    assert "0 replicas" in route_of(a_route(), a_fleet(doors={}, replicas=0)).obstacle
-
-
-def a_key(number: int = 1, user_id: int = 1, **fields: Any) -> KeyRow:
-    base = {
-        "id": number, "digest": f"digest-{number}", "user_id": user_id, "username": f"user-{user_id}",
-        "is_admin": False, "allowed_model_names": (), "expires_at": None,
-    }  # fmt: skip
-    return KeyRow(**{**base, **fields})
-
-
-class Keys:
-    """API keys as the database has them. Counts what is asked and how many rows that takes; ``hold`` delays answers."""
-
-    def __init__(self, *rows: KeyRow) -> None:
-        self.rows = {row.id: row for row in rows}
-        self.hold: asyncio.Event | None = None
-        self.asked = self.read = 0
-
-    async def principals(
-        self, *, keys: Collection[int] | None = None, user_id: int | None = None
-    ) -> list[KeyRow]:
-        self.asked += 1
-        found = (
-            [*self.rows.values()] if keys is None else [self.rows[key] for key in keys if key in self.rows]
-        )
-        found = [row for row in found if user_id in (None, row.user_id)]
-        self.read += len(found)
-        hold, self.hold = self.hold, None
-        if hold is not None:
-            await hold.wait()
-        return found
-
-
 async def test_an_older_answer_about_keys_does_not_bring_back_a_revoked_one() -> None:
     keys = Keys(a_key())
     keys.hold = hold = asyncio.Event()
@@ -192,29 +64,6 @@ async def test_an_older_answer_about_keys_does_not_bring_back_a_revoked_one() ->
     await both
 
     assert routing.table.principals == {}
-
-
-class Browsers:
-    """Sessions as the database has them; those that are over count as there."""
-
-    def __init__(self, *rows: SessionRow) -> None:
-        self.rows = {row.id: row for row in rows}
-
-    async def principals(
-        self, *, sessions: Collection[int] | None = None, user_id: int | None = None
-    ) -> list[SessionRow]:
-        found = (
-            [*self.rows.values()] if sessions is None else [r for r in self.rows.values() if r.id in sessions]
-        )
-        return [row for row in found if user_id in (None, row.user_id)]
-
-
-def a_session(number: int, user_id: int = 1, minutes: float = 60, **fields: Any) -> SessionRow:
-    base = {
-        "id": number, "digest": f"digest-{number}", "user_id": user_id, "username": f"user-{user_id}",
-        "is_admin": False, "expires_at": datetime.now(UTC) + timedelta(minutes=minutes),
-    }  # fmt: skip
-    return SessionRow(**{**base, **fields})
 
 
 async def test_sessions_are_principals_beside_keys_of_the_same_number_and_digest() -> None:
@@ -393,32 +242,6 @@ async def test_a_listener_that_fails_or_leaves_disturbs_nobody() -> None:
     assert (len(told.versions), left.versions) == (1, [])
 
 
-def two_models(*instances: ModelInstancePublic) -> Fleet:
-    fleet = a_fleet(*instances)
-    fleet.models[2] = a_model(id=2, name="new")
-    return fleet
-
-
-def of_new(number: int, **fields: Any) -> ModelInstancePublic:
-    return an_instance(number, model_id=2, model_name="new", **fields)
-
-
-def test_a_models_weight_is_shared_by_its_instances() -> None:
-    fleet = two_models(an_instance(1), an_instance(2), an_instance(3), of_new(4))
-    route = route_of(a_route("smart", (1, "tiny", 90), (2, "new", 10)), fleet)
-
-    weights = {target.instance_id: target.weight for target in route.targets}
-    assert weights[1] == weights[2] == weights[3] == 3 * weights[4]
-    assert [target.model for target in route.targets] == ["tiny", "tiny", "tiny", "new"]
-    assert [target.served_name for target in route.targets] == ["tiny", "tiny", "tiny", "new"]
-
-
-def test_a_single_model_has_the_usual_weight() -> None:
-    route = route_of(a_route("tiny", (1, "tiny", 7)), a_fleet(an_instance(1), an_instance(2)))
-
-    assert {(target.weight, target.served_name) for target in route.targets} == {(100, "")}
-
-
 async def test_a_fallback_is_the_route_that_its_model_has_or_takes_what_nobody_else_can() -> None:
     routing = a_routing(None)
     smart = a_route("smart", (1, "tiny", 100), (2, "new", 100, True), number=5)
@@ -440,29 +263,6 @@ async def test_a_fallback_is_the_route_that_its_model_has_or_takes_what_nobody_e
 
     await routing.apply(StoredEvent(1, "model-routes", EventType.DELETED, 6, {}, {}))
     assert routing.table.routes["smart"].fallback == ""
-
-
-@pytest.mark.parametrize(
-    ("targets", "words"),
-    [
-        ([(None, "tiny", 100)], "leads to model tiny, which was removed"),
-        ([(None, "old", 50), (1, "tiny", 50)], "leads to model tiny, which is starting"),
-        ([(1, "tiny", 50), (2, "new", 50)], "leads to model new, which is being downloaded"),
-    ],
-)
-def test_what_keeps_a_route_from_answering_names_the_model(targets: list[Any], words: str) -> None:
-    fleet = two_models(of_new(1, state=InstanceState.DOWNLOADING))
-    assert route_of(a_route("smart", *targets), fleet).obstacle == words
-
-
-def test_what_models_can_do_is_not_said_before_it_is_known_of_all() -> None:
-    fleet = a_fleet(categories=["llm"])
-    route = a_route("smart", (1, "tiny", 50), (2, "new", 50))
-    assert route_of(route, fleet).categories == ("llm",)
-    fleet.models[2] = a_model(id=2, name="new")
-    assert route_of(route, fleet).categories == ()
-    fleet.models[2] = a_model(id=2, name="new", categories=["llm", "image"])
-    assert route_of(route, fleet).categories == ("llm", "image")
 
 
 async def test_a_subscription_is_closed_when_an_event_cannot_be_taken_in() -> None:
@@ -499,113 +299,6 @@ async def test_a_subscription_is_closed_when_an_event_cannot_be_taken_in() -> No
 
     assert made
     assert all(each.closed for each in made)
-
-
-def a_routing(store: Any, feed: Any = None) -> Routing:
-    return Routing(store, feed, built_in=lambda: OWN)
-
-
-async def a_loaded_routing(
-    keys: Keys,
-    models: Sequence[ModelPublic] = (),
-    routes: Sequence[ModelRoutePublic] = (),
-    sessions: Browsers | None = None,
-) -> Routing:
-    def listing(*items: Any) -> Any:
-        async def answer(**_: object) -> Any:
-            return SimpleNamespace(items=items)
-
-        return SimpleNamespace(list=answer)
-
-    async def last_number() -> int:
-        return 0
-
-    async def doors() -> dict[int, Door]:
-        return dict(DOORS)
-
-    store = SimpleNamespace(
-        events=SimpleNamespace(last_number=last_number), models=listing(*models),
-        model_routes=listing(*routes), instances=listing(), workers=SimpleNamespace(doors=doors), api_keys=keys,
-        sessions=sessions or Browsers(),
-    )  # fmt: skip
-    routing = a_routing(store)
-    await routing.load()
-    return routing
-
-
-_TOPICS: dict[type, str] = {
-    ModelPublic: "models", ModelRoutePublic: "model-routes", ModelInstancePublic: "model-instances",
-}  # fmt: skip
-
-
-async def know(routing: Routing, *things: Any, door: int | None = None) -> None:
-    """Tell ``routing`` of things by their events, and of the built-in worker's ``door`` if that is named."""
-    if door is not None:
-        routing._routes.put_door(door, DOORS[door], OWN)
-    for thing in things:
-        data = thing.model_dump(mode="json")
-        await routing.apply(StoredEvent(0, _TOPICS[type(thing)], EventType.UPDATED, thing.id, data, {}))
-
-
-class Told:
-    """What a listener was told."""
-
-    def __init__(self, routing: Routing) -> None:
-        self.versions: list[int] = []
-        self.deltas: list[Any] = []
-        self.leave = routing.listen(self._take)
-
-    def _take(self, table: RoutingTable, delta: RoutingDelta | None) -> None:
-        self.versions.append(table.version)
-        self.deltas.append(delta)
-
-
-# How models are served ------------------------------------------------------------------------------------
-
-
-def test_a_route_has_the_times_and_bounds_of_its_model() -> None:
-    route = route_of(
-        a_route(),
-        a_fleet(
-            an_instance(),
-            timeouts={"connect": 1, "first_byte": 20, "between": 30},
-            queue={"slots": 4, "tokens": 1000, "requests": 7, "wait_seconds": 9},
-        ),
-    )
-    assert (route.timeouts.connect, route.timeouts.first_byte, route.timeouts.between) == (1, 20, 30)
-    assert (route.queue_tokens, route.queue_requests, route.queue_seconds) == (1000, 7, 9)
-    assert [each.slots for each in route.targets] == [4]
-
-
-def test_of_several_models_the_most_generous_one_counts() -> None:
-    fleet = a_fleet(timeouts={"first_byte": 20}, queue={"tokens": 1000, "requests": 7})
-    fleet.models[2] = a_model(id=2, name="big", timeouts={"first_byte": 90}, queue={"tokens": 5000})
-    route = route_of(a_route("both", (1, "tiny", 50), (2, "big", 50)), fleet)
-    assert (route.timeouts.first_byte, route.queue_tokens, route.queue_requests) == (90, 5000, None)
-
-
-@pytest.mark.parametrize(
-    ("instances", "asleep"),
-    [
-        ([], True),
-        ([an_instance(state=InstanceState.STARTING)], True),
-        ([an_instance(state=InstanceState.PENDING)], True),
-        ([an_instance(draining_since=NOW)], True),
-        ([an_instance(state=InstanceState.ERROR, state_message="no such file")], False),
-        ([an_instance()], False),
-    ],
-)
-def test_requests_wait_for_a_model_that_sleeps_or_starts_and_not_for_one_that_failed(
-    instances: list[ModelInstancePublic], asleep: bool
-) -> None:
-    fleet = a_fleet(*instances, min_replicas=0, max_replicas=2, autoscaling={"start_seconds": 33})
-    route = route_of(a_route(), fleet)
-    assert (route.asleep, route.start_seconds) == (asleep, 33)
-
-
-def test_a_model_with_fixed_replicas_never_sleeps() -> None:
-    assert not route_of(a_route(), a_fleet(replicas=0)).asleep
-    assert not route_of(a_route(), a_fleet(replicas=1, min_replicas=1, max_replicas=2)).asleep
 
 
 async def test_the_models_that_a_route_leads_to_are_known_by_their_shares() -> None:

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -46,7 +47,7 @@ class Unit(Protocol):
         """End it: politely, and after ``grace`` seconds for good."""
 
 
-class Child:
+class Child(ABC):
     """A process of the supervisor's: started, watched, started again with back-off, ended. How it is run is another's."""
 
     def __init__(
@@ -112,9 +113,9 @@ class Child:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
 
+    @abstractmethod
     async def _run_once(self) -> str:
         """Run the process until it ends, and return how it did; also when it could not be started."""
-        raise NotImplementedError
 
     def _set(self, state: str) -> None:
         self._state = state
@@ -172,7 +173,6 @@ class PythonChild(Child):
         return "" if done else f"{self.name} does not answer; it takes the new settings once it does"
 
     async def _run_once(self) -> str:
-        """Run the process until it ends, and return how it did; also when it could not be started."""
         self._refusal = ""
         self._configured = False
         self._set("starting")

@@ -51,11 +51,7 @@ def decode(kind: type[T], document: Document) -> T:
 @cache
 def encoder(kind: Any) -> _Function:
     """Return what turns a value of ``kind`` into a document."""
-    kind, optional = _without_none(kind)
-    made = _encoder(kind)
-    if not optional:
-        return made
-    return lambda value: None if value is None else made(value)
+    return _through_none(kind, _encoder)
 
 
 def _encoder(kind: Any) -> _Function:
@@ -101,11 +97,7 @@ def _same(value: Any) -> Any:
 
 @cache
 def _decoder(kind: Any) -> _Function:
-    kind, optional = _without_none(kind)
-    made = _decode(kind)
-    if not optional:
-        return made
-    return lambda document: None if document is None else made(document)
+    return _through_none(kind, _decode)
 
 
 def _decode(kind: Any) -> _Function:
@@ -162,9 +154,11 @@ def _default(each: Any) -> object:
     return _NO_DEFAULT
 
 
-def _without_none(kind: Any) -> tuple[Any, bool]:
+def _through_none(kind: Any, make: Callable[[Any], _Function]) -> _Function:
+    """Return what ``make`` makes of ``kind``; None goes through as it is where the kind allows it."""
     if get_origin(kind) in (Union, UnionType):
         rest = [each for each in get_args(kind) if each is not NoneType]
         if len(rest) == 1:
-            return rest[0], True
-    return kind, False
+            made = make(rest[0])
+            return lambda value: None if value is None else made(value)
+    return make(kind)
