@@ -17,7 +17,7 @@ PYTEST = $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev start demo test test-full lint format bench bench-gateway soak fuzz docs lock clean
+.PHONY: help setup setup-dev start demo test test-full test-engines lint format bench bench-gateway soak fuzz docs lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -37,11 +37,16 @@ demo: setup  ## set up what the demo model needs, its engine included; then no n
 
 test: setup-dev  ## run the tests but the slow ones (TESTS="path -k name")
 	@scripts/system-packages.sh
-	@$(PYTEST) -m "not slow" $(TESTS)
+	@$(PYTEST) -m "not slow and not engines" $(TESTS)
 
-test-full: setup-dev  ## run all tests
+test-full: setup-dev  ## run all tests but those of real engines
 	@scripts/system-packages.sh
-	@$(PYTEST) $(TESTS)
+	@$(PYTEST) -m "not engines" $(TESTS)
+
+# One at a time, and what they measure is printed: an engine takes gigabytes of memory.
+test-engines: setup-dev  ## install real vLLM on the processor and serve with it; read the parsers of many versions
+	@scripts/system-packages.sh
+	@$(BIN)/python -m pytest -n 0 -s -m engines tests/engines $(TESTS)
 
 lint: setup-dev  ## check style, types and layers
 	$(BIN)/ruff check

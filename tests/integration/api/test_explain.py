@@ -185,3 +185,20 @@ async def test_what_would_not_fit_there_either_is_no_remedy(api: Api) -> None:
     await _read(api, model, worker)
 
     assert await _remedies(api, model) == []
+
+
+async def test_a_backend_that_was_not_named_is_told_with_why(api: Api) -> None:
+    worker = await api.worker(**ROOMY)
+    model, named = await api.model("tiny"), await api.model("tinier", backend="any")
+    for each in (model, named):
+        await _read(api, each, worker)
+        name = f"{each['name']}-1"
+        await api.instance(each, worker["id"], name=name, state=InstanceState.RUNNING, backend="any")
+
+    told = [
+        (await api.admin.get(f"/v2/models/{each['id']}/explain")).json()["instances"][0]["reasons"]
+        for each in (model, named)
+    ]
+
+    assert told[0][0].startswith("chosen any")
+    assert not any("chosen" in each for each in told[1])
