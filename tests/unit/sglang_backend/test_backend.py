@@ -83,6 +83,13 @@ def test_flags_of_later_versions_are_refused_with_the_version() -> None:
         SGLANG.estimate(question(SEVENTY, cards(4), "--attn-dp-size=2", version="0.5.9"))
 
 
+def test_a_model_that_needs_a_newer_version_says_which() -> None:
+    new = replace(EIGHT, architecture="gemma4")
+    with pytest.raises(Refused, match=r"gemma4 need SGLang 0\.5\.11 or newer, and this is 0\.5\.9"):
+        SGLANG.estimate(question(new, cards(1), version="0.5.9"))
+    assert SGLANG.estimate(question(new, cards(1)))
+
+
 def test_versions_with_a_command_are_installed_as_they_are() -> None:
     artifact = SGLANG.artifact("0.5.23", LINUX)
     assert isinstance(artifact, PipxPackage)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from gpustack.plugin import ModelFacts, Refused
 from gpustack.plugin.flags import Flags
 from gpustack.plugin.memory import Division, element_bytes
-from gpustack_backends.sglang.versions import check_flags
+from gpustack_backends.sglang.versions import check_flags, check_model
 
 _ALIASES = {
     "--model": "--model-path",
@@ -66,6 +66,7 @@ class Asked:
         """Read them. Raises Refused for what can never work, in this version or for this model."""
         flags = Flags.parse(parameters, aliases=_ALIASES, owned=_OWNED)
         check_flags(flags, version)
+        check_model(model, version)
         _check_hierarchy(flags)
         kind = flags.text("--kv-cache-dtype") or "auto"
         kind = _TYPES.get(kind, kind)

@@ -13,7 +13,7 @@ import zipfile
 from functools import lru_cache
 from pathlib import Path
 
-from gpustack.plugin import PipxPackage, Refused
+from gpustack.plugin import ModelFacts, PipxPackage, Refused
 from gpustack.plugin.flags import Flags
 
 #: The version that this release knows best.
@@ -33,6 +33,22 @@ DEFAULT_USAGE: Number = (0, 5, 10)
 _SINCE: dict[str, Number] = {
     "--stream-response-default-include-usage": DEFAULT_USAGE,
     "--attn-dp-size": (0, 5, 22),
+}
+
+#: Architectures, as config.json names them, with the first version that serves them; those that nobody has looked up are
+#: not in it.
+_ARCHITECTURES: dict[str, Number] = {
+    "glm4_moe": (0, 4, 10),
+    **dict.fromkeys(("gpt_oss", "glm4v_moe", "ernie4_5_moe"), (0, 5, 1)),
+    **dict.fromkeys(("qwen3_next", "longcat_flash"), (0, 5, 2)),
+    **dict.fromkeys(("deepseek_v32", "qwen3_vl", "qwen3_vl_moe"), (0, 5, 3)),
+    "mimo_v2_flash": (0, 5, 7),
+    "glm4_moe_lite": (0, 5, 8),
+    **dict.fromkeys(
+        ("qwen3_5", "qwen3_5_moe", "glm_moe_dsa", "kimi_k25", "step3p5", "exaone4", "lfm2"), (0, 5, 9)
+    ),
+    "gemma4": (0, 5, 11),
+    "deepseek_v4": (0, 5, 12),
 }
 
 _PACKAGE = "gpustack-sglang"
@@ -62,6 +78,16 @@ def check_flags(flags: Flags, version: str) -> None:
     for each in flags.given:
         if found < (since := _SINCE.get(each.name, OLDEST)):
             raise Refused(f"{each.name} needs SGLang {shown(since)} or newer, and this is {version}")
+
+
+def check_model(model: ModelFacts, version: str) -> None:
+    """Raise Refused when the model's architecture came with a later version, with that version."""
+    since = _ARCHITECTURES.get(model.architecture)
+    if since is not None and number(version) < since:
+        raise Refused(
+            f"models of architecture {model.architecture} need SGLang {shown(since)} or newer, and this is {version}; "
+            "name a newer one with --backend-version, or none"
+        )
 
 
 def package(version: str) -> PipxPackage:
