@@ -21,7 +21,7 @@ import httpx
 import psutil
 import pytest
 
-from support.engine_packages import VLLM, embedding_model, vllm_wheels
+from support.engine_packages import VLLM, embedding_model, from_wheels
 from support.running import Running, a_port_range, eventually, gpustack
 from support.tiny_models import make_tiny_hf
 
@@ -48,10 +48,9 @@ def stack() -> Iterator[Running]:
     """A GPUStack of its own, whose package index also is a folder with the wheel."""
     place = Path(tempfile.mkdtemp(prefix="gpustack-engines-"))
     place.chmod(0o755)
-    links = " ".join(filter(None, [str(vllm_wheels()), os.environ.get("PIP_FIND_LINKS", "")]))
     flags = ["--service-port-range", a_port_range(8)]
     try:
-        with gpustack(place / "data", place / "home", flags, env={"PIP_FIND_LINKS": links}) as running:
+        with gpustack(place / "data", place / "home", flags, env=from_wheels()) as running:
             yield running
     finally:
         shutil.rmtree(place, ignore_errors=True)

