@@ -46,7 +46,7 @@ class Line:
             *more,
             *self.asked.flags.items,
         )
-        return LaunchPlan(argv=argv, env=_ENV | self._space() | (_ALONE if network is None else network))
+        return LaunchPlan(argv=argv, env=_ENV | self._processor() | (_ALONE if network is None else network))
 
     def _ours(self) -> Iterator[str]:
         request, number = self.request, versions.number(self.request.version)
@@ -106,11 +106,15 @@ class Line:
             raise Refused(f"an adapter has rank {highest}, and vLLM takes {_RANKS[-1]} at most")
         yield from ("--max-lora-rank", str(rank))
 
-    def _space(self) -> dict[str, str]:
+    def _processor(self) -> dict[str, str]:
         if self.devices:
             return {}
         space = cache_space(self.request.model, self.asked, self.request.version)
-        return {"VLLM_CPU_KVCACHE_SPACE": str(space)}
+        env = {"VLLM_CPU_KVCACHE_SPACE": str(space)}
+        if versions.number(self.request.version) >= versions.UNBOUND:
+            # It would take the same cores for itself as every other instance of this machine does.
+            env["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        return env
 
 
 def together(request: LaunchRequest, own: Member) -> dict[str, str]:

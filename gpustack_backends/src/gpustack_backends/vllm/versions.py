@@ -27,6 +27,7 @@ FORCED_USAGE: Number = (0, 9, 2)
 RUNNER: Number = (0, 10, 1)
 CACHE_BYTES: Number = (0, 10, 2)
 NATIVE_NODES: Number = (0, 11, 1)
+UNBOUND: Number = (0, 11, 1)
 QUIET_PATHS: Number = (0, 16)
 #: Flags that users may give, with the version that they came with.
 _SINCE: dict[str, Number] = {
