@@ -38,7 +38,8 @@ def from_wheels() -> dict[str, str]:
     """Return the environment in which pipx installs from that folder too, by uv: pip takes ten times as long."""
     links = ",".join([str(vllm_wheels()), *os.environ.get("PIP_FIND_LINKS", "").split()])
     path = os.pathsep.join([str(_UV.parent), os.environ.get("PATH", "")])
-    return {"UV_FIND_LINKS": links, "PIPX_DEFAULT_BACKEND": "uv", "PATH": path}
+    kept = str(CACHE / "engines" / "uv")
+    return {"UV_FIND_LINKS": links, "UV_CACHE_DIR": kept, "PIPX_DEFAULT_BACKEND": "uv", "PATH": path}
 
 
 def embedding_model() -> Path:

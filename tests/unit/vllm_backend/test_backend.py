@@ -81,6 +81,12 @@ def test_a_claim_that_was_measured_larger_does_not_make_the_cache_grow() -> None
     assert float(value(one, "--gpu-memory-utilization")) < float(value(other, "--gpu-memory-utilization"))
 
 
+def test_the_whole_context_of_a_model_is_left_to_vllm() -> None:
+    """Files beside config.json may name less than that, and vLLM refuses more."""
+    assert "--max-model-len" not in launch("an embedding model")
+    assert "--max-model-len" not in launch("one GPU", model=replace(EIGHT, context_length=8192))
+
+
 def test_what_the_user_takes_of_a_card_is_claimed() -> None:
     claim = VLLM.estimate(question(EIGHT, cards(1), "--gpu-memory-utilization=0.9"))
     assert claim.vram == pytest.approx(0.9 * 80 * GIB, rel=0.01)

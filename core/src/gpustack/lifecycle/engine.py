@@ -156,7 +156,9 @@ def step(life: EngineLife, event: Event, limits: EngineLimits) -> tuple[EngineLi
             return _fail(life, limits, event.message, again=event.again)
         case Exited() if life.state in (_S.STARTING, _S.RUNNING):
             when = _LOADING if life.state is _S.STARTING else "while serving"
-            return _fail(life, limits, f"the engine {event.description} {when}", tail=event.tail)
+            # Our own words end at a semicolon.
+            why = f": {event.why.replace(';', ',')}" if event.why else ""
+            return _fail(life, limits, f"the engine {event.description} {when}{why}", tail=event.tail)
         case Exited() if life.state is _S.SCHEDULED:
             return _fail(life, limits, f"the engine {event.description}", tail=event.tail)
         case StartTimedOut() if life.state is _S.STARTING:
@@ -259,4 +261,5 @@ def failed_start(message: str) -> str:
     lines are.
     """
     how = message.partition(_TAIL)[0].partition(f"; {_AGAIN} ")[0]
-    return _LIVED.sub("", how) if how.endswith(_LOADING) else ""
+    how, loading, rest = how.partition(_LOADING)
+    return _LIVED.sub("", f"{how}{loading}") if loading and (not rest or rest.startswith(": ")) else ""

@@ -49,10 +49,11 @@ class Silent:
 
 @dataclass(frozen=True, slots=True)
 class Exited:
-    """The process ended by itself. ``description`` says how, ``tail`` holds its last lines."""
+    """The process ended by itself. ``description`` says how, ``tail`` holds its last lines, ``why`` is read out of them."""
 
     description: str
     tail: str = ""
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)

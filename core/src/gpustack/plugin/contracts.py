@@ -135,6 +135,13 @@ class InferenceBackend(Extension[S], ABC):
         Called again, with another port, for every restart. Raises Refused for parameters that can never work.
         """
 
+    def failure(self, log: str) -> str:
+        """Return why an engine ended, in a line, from the last lines of its log; empty when they do not say.
+
+        ``log`` may be anything. By default nothing is read out of it; its end is shown all the same.
+        """
+        return ""
+
     def metrics(self) -> Mapping[str, str]:
         """Return the engine's own metric names mapped to GPUStack's; empty when it has none."""
         return {}

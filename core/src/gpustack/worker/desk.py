@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -11,7 +12,7 @@ from typing import Any, Self
 
 from gpustack.extensions import Catalogue, Guard, Registered, opened
 from gpustack.extensions.catalogue import shown
-from gpustack.kit.errors import InvalidInput
+from gpustack.kit.errors import GPUStackError, InvalidInput
 from gpustack.kit.net import LOOPBACK
 from gpustack.plugin import (
     Adapter,
@@ -29,6 +30,11 @@ from gpustack.schemas import ModelInstancePublic, ModelPublic
 from gpustack.worker.artifacts import ArtifactInstaller
 from gpustack.worker.facts import read_adapters_within, read_facts_within
 from gpustack.worker.status import Machine
+
+logger = logging.getLogger(__name__)
+
+#: Characters of a reason that a backend reads out of a log.
+_LONGEST = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +139,17 @@ class Desk:
         )
         plan = await Guard.call(installed.plugin, installed.backend.launch, request)
         return plan, await self._machine.expose(devices)
+
+    async def failure(self, instance: ModelInstancePublic, log: str) -> str:
+        """Return why its engine ended, in a line, from the end of its ``log``; empty when nobody can say."""
+        try:
+            registered = self._registered(instance)
+            backend = await self._backend(registered)
+            why: object = await Guard.call(registered.plugin, backend.failure, log)
+        except GPUStackError as error:
+            logger.warning("instance %s: why its engine ended is not known: %s", instance.name, error)
+            return ""
+        return " ".join(str(why).split())[:_LONGEST]
 
     async def load_path(self, instance: ModelInstancePublic) -> str:
         """Return what of its engine says how full its KV cache is; empty for nothing. Raises GPUStackError."""

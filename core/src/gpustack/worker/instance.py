@@ -34,6 +34,8 @@ from gpustack.worker.workshop import Workshop
 log = logging.getLogger(__name__)
 
 _MESSAGE = 16_000
+#: Of an engine's log, in which the reason of its end is looked for.
+_MOST_LINES = 400
 
 
 class InstanceDriver:
@@ -310,8 +312,13 @@ class InstanceDriver:
         generation = self._generation
         description = await engine.wait()
         tail = await asyncio.to_thread(engine.tail)
-        log.warning("instance %s: the engine %s", self.instance.name, description)
-        self._post(generation, life.Exited(description, tail))
+        why = await self._shop.desk.failure(
+            self.instance, await asyncio.to_thread(engine.tail, count=_MOST_LINES)
+        )
+        log.warning(
+            "instance %s: the engine %s%s", self.instance.name, description, f": {why}" if why else ""
+        )
+        self._post(generation, life.Exited(description, tail, why))
 
     async def _limit_start(self, seconds: float) -> None:
         generation = self._generation

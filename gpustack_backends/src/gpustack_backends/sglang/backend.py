@@ -19,6 +19,7 @@ from gpustack.plugin import (
     ResourceClaim,
     Verdict,
 )
+from gpustack.plugin.tracebacks import root_cause
 from gpustack_backends.sglang import command, versions
 from gpustack_backends.sglang.memory import claim_on, division_of, divisions
 from gpustack_backends.sglang.metrics import METRICS
@@ -112,6 +113,10 @@ class Sglang(InferenceBackend[NoSettings]):
     def launch_member(self, request: LaunchRequest) -> LaunchPlan:
         """Return the leader with its requests, or one of those that work for it."""
         return command.launch_member(request)
+
+    def failure(self, log: str) -> str:
+        """Return the message of the error behind the others."""
+        return root_cause(log)
 
     def metrics(self) -> Mapping[str, str]:
         """Map what SGLang counts."""

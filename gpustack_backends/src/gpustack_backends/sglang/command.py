@@ -107,7 +107,7 @@ class _Line:
         ):
             yield "--is-embedding"
         shape = shape_of(request.model, self.asked, self.division, self.devices, request.version)
-        if not flags.has("--context-length"):
+        if shape.context < request.model.context_length and not flags.has("--context-length"):
             yield from ("--context-length", str(shape.context))
         if self.division.gpus > 1 and not flags.has(*PARALLEL):
             yield from ("--tp-size", str(self.division.tensor))

@@ -21,6 +21,7 @@ from gpustack.plugin import (
     Suggestion,
     Verdict,
 )
+from gpustack.plugin.tracebacks import root_cause
 from gpustack_backends.vllm import spanning, versions
 from gpustack_backends.vllm.command import Line
 from gpustack_backends.vllm.less import suggestions
@@ -130,6 +131,10 @@ class Vllm(InferenceBackend[NoSettings]):
     def launch_member(self, request: LaunchRequest) -> LaunchPlan:
         """Return the leader with its requests, or one of those that work for it."""
         return spanning.launch_member(request)
+
+    def failure(self, log: str) -> str:
+        """Return the message of the error behind the others."""
+        return root_cause(log)
 
     def metrics(self) -> Mapping[str, str]:
         """Map what vLLM counts."""

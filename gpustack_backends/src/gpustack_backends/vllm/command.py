@@ -74,7 +74,8 @@ class Line:
         flags, version = self.asked.flags, self.request.version
         model, devices = self.request.model, self.devices
         shape = shape_of(model, self.asked, self.division, devices, version)
-        if not flags.has("--max-model-len"):
+        if shape.context < model.context_length and not flags.has("--max-model-len"):
+            # The whole of it is vLLM's to find: files beside config.json may name less.
             yield from ("--max-model-len", str(shape.context))
         if not devices:
             return
