@@ -293,4 +293,5 @@ def test_times_are_those_of_the_first_and_the_last_piece() -> None:
     assert (reader.first_at, reader.last_at) == (None, None)
     through(reader, [each + b"\n\n" for each in LLAMA_PLAIN.split(b"\n\n")[:-1]])
     assert (reader.first_at, reader.last_at) == (0, 4)
+    reader.tell_gaps()
     assert gaps == [1, 1, 1, 1]

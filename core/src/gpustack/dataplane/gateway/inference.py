@@ -37,6 +37,7 @@ from gpustack.dataplane.metering import forms, prompts, requests
 from gpustack.dataplane.metering.answers import AnswerReader, answer_reader, read_document
 from gpustack.dataplane.metering.open_streams import OpenStream
 from gpustack.dataplane.metering.requests import Asked
+from gpustack.dataplane.metering.streams import StreamReader
 from gpustack.dataplane.metering.usage import Usage
 from gpustack.plugin.routing import Principal, Route, Target
 
@@ -395,6 +396,22 @@ class Inference(msgspec.Struct, eq=False):
         except Exception as error:  # noqa: BLE001 - told there
             self._broke(error)
 
+    def on_chunk(self, chunk: bytes, start: int) -> None:
+        """A piece of a stream that is a chunk of its own, whose data begin at ``start``: as a rule it goes on as it is."""
+        try:
+            reader, kept = self.reader, self.kept
+            assert type(reader) is StreamReader
+            now = self.gateway.clock()
+            if not reader.passes(chunk, start, now):
+                self._data(chunk[start:-2], chunk)
+                return
+            if kept is not None:
+                kept.note(reader.chunks, now)
+            if self.reply.pass_chunk(chunk, len(chunk) - start - 2):
+                self._wait()
+        except Exception as error:  # noqa: BLE001 - told there
+            self._broke(error)
+
     def on_end(self, clean: bool) -> None:
         """The answer has ended."""
         try:
@@ -433,6 +450,8 @@ class Inference(msgspec.Struct, eq=False):
             return
         # An answer of our own framing can be ended with a word on what went wrong.
         self.reply.pass_head(status, headers, extra=self._own_lines(streaming), reframe=streaming)
+        if type(self.reader) is StreamReader and self.reply.in_chunks and self._exchange is not None:
+            self._exchange.at_chunk = self.on_chunk
 
     def _data(self, body: bytes, raw: bytes) -> None:
         if self._content is not None:
@@ -453,10 +472,15 @@ class Inference(msgspec.Struct, eq=False):
             reply.write(body)
         else:
             reply.pass_data(body, raw)
+        if reply.paused:
+            self._wait()
+
+    def _wait(self) -> None:
+        """Let the engine wait for a slow client."""
         exchange = self._exchange
-        if reply.paused and exchange is not None and not exchange.paused:
+        if exchange is not None and not exchange.paused:
             exchange.pause()
-            reply.on_drain(exchange.resume)
+            self.reply.on_drain(exchange.resume)
 
     def _end(self, clean: bool) -> None:
         if self._content is not None:
@@ -628,6 +652,8 @@ class Inference(msgspec.Struct, eq=False):
         self.status = status
         self.duration = gateway.clock() - self.began
         if self.reader is not None:
+            if type(self.reader) is StreamReader:
+                self.reader.tell_gaps()
             # Usually an engine's last word has been read already.
             if self.usage is _NOTHING:
                 self.usage = self.reader.usage

@@ -7,6 +7,7 @@ import math
 import re
 import select
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import httptools
@@ -30,6 +31,9 @@ _BEGIN = b"HTTP/1."
 _VERSIONS = frozenset((b"1.1", b"1.0"))
 _BODILESS = frozenset((204, 304))
 _HEAD_END = b"\r\n\r\n"
+#: How a chunk ends that ends with an event of a stream, and in how many bytes its size is.
+_EVENT_END = b"\n\n\r\n"
+_SIZE_LINE = 10
 #: Seconds of idleness after which the system is asked whether the other side is still there.
 _DOUBT = 0.01
 
@@ -38,12 +42,15 @@ class EngineConnection(asyncio.Protocol):
     """Carries one exchange at a time. Every byte is parsed, also those that are passed on as they are."""
 
     __slots__ = (
+        "_aligned",
         "_answers",
         "_breathes",
+        "_chunked",
         "_held",
         "_keep",
         "_known",
         "_last",
+        "_open_chunks",
         "_parser",
         "_pieces",
         "_quiet",
@@ -59,6 +66,8 @@ class EngineConnection(asyncio.Protocol):
         "headers",
         "idle_since",
         "on_body",
+        "on_chunk_complete",
+        "on_chunk_header",
         "reused",
         "sent_at",
     )
@@ -75,6 +84,12 @@ class EngineConnection(asyncio.Protocol):
         self._pieces: list[bytes] = []
         #: Called by the parser for each piece of a body.
         self.on_body = self._pieces.append
+        #: Not empty while the parser is within a chunk.
+        self._open_chunks: list[None] = []
+        self.on_chunk_header = partial(self._open_chunks.append, None)
+        self.on_chunk_complete = self._open_chunks.clear
+        #: Whether the answer comes in chunks, and the parser has the last one to its end, and nothing of the next.
+        self._chunked = self._aligned = False
         self._parser = httptools.HttpResponseParser(self)
         self._held = self._last = b""
         self.headers: Headers = []
@@ -96,7 +111,18 @@ class EngineConnection(asyncio.Protocol):
             self.drop()  # bytes that nobody asked for
             return
         size = len(data)
-        self._upstream.bytes_in += size
+        upstream = self._upstream
+        upstream.bytes_in += size
+        if self._aligned and data.endswith(_EVENT_END) and (take := exchange.at_chunk) is not None:
+            start = data.find(b"\n", 0, _SIZE_LINE) + 1
+            # One whole chunk, written as we would: the parser has nothing to add, and begins with the next one.
+            if start and data.startswith(b"%x\r\n" % (size - start - 2)):
+                self._quiet = 0
+                self._last = data
+                if not exchange.paused:
+                    self.due = upstream.clock() + exchange.timeouts.between
+                take(data, start)
+                return
         if size >= FULL_READ and not self._breathes:
             self._breathe()
         if not self.head_done:
@@ -118,7 +144,7 @@ class EngineConnection(asyncio.Protocol):
                 end > 0
                 and data[9:10] != b"1"
                 and not self._held
-                and end < self._upstream.limits.answer_head_bytes
+                and end < upstream.limits.answer_head_bytes
             ):
                 self._final(exchange, data, end + 4)
             else:
@@ -129,8 +155,9 @@ class EngineConnection(asyncio.Protocol):
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self._fail("sent something that is not HTTP/1.1")
             return
+        self._aligned = self._chunked and not self._open_chunks and data.endswith(b"\r\n")
         if not exchange.paused:
-            self.due = self._upstream.clock() + exchange.timeouts.between
+            self.due = upstream.clock() + exchange.timeouts.between
         pieces = self._pieces
         if pieces and not self._whole and self._answers == 1:
             # What _body would do in the midst of an answer, where nearly every piece of a stream is.
@@ -306,6 +333,7 @@ class EngineConnection(asyncio.Protocol):
             self._fail("sent more than its answer")
             return
         if not self._whole:
+            self._aligned = self._chunked and not self._open_chunks and data.endswith(b"\r\n")
             self.due = self._upstream.clock() + exchange.timeouts.between
         elif self._keep and exchange.at_once is not None and self._status not in _BODILESS:
             self._known = self._upstream.known.learn(head, self._status, self.headers)
@@ -343,6 +371,7 @@ class EngineConnection(asyncio.Protocol):
         if len(headers) > self._upstream.limits.answer_headers:
             return "sent too many headers"
         framed = self._status in _BODILESS
+        self._chunked = False
         for name, value in headers:
             if name == b"content-length":
                 framed = True
@@ -350,6 +379,7 @@ class EngineConnection(asyncio.Protocol):
                 framed = True
                 if version == b"1.0" or value.lower() != b"chunked":
                     return "used a transfer coding that is not understood"
+                self._chunked = True
             elif name == b"content-type" and value.startswith(_STREAM):
                 self._keep = False
         self._until_close = not framed
@@ -379,10 +409,7 @@ class EngineConnection(asyncio.Protocol):
             return False
         # The parser forgives line ends after an answer. In chunks it ends with exactly one empty line.
         tail = (self._last[-8:] + raw)[-6:]
-        return not tail.endswith(_HEAD_END) or tail == b"\r\n\r\n\r\n" or not self._in_chunks()
-
-    def _in_chunks(self) -> bool:
-        return any(name == b"transfer-encoding" for name, _ in self.headers)
+        return not tail.endswith(_HEAD_END) or tail == b"\r\n\r\n\r\n" or not self._chunked
 
     def _pass(self, exchange: Exchange, raw: bytes) -> None:
         pieces = self._pieces
@@ -414,7 +441,7 @@ class EngineConnection(asyncio.Protocol):
     def _begin_anew(self) -> None:
         """Forget the answer that is over."""
         self.headers = []
-        self.head_done = self._whole = self._until_close = False
+        self.head_done = self._whole = self._until_close = self._chunked = self._aligned = False
         self._answers = self._quiet = 0
         self._held = self._last = b""
 
@@ -424,6 +451,7 @@ class EngineConnection(asyncio.Protocol):
             self.exchange.connection = None
             self.exchange = None
         self.due = math.inf
+        self._aligned = False
         self._pieces.clear()
 
     def _fail(self, message: str, *, timed_out: bool = False) -> None:

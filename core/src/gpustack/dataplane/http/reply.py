@@ -194,6 +194,23 @@ class Reply(msgspec.Struct, eq=False):
             if raw:
                 self._protocol.send(raw)
 
+    @property
+    def in_chunks(self) -> bool:
+        """Whether what is written goes out in chunks of our own."""
+        return self._framing == _CHUNKED and not self.raw
+
+    def pass_chunk(self, chunk: bytes, size: int) -> bool:
+        """Send a whole chunk with ``size`` bytes of the body, as :meth:`write` would have made it.
+
+        For an answer that goes out ``in_chunks``. Return whether the client is too slow, as ``paused`` tells.
+        """
+        if self._pending:
+            self._flush()
+        self.sent += size
+        protocol = self._protocol
+        protocol.send(chunk)
+        return protocol.write_paused
+
     def pass_raw(self, data: bytes) -> None:
         """Send bytes as they are, after :meth:`pass_head` has kept the engine's framing."""
         self.pass_data(data, data)

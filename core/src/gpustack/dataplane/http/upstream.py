@@ -21,6 +21,8 @@ from gpustack.plugin.routing import Timeouts
 Address = tuple[str, int]
 #: Takes a whole answer: its head, the digits of its length, and its body.
 AtOnce = Callable[[KnownAnswer, bytes, bytes], None]
+#: Takes a whole chunk as it came, the last of which ends an event, and where in it the data begins.
+AtChunk = Callable[[bytes, int], None]
 #: Seconds after a request within which the end of a connection that was used before is taken for one that had
 #: begun before the request came.
 _STALE = 0.05
@@ -87,6 +89,9 @@ class Exchange(msgspec.Struct, eq=False):
     sink: Sink
     timeouts: Timeouts
     at_once: AtOnce | None = None
+    #: Set by a sink that has heard the head, and sends chunks on as they are: those that are whole and end with an event
+    #: may then come here instead of to ``on_data``, whose ``body`` is what lies between ``start`` and the last two bytes.
+    at_chunk: AtChunk | None = None
     connection: EngineConnection | None = None
     failure: Failure | None = None
     ended: bool = False
@@ -152,7 +157,7 @@ class Exchange(msgspec.Struct, eq=False):
     def over(self) -> Sink:
         """Let go of everything: a sink knows its exchange, and only the collector finds circles."""
         sink, self.sink = self.sink, _NOBODY
-        self.at_once = None
+        self.at_once = self.at_chunk = None
         self.ended = True
         self.head = self.body = b""
         return sink

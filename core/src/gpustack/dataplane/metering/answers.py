@@ -63,7 +63,8 @@ def answer_reader(
 
     ``prompt_bytes`` is the size of the request's body, for estimates (0 for a form: files are no prompt); ``estimate`` False is for operations that take no
     tokens, such as ``/tokenize``, and errors never do. ``forced`` says that :func:`~gpustack.dataplane.metering.requests.
-    force_usage` changed the request. ``between`` is told the seconds between two pieces of a stream.
+    force_usage` changed the request. ``between`` is told the seconds between two pieces of a stream, some at a time; the last
+    of them by the stream reader's ``tell_gaps``.
     """
     estimate = estimate and status < 400
     if content_type == b"application/json" and not encoding:

@@ -22,6 +22,8 @@ from gpustack.dataplane.metering.usage import Clock, Tally, Usage, settle
 _LONGEST = 1 << 20
 #: Until so many chunks have come, each is looked at for text: the first ones may tell nothing but a role.
 _FIRST = 3
+#: Times between pieces that are kept before they are told, together.
+_GAPS = 32
 
 _EVENT_END = re.compile(rb"\n\r?\n|\r\r")
 _DATA = re.compile(rb"(?:^|[\r\n])data:[ ]?([^\r\n]*)")
@@ -77,6 +79,7 @@ class StreamReader:
         "_estimate",
         "_final",
         "_forced",
+        "_gaps",
         "_held",
         "_left",
         "_passing",
@@ -102,6 +105,7 @@ class StreamReader:
         self._forced = forced
         self._estimate = estimate
         self._between = between
+        self._gaps: list[float] = []
         #: What the engine tells.
         self.tally = Tally()
         #: Whether the engine has told its last word on usage.
@@ -121,7 +125,9 @@ class StreamReader:
         if self.first_at is None:
             self.first_at = now
         elif self._between is not None:
-            self._between(now - self.last_at)  # type: ignore[operator]  # set with first_at
+            self._gaps.append(now - self.last_at)  # type: ignore[operator]  # set with first_at
+            if len(self._gaps) >= _GAPS:
+                self.tell_gaps()
         self.last_at = now
         if (
             self.chunks >= _FIRST
@@ -137,6 +143,48 @@ class StreamReader:
                 self.chunks += piece.count(b"\n\n")
             return piece
         return self._look(piece)
+
+    def passes(self, chunk: bytes, start: int, now: float) -> bool:
+        """Take a whole chunk of the transfer coding, whose data begin at ``start`` and end with an event.
+
+        False, and nothing else, when :meth:`feed` has to look at the data; else they have come ``now`` and the client
+        gets them as they are: nearly all of a stream does.
+        """
+        if (
+            self.chunks < _FIRST
+            or self._left
+            or self._held
+            or self._passing
+            or (b'"usage"' in chunk and chunk.count(b'"usage"') != chunk.count(b'"usage":null'))
+        ):
+            return False
+        if self._typed:
+            if b"message_" in chunk:
+                return False
+            self.chunks += chunk.count(_TYPED[0], start)
+        else:
+            if (
+                b'"finish_reason":"' in chunk
+                or b'"finish_reason": "' in chunk
+                or b"[DONE]" in chunk
+                or b"\n:" in chunk
+            ):
+                return False
+            self.chunks += chunk.count(b"\n\n", start)
+        if self._between is not None:
+            gaps = self._gaps
+            gaps.append(now - self.last_at)  # type: ignore[operator]  # the first pieces were fed
+            if len(gaps) >= _GAPS:
+                self.tell_gaps()
+        self.last_at = now
+        return True
+
+    def tell_gaps(self) -> None:
+        """Tell the times between pieces that nobody was told of yet; once more when the stream is over."""
+        if self._between is not None:
+            for gap in self._gaps:
+                self._between(gap)
+            self._gaps.clear()
 
     def end(self) -> bytes:
         """Return what was held back."""
