@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from gpustack.dataplane.choosing import Hints, Lease
+from gpustack.dataplane.choosing import Hints, Known, Lease
 from gpustack.dataplane.cors import CorsPolicy
 from gpustack.dataplane.http import Reply, Request
 from gpustack.plugin.routing import Limits as KeyLimits
@@ -347,13 +347,13 @@ async def test_the_choice_of_an_instance_knows_how_long_an_answer_may_be(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     most: list[int] = []
-    pick = running.gateway.chooser.pick
+    pick = running.gateway.chooser.pick_of
 
-    def picking(route: Route, hints: Hints, tried: tuple[int, ...]) -> Lease | None:
+    def picking(known: Known, hints: Hints) -> Lease | None:
         most.append(hints.max_tokens)
-        return pick(route, hints, tried)
+        return pick(known, hints)
 
-    monkeypatch.setattr(running.gateway.chooser, "pick", picking)
+    monkeypatch.setattr(running.gateway.chooser, "pick_of", picking)
     with FakeEngine() as engine:
         running.apply(a_route(a_target(1, engine)))
         for more in ({"max_tokens": 3}, {}):

@@ -46,11 +46,14 @@ def test_the_usual_way_in_counts_them_together_too(gate: Gate) -> None:
     routes = [gate.change(a_route(name, "chat", slots=2)) for name in ("chat", "r2")]
     for name in ("chat", "r2"):
         gate.ask(a_principal(), route=name).ticket.done()
-    tickets = [gate.admission.enter(a_principal(), route, 1) for route in (*routes, *routes)]
+    rooms = [gate.admission.room(route) for route in routes]
+    tickets = [gate.admission.enter(a_principal(), room, 1) for room in (*rooms, *rooms)]
     assert [ticket is not None for ticket in tickets] == [True, True, False, False]
     assert tickets[0] is not None
     tickets[0].done()
-    assert gate.admission.enter(a_principal(), routes[1], 1) is not None
+    assert gate.admission.enter(a_principal(), rooms[1], 1) is not None
+    # Who is asked for at all is not to be put to sleep, however short its requests are.
+    assert {name: asked for name, (_, _, asked) in gate.admission.load().items()} == {"chat": 2, "r2": 3}
 
 
 def test_their_queue_has_one_bound_and_is_fair_over_both(gate: Gate) -> None:

@@ -69,11 +69,19 @@ class Admission:
         self._deadlines = Deadlines(clock, timers, self._expired)
         self._looking: Cancellable | None = None
 
-    def enter(self, principal: Principal, route: Route, tokens: int) -> Ticket | None:
-        """Return a turn for a request, the usual way: nobody waits, and nothing is counted of who asks; else None."""
+    def room(self, route: Route) -> Room:
+        """Return what is known here of ``route``, which a table has; it stands for it until a table has another."""
         room = self._rooms.get(route.name)
-        if room is None or room.route is not route:
-            return None
+        if room is None:
+            room = self._rooms[route.name] = Room(route)
+            self._change(room, route)
+        elif room.route is not route:
+            room.gone = False
+            self._change(room, route)
+        return room
+
+    def enter(self, principal: Principal, room: Room, tokens: int) -> Ticket | None:
+        """Return a turn for a request, the usual way: nobody waits, and nothing is counted of who asks; else None."""
         pool = room.pool
         if pool is None or pool.waiting or not room.targets:
             return None
@@ -92,6 +100,7 @@ class Admission:
             buckets.numbers[row + buckets.seat] += 1
         elif capacity is not None and pool.running >= capacity:
             return None
+        room.asked += 1
         room.running += 1
         pool.running += 1
         return Ticket(self, room, pool, tokens, -1, None, RUNNING)
@@ -110,13 +119,7 @@ class Admission:
         Calls ``granted`` with the seconds that it waited, or ``refused``, before this returns as a rule; ``holds`` is given
         the ticket before either, for whoever may ask elsewhere within them and has to give this one back first.
         """
-        room = self._rooms.get(route.name)
-        if room is None:
-            room = self._rooms[route.name] = Room(route)
-            self._change(room, route)
-        elif room.route is not route:
-            room.gone = False
-            self._change(room, route)
+        room = self.room(route)
         room.asked += 1
         row = -1
         limits = None

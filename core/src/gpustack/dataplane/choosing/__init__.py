@@ -17,6 +17,7 @@ Everything is plain computation: clocks and random numbers are handed in, and no
 """
 
 from gpustack.dataplane.choosing.chooser import Chooser
+from gpustack.dataplane.choosing.known import Known
 from gpustack.dataplane.choosing.lease import Lease
 from gpustack.dataplane.choosing.outstanding import Outstanding, SharedOutstanding
 from gpustack.dataplane.choosing.retries import RetryBudget
@@ -26,6 +27,7 @@ __all__ = [
     "NO_HINTS",
     "Chooser",
     "Hints",
+    "Known",
     "Lease",
     "Outcome",
     "Outstanding",

@@ -89,7 +89,14 @@ class Chooser:
 
         ``without`` are the instances that this request has tried. Ejected ones are asked rather than nobody.
         """
-        known = self._routes.get(route.name) or self._remember(route)
+        return self.pick_of(self._routes.get(route.name) or self._remember(route), hints, without)
+
+    def known(self, route: Route) -> Known:
+        """Return what is known here of ``route``, which the table has; it stands for it until the next table that has another."""
+        return self._routes.get(route.name) or self._remember(route)
+
+    def pick_of(self, known: Known, hints: Hints = NO_HINTS, without: Collection[int] = ()) -> Lease | None:
+        """Do the same as :meth:`pick` for a route that is :meth:`known`."""
         now = self._clock()
         if now >= known.fresh_until and (self._shared or known.large):
             self._refresh(known, now)

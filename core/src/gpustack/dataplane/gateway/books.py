@@ -131,7 +131,12 @@ class Books:
             )
         if metrics is None:
             return
-        series = self._series.get(route) or self._new_series(metrics, route)
+        way = done.way
+        series = None if way is None else way.series
+        if series is None:
+            series = self._series.get(route) or self._new_series(metrics, route)
+            if way is not None:
+                way.series = series
         if not asked:
             series.refused(status, duration)
         else:

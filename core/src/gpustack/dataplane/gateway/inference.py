@@ -30,7 +30,8 @@ from gpustack.dataplane.gateway.failures import (
 from gpustack.dataplane.gateway.hints import hints_of
 from gpustack.dataplane.gateway.operations import Operation
 from gpustack.dataplane.gateway.several import pick_of_several
-from gpustack.dataplane.gateway.sizes import size_of
+from gpustack.dataplane.gateway.sizes import SMALL, size_of
+from gpustack.dataplane.gateway.ways import Way
 from gpustack.dataplane.hops import DOOR_SAYS
 from gpustack.dataplane.http import Exchange, Failure, Headers, KnownAnswer, Reply, Request, request_head
 from gpustack.dataplane.metering import forms, prompts, requests
@@ -75,6 +76,8 @@ class Inference(msgspec.Struct, eq=False):
     _fields: dict[bytes, bytes]
     began: float
     _asked: Asked | None = None
+    #: Of the route that was asked for, where there is one that this client may ask.
+    way: Way | None = None
     _route: Route | None = None
     _ticket: Ticket | None = None
     _lease: Lease | None = None
@@ -178,33 +181,49 @@ class Inference(msgspec.Struct, eq=False):
     # The turn -------------------------------------------------------------------------------------------
 
     def _found(self, asked: Asked) -> None:
+        """Go on with what is asked for: the usual way from here to the engine, or to where something else is needed."""
         self._asked = asked
-        model, kinds = asked.model, self.operation.kinds
-        # The table of this moment: a slow client takes longer to ask than an instance needs to go.
-        route = self.gateway.table.routes.get(model)
+        gateway, operation, body = self.gateway, self.operation, self.request.body
+        model, kinds = asked.model, operation.kinds
+        # By the table of this moment: a slow client takes longer to ask than an instance needs to go.
+        way = gateway.way(model)
         allowed = self.principal.allowed
-        if route is None or not (allowed is None or model in allowed):
+        if way is None or not (allowed is None or model in allowed):
             self._refuse(errors.unknown_model(model))
             return
+        self.way = way
+        self._route = route = way.route
         self.route_name = route.name
         if kinds and route.categories and kinds.isdisjoint(route.categories):
-            self._refuse(errors.wrong_kind(model, route.categories, self.operation.name))
+            self._refuse(errors.wrong_kind(model, route.categories, operation.name))
             return
-        self._size = size_of(self.request.body, form=self.operation.form)
-        self._enter(route)
+        size = len(body)
+        if size > SMALL or operation.form:
+            size = size_of(body, form=operation.form)
+        self._size = size
+        self._ticket = ticket = gateway.admission.enter(self.principal, way.room, prefix.tokens(size))
+        if ticket is None:
+            self._enter(route)
+            return
+        gateway.budget.request()
+        try:
+            hints = hints_of(self.request, self._fields, operation, way.salt, size)
+            hints.max_tokens = asked.max_tokens
+            self._hints = hints
+            if ticket.room.several:
+                self._attempt()
+            elif (lease := gateway.chooser.pick_of(way.known, hints)) is None:
+                self._nobody(route)
+            else:
+                self._send(route, lease)
+        except Exception as error:  # noqa: BLE001 - told there
+            self._broke(error)
 
     def _enter(self, route: Route) -> None:
-        """Ask for a turn at ``route``."""
+        """Ask for a turn at ``route``, which may not come at once."""
         self._route = route
         admission = self.gateway.admission
         tokens = prefix.tokens(self._size)
-        self._ticket = ticket = admission.enter(self.principal, route, tokens)
-        if ticket is not None:
-            if self._comfort is not None:
-                self._still_there()
-            self.gateway.budget.request()
-            self._attempt()
-            return
         ticket = admission.ask(self.principal, route, tokens, self._granted, self._turned_away, self._hold)
         # It may be over by now, or another route's turn.
         if ticket is not self._ticket or not ticket.waits or self._comfort is not None:
@@ -264,7 +283,7 @@ class Inference(msgspec.Struct, eq=False):
             assert route is not None
             hints = self._hints
             if hints is None:
-                salt = self.gateway.salt(route.name)
+                salt = prefix.salt(route.name)
                 self._hints = hints = hints_of(self.request, self._fields, self.operation, salt, self._size)
                 hints.max_tokens = self._asked.max_tokens if self._asked is not None else 0
             ticket = self._ticket

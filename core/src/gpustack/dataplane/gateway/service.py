@@ -15,7 +15,7 @@ from urllib.parse import unquote_to_bytes
 
 from gpustack.dataplane import errors
 from gpustack.dataplane.admission import Admission
-from gpustack.dataplane.choosing import Chooser, RetryBudget, prefix
+from gpustack.dataplane.choosing import Chooser, RetryBudget
 from gpustack.dataplane.cors import CorsPolicy, granted, preflight
 from gpustack.dataplane.errors import ApiError
 from gpustack.dataplane.gateway.answers import asks_anthropic, error_body, model_entry, model_list
@@ -31,6 +31,7 @@ from gpustack.dataplane.gateway.operations import (
     models_path,
 )
 from gpustack.dataplane.gateway.sessions import COOKIE, signed_in
+from gpustack.dataplane.gateway.ways import Way
 from gpustack.dataplane.http import (
     BodyPlan,
     Headers,
@@ -122,16 +123,21 @@ class Gateway:
         self._ids = os.urandom(6).hex().encode()
         self._count = 0
         self._first_lines: dict[tuple[int, bytes], tuple[Target, bytes]] = {}
-        self._salts: dict[str, int] = {}
+        #: Of the present table's routes, those that were asked for, by every name they have.
+        self._ways: dict[str, Way] = {}
         self._forgetting: asyncio.TimerHandle | None = None
         #: The requests for models that are being answered.
         self.open: set[Inference] = set()
 
     def apply(self, table: RoutingTable, changed: Collection[str] | None = None) -> None:
         """Serve ``table`` from the next request on; ``changed`` names the routes that differ, None may be all."""
+        ways = {} if changed is None else self._ways
         self.follow(table)
         self.chooser.apply(table)
         self.admission.apply(table, changed)
+        for name in changed or ():
+            ways.pop(name, None)
+        self._ways = ways
         if changed is None:
             self._forget_addresses()
             return
@@ -144,10 +150,9 @@ class Gateway:
     def follow(self, table: RoutingTable) -> None:
         """Serve ``table`` beside another gateway that shares all parts, and has applied it to them."""
         self.table = table
+        self._ways = {}
         if len(self._first_lines) > _KEPT:
             self._first_lines.clear()
-        if len(self._salts) > _KEPT:
-            self._salts.clear()
 
     def _forget_addresses(self) -> None:
         """Keep no connection to where nobody is."""
@@ -213,7 +218,11 @@ class Gateway:
         context = request.context
         if type(context) is tuple:
             operation, principal, model, fields = context
-            number = self._id(fields)
+            if fields:
+                number = self._id(fields)
+            else:
+                self._count += 1
+                number = b"%b-%x" % (self._ids, self._count)
             line = b"x-request-id: %b\r\n" % number
             Inference(self, request, reply, operation, principal, number, line, fields, self.clock()).begin(
                 model
@@ -364,12 +373,12 @@ class Gateway:
         self._first_lines[key] = (target, lines)
         return lines
 
-    def salt(self, name: str) -> int:
-        """Return what the marks of a route's requests start from."""
-        found = self._salts.get(name)
-        if found is None:
-            found = self._salts[name] = prefix.salt(name)
-        return found
+    def way(self, name: str) -> Way | None:
+        """Return what requests for the route ``name`` need of it; None where there is none."""
+        way = self._ways.get(name)
+        if way is None and (route := self.table.routes.get(name)) is not None:
+            way = self._ways[name] = Way(route, self.admission.room(route), self.chooser.known(route))
+        return way
 
     def between(self, name: str) -> Callable[[float], None] | None:
         """Return what the times between the pieces of a route's streams are told to."""

@@ -11,7 +11,7 @@ import string
 #: So many bytes of a picture or of sound weigh as much as one of text: about a token for a KiB.
 _LIGHTER = 256
 #: Up to this all of a body is taken for text.
-_SMALL = 16 << 10
+SMALL = 16 << 10
 #: Bytes between two places that are looked at, at least, and how many places there are at most, as a power of two.
 _STEP, _PLACES = 4 << 10, 7
 #: Bytes at each place. So many without a blank, a comma or a foreign letter are no text.
@@ -26,7 +26,7 @@ def size_of(body: bytes, *, form: bool = False) -> int:
     size = len(body)
     if form:
         return size // _LIGHTER
-    if size <= _SMALL:
+    if size <= SMALL:
         return size
     step = max(_STEP, size >> _PLACES)
     places = range(step >> 1, size, step)

@@ -140,12 +140,7 @@ class EngineConnection(asyncio.Protocol):
                     self._at_once(exchange, known, length, data[at:])
                     return
             end = data.find(_HEAD_END)
-            if (
-                end > 0
-                and data[9:10] != b"1"
-                and not self._held
-                and end < upstream.limits.answer_head_bytes
-            ):
+            if end > 0 and data[9:10] != b"1" and not self._held and end < upstream.limits.answer_head_bytes:
                 self._final(exchange, data, end + 4)
             else:
                 self._head(exchange, data)
@@ -215,18 +210,23 @@ class EngineConnection(asyncio.Protocol):
         else:
             self._transport.writelines((exchange.head, body))
 
-    def usable(self, now: float, idle_seconds: float) -> bool:
-        """Tell whether the other side has neither closed it nor said anything, as far as the system knows.
+    def send_again(self, exchange: Exchange, now: float, idle_seconds: float) -> bool:
+        """Do the same on a connection that was used before, if the other side has neither closed it nor said anything.
 
-        The event loop may not have come to hear of it yet, and what is sent to the dead cannot be told from what
-        killed them.
+        That is, as far as the system knows: the event loop may not have come to hear of it yet, and what is sent to the
+        dead cannot be told from what killed them.
         """
-        if self._transport.is_closing():
+        transport = self._transport
+        if transport.is_closing():
             return False
         idle = now - self.idle_since
-        if idle >= idle_seconds:
+        if idle >= _DOUBT and (
+            idle >= idle_seconds or _readable(transport.get_extra_info("socket").fileno())
+        ):
             return False
-        return idle < _DOUBT or not _readable(self._transport.get_extra_info("socket").fileno())
+        self.reused = True
+        self.send(exchange, now)
+        return True
 
     def pause(self) -> None:
         """Let the engine wait."""

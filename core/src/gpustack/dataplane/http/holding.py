@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
-from typing import TypeVar
 
 from gpustack.dataplane.http.limits import Limits
 from gpustack.dataplane.http.request import Request
 
-Key = TypeVar("Key", int, str)
 #: Bits of an IPv6 address that are one customer's: the others are free to choose.
 _NETWORK = 64
 
@@ -56,18 +54,27 @@ class Bodies:
 
     def take(self, request: Request, size: int) -> bool:
         """Count ``size`` more bytes of the body of ``request``; without room for them count nothing, and return False."""
-        if not self.has_room(request, size):
-            return False
-        request.size += size
         plan, owner = request.plan, request.owner
         if plan is not None and plan.stranger:
+            if not self.has_room(request, size):
+                return False
             self.strangers += size
             network = _network(request.peer)
             self._peers[network] = self._peers.get(network, 0) + size
-        else:
-            self.held += size
-            if owner is not None:
-                self._owned[owner] = self._owned.get(owner, 0) + size
+            request.size += size
+            return True
+        # The same as has_room, in one frame: each request comes here.
+        held, whole = self.held + size, request.size + size
+        small = whole <= self._small and (request.length or 0) <= self._small
+        if held > (self._whole if small else self._large):
+            return False
+        if owner is not None:
+            owned = self._owned.get(owner, 0) + size
+            if owned > self._owner:
+                return False
+            self._owned[owner] = owned
+        self.held = held
+        request.size = whole
         return True
 
     def give_back(self, request: Request) -> None:
@@ -80,13 +87,17 @@ class Bodies:
         if plan is not None and plan.stranger:
             self.strangers -= size
             _less(self._peers, _network(request.peer), size)
-        else:
-            self.held -= size
-            if owner is not None:
-                _less(self._owned, owner, size)
+            return
+        self.held -= size
+        if owner is not None:
+            owned = self._owned
+            if left := owned[owner] - size:
+                owned[owner] = left
+            else:
+                del owned[owner]
 
 
-def _less(counts: dict[Key, int], key: Key, size: int) -> None:
+def _less(counts: dict[str, int], key: str, size: int) -> None:
     left = counts[key] - size
     if left:
         counts[key] = left

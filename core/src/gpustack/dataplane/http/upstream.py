@@ -237,9 +237,7 @@ class Upstream:
             longest = self.limits.idle_seconds
             while idle:
                 connection = idle.pop()
-                if connection.usable(now, longest):
-                    connection.reused = True
-                    connection.send(exchange, now)
+                if connection.send_again(exchange, now, longest):
                     return exchange
                 connection.drop()
         self._connect(exchange)
