@@ -17,7 +17,7 @@ from gpustack.dataplane.metering.streams import StreamReader
 from gpustack.dataplane.metering.usage import Tally
 
 if TYPE_CHECKING:
-    from gpustack.dataplane.gateway.inference import Inference
+    from gpustack.dataplane.gateway.course import Course
     from gpustack.dataplane.http import Reply, Request
 
 #: What is noted when the client left before the answer was whole.
@@ -36,7 +36,7 @@ class Books:
     wall: Callable[[], float] = time.time
     _series: dict[str, ModelSeries] = field(default_factory=dict)
 
-    def begin(self, stream: Inference, reader: AnswerReader, prompt_tokens: int) -> OpenStream | None:
+    def begin(self, stream: Course, reader: AnswerReader, prompt_tokens: int) -> OpenStream | None:
         """Keep a stream that an engine begins, so that it is written down even if this process is killed.
 
         ``prompt_tokens`` is the estimate that counts until the engine tells better. None without a journal.
@@ -63,7 +63,7 @@ class Books:
         tally = reader.tally if isinstance(reader, StreamReader) else Tally()
         return journal.begin(entry, stream.began, tally)
 
-    def close(self, done: Inference) -> None:
+    def close(self, done: Course) -> None:
         """Write down a request for a model that has ended, however it did."""
         usage, principal, reader = done.usage, done.principal, done.reader
         journal, log, metrics = self.journal, self.access_log, self.metrics
@@ -172,7 +172,7 @@ class Books:
         return series
 
 
-def _count_more(metrics: Metrics, done: Inference, first: float | None) -> None:
+def _count_more(metrics: Metrics, done: Course, first: float | None) -> None:
     route = done.route_name
     if first is not None:
         metrics.time_to_first_token.of(route).observe(first)

@@ -20,6 +20,7 @@ from gpustack.dataplane.cors import CorsPolicy, granted, preflight
 from gpustack.dataplane.errors import ApiError
 from gpustack.dataplane.gateway.answers import asks_anthropic, error_body, model_entry, model_list
 from gpustack.dataplane.gateway.books import Books
+from gpustack.dataplane.gateway.course import Course
 from gpustack.dataplane.gateway.hints import SESSIONS
 from gpustack.dataplane.gateway.inference import Inference
 from gpustack.dataplane.gateway.operations import (
@@ -127,7 +128,7 @@ class Gateway:
         self._ways: dict[str, Way] = {}
         self._forgetting: asyncio.TimerHandle | None = None
         #: The requests for models that are being answered.
-        self.open: set[Inference] = set()
+        self.open: set[Course] = set()
 
     def apply(self, table: RoutingTable, changed: Collection[str] | None = None) -> None:
         """Serve ``table`` from the next request on; ``changed`` names the routes that differ, None may be all."""
