@@ -1,9 +1,12 @@
 """Our inference backends keep their contract."""
 
-from gpustack.plugin import Platform
+from collections.abc import Sequence
+from dataclasses import replace
+
+from gpustack.plugin import GpuDevice, LaunchRequest, ModelFacts, Platform
 from gpustack.testing import InferenceBackendSuite
 from gpustack.testing.fakes.backend import FakeBackend
-from gpustack_backends import LlamaBox, LlamaCpp, Sglang, Vllm
+from gpustack_backends import Custom, LlamaBox, LlamaCpp, Sglang, Vllm
 
 
 class TestLlamaCpp(InferenceBackendSuite):
@@ -98,6 +101,24 @@ class TestLlamaBox(InferenceBackendSuite):
         Platform(system="linux", machine="aarch64", accelerators=("rocm",)),
         Platform(system="linux", machine="x86_64", accelerators=("abacus",)),
     )
+
+
+class TestCustom(InferenceBackendSuite):
+    extension = Custom
+    parameters = (
+        ("--gpustack-ram=2GiB", "--any=1"),
+        ("--gpustack-vram 40GiB",),
+        ("--gpustack-gpus", "0"),
+        ("x",),
+    )
+    refused_parameters = (("--gpustack-ram=much",), ("--gpustack-gpus=-1",), ("--gpustack-vram",))
+    refused_versions = ("not a version", "", "1.0; rm -rf /", "../../etc")
+
+    def _request(
+        self, model: ModelFacts, devices: tuple[GpuDevice, ...], parameters: Sequence[str]
+    ) -> LaunchRequest:
+        command = "serve --host {{host}} --port={{ port }} '{{model_path}}' --gpus {{gpu_ids}}"
+        return replace(super()._request(model, devices, parameters), run_command=command)
 
 
 class TestFakeBackend(InferenceBackendSuite):

@@ -186,7 +186,8 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self.rows: dict[str, dict[int, Any]] = {
-            topic: {} for topic in ("models", "model-instances", "workers", "model-files")
+            topic: {}
+            for topic in ("models", "model-instances", "workers", "model-files", "inference-backends")
         }
         self.log: list[SimpleNamespace] = []
         self.down = False
@@ -195,6 +196,7 @@ class MemoryStore:
         self.instances = _Instances(self, "model-instances")
         self.workers = _Workers(self, "workers")
         self.model_files = _Files(self, "model-files")
+        self.inference_backends = _Repository(self, "inference-backends")
         self.events = SimpleNamespace(last_number=self._last)
         self.peaks: dict[MemoryKey, Learned] = {}
         self.measured = SimpleNamespace(all=self._peaks)

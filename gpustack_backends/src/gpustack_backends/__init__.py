@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gpustack.plugin import InferenceBackend, hookimpl
+from gpustack_backends.custom import Custom
 from gpustack_backends.llama_box import LlamaBox
 from gpustack_backends.llama_cpp import LlamaCpp
 from gpustack_backends.sglang import Sglang
@@ -13,5 +14,5 @@ from gpustack_backends.vllm import Vllm
 
 @hookimpl
 def register_inference_backends() -> list[type[InferenceBackend[Any]]]:
-    """Bring llama.cpp, llama-box, vLLM and SGLang."""
-    return [LlamaCpp, LlamaBox, Vllm, Sglang]
+    """Bring llama.cpp, llama-box, vLLM and SGLang, and what users describe."""
+    return [LlamaCpp, LlamaBox, Vllm, Sglang, Custom]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from gpustack.cli import backend_rows
 from gpustack.cli.output import emit_json, emit_table, note
 from gpustack.cli.target import Target, data_dir_option, json_option, server_options
 
@@ -39,7 +40,7 @@ def engine_options(command: Command) -> Command:
 @json_option
 @click.pass_context
 def command(ctx: click.Context, bin_dir: str, pipx_path: str, target: Target, as_json: bool) -> None:
-    """List inference backends, and install or remove their engines here."""
+    """List, describe and remove inference backends, and install or remove their engines here."""
     if ctx.invoked_subcommand is None:
         _list(target, _places(bin_dir, pipx_path, target.data_dir), as_json)
 
@@ -51,6 +52,11 @@ def command(ctx: click.Context, bin_dir: str, pipx_path: str, target: Target, as
 def list_backends(bin_dir: str, pipx_path: str, target: Target, as_json: bool) -> None:
     """List inference backends with the versions that are installed, here and on the workers."""
     _list(target, _places(bin_dir, pipx_path, target.data_dir), as_json)
+
+
+command.add_command(backend_rows.apply)
+command.add_command(backend_rows.show)
+command.add_command(backend_rows.delete)
 
 
 @command.command("install")
@@ -151,8 +157,8 @@ def _known(target: Target) -> tuple[list[InferenceBackendPublic], bool]:
 def _row(backend: InferenceBackendPublic, here: dict[str, list[str]]) -> tuple[str, ...]:
     return (
         backend.backend_name,
-        backend.default_version,
-        f"{backend.distribution} {backend.distribution_version}",
+        backend.default_version or "-",
+        f"{backend.distribution} {backend.distribution_version}".strip() or "-",
         ", ".join(here.get(backend.backend_name, [])) or "-",
     )
 

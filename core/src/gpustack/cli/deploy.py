@@ -52,6 +52,16 @@ if TYPE_CHECKING:
     help="For the engine; may be repeated.",
 )
 @click.option(
+    "--run-command",
+    metavar="COMMAND",
+    help="The engine's command line in place of the backend's, as in 'serve --port {{port}} {{model_path}}'.",
+)
+@click.option(
+    "--image-name",
+    metavar="IMAGE",
+    help="Image of the engine's container, in place of the backend's.",
+)
+@click.option(
     "--env", "env", multiple=True, metavar="KEY=VALUE", help="Variable of the engine; may be repeated."
 )
 @gpu_options

@@ -102,6 +102,10 @@ def _facts(model: ModelPublic) -> Iterator[tuple[str, str]]:
     yield "Kind", ", ".join(model.categories) or "not known before its files are read"
     version = model.backend_version or "default version"
     yield "Backend", f"{model.backend}, {version}" if model.backend else f"chosen by the model, {version}"
+    if model.run_command:
+        yield "Command", model.run_command
+    if model.image_name:
+        yield "Image", model.image_name
     if model.backend_parameters:
         yield "Parameters", shlex.join(model.backend_parameters)
     if model.env:

@@ -31,6 +31,16 @@ _ROLLOUT = ("max_surge", "max_unavailable", "drain_seconds")
     help='For the engine; may be repeated. Takes the place of all it had; "" alone leaves none.',
 )
 @click.option(
+    "--run-command",
+    metavar="COMMAND",
+    help="The engine's command line in place of the backend's, as in 'serve --port {{port}} {{model_path}}'; \"\" is the backend's own.",
+)
+@click.option(
+    "--image-name",
+    metavar="IMAGE",
+    help="Image of the engine's container, in place of the backend's; \"\" is the backend's own.",
+)
+@click.option(
     "--env", "env", multiple=True, metavar="KEY=VALUE", help="Set a variable of the engine; may be repeated."
 )
 @click.option(

@@ -11,7 +11,7 @@ from typing import Any, Self
 import httpx
 
 from gpustack.client.chat import ChatDelta, deltas
-from gpustack.client.resources import Keys, Models, Resource, Routes, as_sent, read_as
+from gpustack.client.resources import Backends, Keys, Models, Resource, Routes, as_sent, read_as
 from gpustack.client.transport import READ_TIMEOUT, Transport
 from gpustack.client.watch import SILENCE, watch
 from gpustack.kit.errors import GPUStackError, Unavailable
@@ -80,7 +80,7 @@ class Client:
         self.model_files = Resource(transport, "/v2/model-files", ModelFilePublic)
         self.workers = Resource(transport, "/v2/workers", WorkerPublic)
         self.clusters = Resource(transport, "/v2/clusters", ClusterPublic)
-        self.backends = Resource(transport, "/v2/inference-backends", InferenceBackendPublic)
+        self.backends = Backends(transport, "/v2/inference-backends", InferenceBackendPublic)
         self.model_sets = Resource(transport, "/v2/model-sets", ModelSetPublic)
         self.gpu_devices = Resource(transport, "/v2/gpu-devices", GpuDevicePublic)
 

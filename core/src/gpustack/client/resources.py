@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 from typing import Any, Generic, TypeVar
+from urllib.parse import quote
 
 from pydantic import ValidationError
 
@@ -13,7 +14,12 @@ from gpustack.schemas import (
     ApiKeyCreate,
     ApiKeyCreated,
     ApiKeyPublic,
+    InferenceBackendCreate,
+    InferenceBackendPublic,
+    InferenceBackendUpdate,
+    InferenceBackendYaml,
     ModelCreate,
+    ModelForWorker,
     ModelPatch,
     ModelPublic,
     ModelRouteAddTargets,
@@ -89,6 +95,12 @@ class Models(Resource[ModelPublic]):
                 return model
         raise NotFound(f"there is no model {name!r}; see `gpustack ls`")
 
+    async def for_instance(self, number: int, instance: int) -> ModelForWorker:
+        """Return a model as one of its instances is to be run; an older server leaves everything to the plugin."""
+        params = {"instance_id": instance}
+        answer = await self._transport.send("GET", f"{self.path}/{number}", params=params)
+        return read_as(ModelForWorker, answer)
+
     async def create(self, model: ModelCreate) -> ModelPublic:
         """Deploy a model; Conflict when the name is taken."""
         return read_as(ModelPublic, await self._transport.send("POST", self.path, body=as_sent(model)))
@@ -132,6 +144,32 @@ class Routes(Resource[ModelRoutePublic]):
         """Have more models answer for a route."""
         path = f"{self.path}/{number}/add-targets"
         return read_as(ModelRoutePublic, await self._transport.send("POST", path, body=as_sent(more)))
+
+
+class Backends(Resource[InferenceBackendPublic]):
+    """Inference backends, of plugins and of rows."""
+
+    async def by_name(self, name: str) -> InferenceBackendPublic:
+        """Return the backend called ``name``; NotFound when there is none."""
+        path = f"{self.path}/backend_name/{quote(name, safe='')}"
+        return read_as(InferenceBackendPublic, await self._transport.send("GET", path))
+
+    async def create(self, backend: InferenceBackendCreate) -> InferenceBackendPublic:
+        """Describe a backend; Conflict when it was described before."""
+        answer = await self._transport.send("POST", self.path, body=as_sent(backend))
+        return read_as(InferenceBackendPublic, answer)
+
+    async def create_from_yaml(self, text: str) -> InferenceBackendPublic:
+        """Describe a backend by the text of a YAML file."""
+        body = as_sent(InferenceBackendYaml(content=text))
+        return read_as(
+            InferenceBackendPublic, await self._transport.send("POST", f"{self.path}/from-yaml", body=body)
+        )
+
+    async def update(self, number: int, backend: InferenceBackendUpdate) -> InferenceBackendPublic:
+        """Replace the description of a backend; Conflict when models need what it takes away."""
+        answer = await self._transport.send("PUT", f"{self.path}/{number}", body=as_sent(backend))
+        return read_as(InferenceBackendPublic, answer)
 
 
 class Keys(Resource[ApiKeyPublic]):

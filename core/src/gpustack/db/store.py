@@ -18,6 +18,7 @@ from gpustack.db.repositories.base import sql
 from gpustack.db.repositories.clusters import Clusters
 from gpustack.db.repositories.decisions import Decisions
 from gpustack.db.repositories.history import Happening, History
+from gpustack.db.repositories.inference_backends import InferenceBackends
 from gpustack.db.repositories.instances import Instances
 from gpustack.db.repositories.measured import Measured
 from gpustack.db.repositories.model_files import ModelFiles
@@ -47,6 +48,7 @@ class _Repositories:
         self.clusters = Clusters(session)
         self.workers = Workers(session)
         self.models = Models(session)
+        self.inference_backends = InferenceBackends(session)
         self.model_routes = ModelRoutes(session)
         self.route_targets = RouteTargets(session)
         self.instances = Instances(session)

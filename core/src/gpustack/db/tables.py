@@ -144,11 +144,31 @@ class Model(Table, tablename="models", db=DIALECT):
     backend = Varchar(length=64)
     backend_version = Varchar(length=64)
     backend_parameters = JSON()
+    image_name = Varchar(length=512)
+    run_command = Text()
     env = JSON()
     restart_on_error = Boolean(default=True)
     rollout = JSON()
     spec_digest = Varchar(length=64)
     cluster_id = ForeignKey(Cluster, on_delete=OnDelete.restrict, null=False, index=True)
+    created_at = Timestamptz(default=None)
+    updated_at = Timestamptz(default=None)
+
+
+class InferenceBackend(Table, tablename="inference_backends", db=DIALECT):
+    """A backend that people described: one of their own, or more versions of one that a plugin brings."""
+
+    id: BigSerial = BigSerial(primary_key=True)
+    backend_name = Varchar(length=64, unique=True)
+    version_configs = JSON()
+    default_version = Varchar(length=64)
+    default_backend_param = JSON()
+    default_run_command = Text()
+    default_entrypoint = Text()
+    default_env = JSON()
+    health_check_path = Text()
+    parameter_format = Varchar(length=16)
+    description = Text()
     created_at = Timestamptz(default=None)
     updated_at = Timestamptz(default=None)
 

@@ -95,6 +95,7 @@ if TYPE_CHECKING:
         Member,
         ModelCard,
         ModelFacts,
+        OnWorker,
         PipxPackage,
         Platform,
         Preference,
@@ -133,7 +134,8 @@ _HOMES = {
         ),
         "gpustack.plugin.values": (
             "Adapter Artifact Category ContainerImage DeviceExposure DeviceRequest EstimateRequest Filesystem "
-            "GpuDevice GpuProcess GpuUsage LaunchPlan LaunchRequest Member ModelCard ModelFacts PipxPackage Platform Preference Probe "
+            "GpuDevice GpuProcess GpuUsage LaunchPlan LaunchRequest Member ModelCard ModelFacts OnWorker PipxPackage "
+            "Platform Preference Probe "
             "ReleaseBinary ResourceClaim Suggestion SystemReading Verdict "
         ),
         "gpustack.plugin.web": ("WebApp "),
@@ -182,6 +184,7 @@ __all__ = [
     "ModelCard",
     "ModelFacts",
     "NoSettings",
+    "OnWorker",
     "Option",
     "PipxPackage",
     "Platform",

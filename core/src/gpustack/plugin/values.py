@@ -402,7 +402,14 @@ class ContainerImage:
     version: str
 
 
-Artifact = PipxPackage | ReleaseBinary | ContainerImage
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnWorker:
+    """An engine that is on the worker already: its operator put it there, and nothing is fetched."""
+
+    version: str
+
+
+Artifact = PipxPackage | ReleaseBinary | ContainerImage | OnWorker
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -456,6 +463,9 @@ class LaunchRequest:
     interface: str = ""
     #: The adapters that the parameters name; see :class:`UsesAdapters`.
     adapters: tuple[Adapter, ...] = ()
+    #: The command line that users describe in place of the backend's own, with placeholders; see
+    #: :mod:`gpustack.plugin.commands`. Empty nearly always: what a backend does not look at, the worker sees to.
+    run_command: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

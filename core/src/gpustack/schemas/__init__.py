@@ -13,7 +13,19 @@ from gpustack.schemas.auth import (
     PasswordResetReply,
     VersionInfo,
 )
-from gpustack.schemas.backends import BackendVersionConfig, InferenceBackendPublic, Runner
+from gpustack.schemas.backends import (
+    BackendVersion,
+    BackendVersionConfig,
+    InferenceBackendCreate,
+    InferenceBackendList,
+    InferenceBackendListItem,
+    InferenceBackendPublic,
+    InferenceBackendRow,
+    InferenceBackendUpdate,
+    InferenceBackendYaml,
+    ParameterFormat,
+    Runner,
+)
 from gpustack.schemas.clusters import ClusterPublic
 from gpustack.schemas.common import ErrorBody, Event, EventType, Page, Pagination
 from gpustack.schemas.config import ConfigPublic
@@ -48,6 +60,7 @@ from gpustack.schemas.model_routes import (
 from gpustack.schemas.model_sets import ModelSetPublic, ModelSpecPublic
 from gpustack.schemas.models import (
     ModelCreate,
+    ModelForWorker,
     ModelPatch,
     ModelPublic,
     ModelUpdate,
@@ -85,6 +98,7 @@ __all__ = [
     "ApiKeyCreated",
     "ApiKeyPublic",
     "Autoscaling",
+    "BackendVersion",
     "BackendVersionConfig",
     "Claim",
     "ClusterPublic",
@@ -105,7 +119,13 @@ __all__ = [
     "GpuProcessStatus",
     "GpuStatus",
     "Heartbeat",
+    "InferenceBackendCreate",
+    "InferenceBackendList",
+    "InferenceBackendListItem",
     "InferenceBackendPublic",
+    "InferenceBackendRow",
+    "InferenceBackendUpdate",
+    "InferenceBackendYaml",
     "InstanceEventPublic",
     "InstanceMemory",
     "InstanceReport",
@@ -119,6 +139,7 @@ __all__ = [
     "ModelFilePublic",
     "ModelFileReport",
     "ModelFileState",
+    "ModelForWorker",
     "ModelInstancePublic",
     "ModelPatch",
     "ModelPublic",
@@ -137,6 +158,7 @@ __all__ = [
     "ModelUpdate",
     "Page",
     "Pagination",
+    "ParameterFormat",
     "PasswordChange",
     "PasswordReset",
     "PasswordResetReply",

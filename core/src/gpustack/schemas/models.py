@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from pydantic import Field, field_validator, model_validator
 
 from gpustack.kit.paths import stays_below
+from gpustack.schemas.backends import BackendVersionConfig, command_line, variables
 from gpustack.schemas.common import Input, Name, Record, Title
 from gpustack.schemas.gpu_selection import GpuSelector, GpuSelectorPatch
 from gpustack.schemas.serving import (
@@ -25,7 +26,6 @@ from gpustack.schemas.serving import (
 )
 
 _REPO_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?$")
-_ENV_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
 
 
 class Source(StrEnum):
@@ -133,6 +133,10 @@ class _Spec(Input):
     backend_version: str = Field(default="", max_length=64, pattern=r"^([0-9A-Za-z][0-9A-Za-z.+_-]*)?$")
     #: Engine parameters, one command-line item or ``--name=value`` each.
     backend_parameters: list[str] = Field(default_factory=list, max_length=200)
+    #: The image of the engine's container, in place of the backend's.
+    image_name: Title = Field(default="", max_length=512)
+    #: The engine's command line, in place of the backend's; words in double braces are filled in.
+    run_command: str = Field(default="", max_length=8192)
     #: Environment variables of the engine.
     env: dict[str, str] = Field(default_factory=dict)
     #: Start the engine again when it fails.
@@ -144,10 +148,19 @@ class _Spec(Input):
     @field_validator("env")
     @classmethod
     def _env_names(cls, env: dict[str, str]) -> dict[str, str]:
-        for name, value in env.items():
-            if not _ENV_NAME.match(name) or "\0" in value:
-                raise ValueError(f"{name!r} is not an environment variable")
-        return env
+        return variables(env)
+
+    @field_validator("run_command")
+    @classmethod
+    def _can_be_filled(cls, text: str) -> str:
+        return command_line(text)
+
+    @model_validator(mode="after")
+    def _command_has_a_backend(self) -> _Spec:
+        for name in ("image_name", "run_command"):
+            if getattr(self, name) and not self.backend:
+                raise ValueError(f"{name} goes with a backend that is named, such as custom")
+        return self
 
     @model_validator(mode="after")
     def _replicas_are_within(self) -> _Spec:
@@ -276,6 +289,8 @@ class ModelPatch(Input):
     backend: str | None = None
     backend_version: str | None = None
     backend_parameters: list[str] | None = None
+    image_name: str | None = None
+    run_command: str | None = None
     env: dict[str, str | None] | None = None
     restart_on_error: bool | None = None
     rollout: RolloutPatch | None = None
@@ -341,6 +356,8 @@ class ModelPublic(Record):
     backend: str = ""
     backend_version: str = ""
     backend_parameters: list[str] = []
+    image_name: str = ""
+    run_command: str = ""
     env: dict[str, str] = {}
     restart_on_error: bool = True
     rollout: Rollout = Rollout()
@@ -358,3 +375,19 @@ class ModelPublic(Record):
         """Whether the model runs nowhere while nobody asks for it, and starts when somebody does."""
         limits = self.scaled_between
         return limits is not None and limits[0] == 0
+
+
+class ModelForWorker(ModelPublic):
+    """A model as one of its instances is to be run: what its backend's row says is joined to what the model says.
+
+    ``backend_parameters`` begin with those of the row, in its format. An older server says nothing of the rest, which leaves everything
+    to the plugin that is called as the instance's backend.
+    """
+
+    #: The plugin whose backend serves it; empty is the one called as the instance's backend.
+    served_by: str = ""
+    config: BackendVersionConfig = BackendVersionConfig()
+    #: The path whose answer tells that the engine is ready; empty is the backend's own.
+    health_check_path: str = ""
+    #: Why it cannot be run at all, since its backend was changed; empty when nothing is in the way.
+    trouble: str = ""

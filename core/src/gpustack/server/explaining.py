@@ -143,7 +143,7 @@ class _Look:
         worker = self.state.workers.get(instance.worker_id or 0)
         if self._model.backend or worker is None or (facts := self._facts(worker)) is None:
             return []
-        asked = questions(self._model, worker, facts, self.state.versions)
+        asked = questions(self._model, worker, facts, self.state.known)
         await self._answer(each for each in asked if each not in self.state.answers)
         answered = [(each, self.state.answers[each]) for each in asked]
         return why(answered, instance.backend, gpus=bool(instance.gpu_indexes))
@@ -225,7 +225,7 @@ class _Look:
         """Return what backends say takes less memory: kinds of changes, each from the least to the greatest."""
         found: dict[str, list[list[tuple[str, tuple[str, ...]]]]] = {}
         for question in self._asked(self._model):
-            backend, plugin = self._backends[question.backend]
+            backend, plugin = self._backends[question.asked]
             if question.backend in found or not isinstance(backend, SuggestsLess):
                 continue
             request = EstimateRequest(
@@ -297,5 +297,5 @@ class _Look:
                 file = self.state.file(worker.id, model)
                 facts = telling.facts_in(file)
             if facts is not None:
-                found.update(dict.fromkeys(questions(model, worker, facts, self.state.versions)))
+                found.update(dict.fromkeys(questions(model, worker, facts, self.state.known)))
         return list(found)

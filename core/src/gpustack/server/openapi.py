@@ -38,6 +38,9 @@ _READ = (
     schemas.ModelCreate,
     schemas.ModelUpdate,
     schemas.ModelPatch,
+    schemas.InferenceBackendCreate,
+    schemas.InferenceBackendUpdate,
+    schemas.InferenceBackendYaml,
     schemas.ModelRouteCreate,
     schemas.ModelRouteUpdate,
     schemas.ModelRoutePatch,
@@ -56,6 +59,8 @@ _READ = (
 _WRITTEN = (
     *_PAGED,
     *(schemas.Page[each] for each in _PAGED),  # type: ignore[valid-type]  # built at run time
+    schemas.InferenceBackendList,
+    schemas.ModelForWorker,
     schemas.UserPublic,
     schemas.ApiKeyCreated,
     schemas.WorkerRegistered,

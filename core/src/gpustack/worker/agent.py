@@ -167,7 +167,7 @@ class Agent:
                 self._config,
                 desk,
                 PortPool(self._config.service_ports),
-                self._client.models.get,
+                self._client.models.for_instance,
                 reports.put,
                 hub,
                 bundled,

@@ -7,11 +7,12 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from gpustack.extensions import Catalogue, Guard, Registered, opened
 from gpustack.extensions.catalogue import shown
+from gpustack.kit.command_template import filled, uses, words_of
 from gpustack.kit.errors import GPUStackError, InvalidInput
 from gpustack.kit.net import LOOPBACK
 from gpustack.plugin import (
@@ -21,20 +22,27 @@ from gpustack.plugin import (
     LaunchPlan,
     LaunchRequest,
     ModelFacts,
+    PipxPackage,
     PluginError,
+    Probe,
     Refused,
     ResourceClaim,
     UsesAdapters,
 )
-from gpustack.schemas import ModelInstancePublic, ModelPublic
+from gpustack.plugin.commands import described, fill
+from gpustack.schemas import BackendVersionConfig, ModelForWorker, ModelInstancePublic
 from gpustack.worker.artifacts import ArtifactInstaller
-from gpustack.worker.facts import read_adapters_within, read_facts_within
+from gpustack.worker.facts import read_adapters_within, read_facts_within, read_sizes_within
+from gpustack.worker.programs import find_program
 from gpustack.worker.status import Machine
 
 logger = logging.getLogger(__name__)
 
 #: Characters of a reason that a backend reads out of a log.
 _LONGEST = 1000
+
+#: The backend of engines that people describe, which serves those of rows that no plugin brings.
+_CUSTOM = "custom"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +54,7 @@ class Installed:
     version: str
     command: str
     facts: ModelFacts
+    config: BackendVersionConfig
     adapters: tuple[Adapter, ...] = ()
 
 
@@ -83,23 +92,53 @@ class Desk:
         await self._stack.aclose()
 
     async def install(
-        self, instance: ModelInstancePublic, model: ModelPublic, path: str, say: Callable[[str], None]
+        self,
+        instance: ModelInstancePublic,
+        model: ModelForWorker,
+        path: str,
+        say: Callable[[str], None],
+        *,
+        config: BackendVersionConfig,
     ) -> Installed:
         """Read the headers of the model at ``path`` and make its engine ready; ``say`` gets a line for each step.
 
-        Raises GPUStackError with one line: InvalidInput and Refused when trying again cannot help.
+        ``config`` says what is not left to the plugin. Raises GPUStackError with one line: InvalidInput and Refused when
+        trying again cannot help.
         """
-        registered = self._registered(instance)
-        facts = await read_facts_within(path)
+        if model.trouble:
+            raise Refused(model.trouble)
+        registered = self._registered(instance, model.served_by)
+        facts = await self._facts(registered, path)
         backend = await self._backend(registered)
-        version = instance.backend_version or model.backend_version or backend.default_version
-        artifact = await Guard.call(registered.plugin, backend.artifact, version, self._machine.platform())
-        command = await self._installer.ensure(instance.backend, artifact, say)
         adapters = await self._adapters(registered.plugin, backend, model)
-        return Installed(backend, registered.plugin, version, str(command), facts, adapters)
+        version = instance.backend_version or model.backend_version or backend.default_version
+        if config.runner == "container":
+            raise Refused(f"backend {instance.backend} runs in a container, and this worker runs none")
+        if config.run_command and not uses(config.run_command, "command"):
+            # Filled in as far as that can name a program: a model may be one.
+            name = filled(words_of(config.run_command)[:1], {"model_path": facts.path})[0]
+            environments = (config.env, model.env)
+            command = await asyncio.to_thread(find_program, name, self._host.bin_dir, *environments)
+            return Installed(backend, registered.plugin, version, command, facts, config, adapters)
+        artifact = await Guard.call(registered.plugin, backend.artifact, version, self._machine.platform())
+        if config.packages and isinstance(artifact, PipxPackage):
+            artifact = replace(artifact, requirements=(*artifact.requirements, *config.packages))
+        elif config.packages:
+            raise Refused(f"backend {instance.backend} has no environment that packages could be added to")
+        installed = await self._installer.ensure(registered.name, artifact, say)
+        return Installed(backend, registered.plugin, version, str(installed), facts, config, adapters)
+
+    async def _facts(self, registered: Registered[InferenceBackend[Any]], path: str) -> ModelFacts:
+        try:
+            return await read_facts_within(path)
+        except InvalidInput:
+            if registered.name != _CUSTOM:
+                raise
+            # Only its operator knows what such an engine reads.
+            return await read_sizes_within(path)
 
     async def _adapters(
-        self, plugin: str, backend: InferenceBackend[Any], model: ModelPublic
+        self, plugin: str, backend: InferenceBackend[Any], model: ModelForWorker
     ) -> tuple[Adapter, ...]:
         """Return what the files of the adapters say that the parameters name."""
         if not isinstance(backend, UsesAdapters):
@@ -108,9 +147,9 @@ class Desk:
         return await read_adapters_within(paths)
 
     async def plan(
-        self, installed: Installed, instance: ModelInstancePublic, model: ModelPublic, *, port: int
+        self, installed: Installed, instance: ModelInstancePublic, model: ModelForWorker, *, port: int
     ) -> tuple[LaunchPlan, dict[str, str]]:
-        """Return what to run on ``port``, and the environment that shows the chosen devices."""
+        """Return what to run on ``port``, and the environment that shows the chosen devices and that of the version."""
         by_index = {device.index: device for device in self._machine.devices}
         if missing := [index for index in instance.gpu_indexes if index not in by_index]:
             raise InvalidInput(
@@ -136,9 +175,15 @@ class Desk:
             else (),
             interface=self._interface,
             adapters=installed.adapters,
+            run_command=installed.config.run_command,
         )
-        plan = await Guard.call(installed.plugin, installed.backend.launch, request)
-        return plan, await self._machine.expose(devices)
+        plan: LaunchPlan = await Guard.call(installed.plugin, installed.backend.launch, request)
+        if request.run_command and installed.backend.name != _CUSTOM:
+            plan = replace(plan, argv=(*described(request), *fill(request, *request.parameters)))
+        if model.health_check_path:
+            plan = replace(plan, ready=Probe(path=model.health_check_path, timeout=plan.ready.timeout))
+        own = {name: fill(request, value)[0] for name, value in installed.config.env.items()}
+        return plan, {**await self._machine.expose(devices), **own}
 
     async def failure(self, instance: ModelInstancePublic, log: str) -> str:
         """Return why its engine ended, in a line, from the end of its ``log``; empty when nobody can say."""
@@ -166,8 +211,13 @@ class Desk:
             raise PluginError(f"kv_cache_use returned {shown(used)}, which is not between 0 and 1")
         return float(used)
 
-    def _registered(self, instance: ModelInstancePublic) -> Registered[InferenceBackend[Any]]:
-        if (registered := self._catalogue.backends.get(instance.backend)) is not None:
+    def _registered(
+        self, instance: ModelInstancePublic, served_by: str = ""
+    ) -> Registered[InferenceBackend[Any]]:
+        """Return the backend of a plugin that serves the instance; who asks later need not say which that is."""
+        backends = self._catalogue.backends
+        name = served_by or (instance.backend if instance.backend in backends else _CUSTOM)
+        if (registered := backends.get(name)) is not None:
             return registered
         known = ", ".join(sorted(self._catalogue.backends)) or "none"
         raise Refused(f"backend {instance.backend!r} is not installed on this worker; it has: {known}")

@@ -14,7 +14,14 @@ from gpustack.kit.process import moment
 from gpustack.kit.tasks import Tasks, persist
 from gpustack.lifecycle import engine as life
 from gpustack.plugin import Refused
-from gpustack.schemas import InstanceReport, InstanceState, ModelInstancePublic, ModelPublic, Source
+from gpustack.schemas import (
+    InstanceReport,
+    InstanceState,
+    ModelForWorker,
+    ModelInstancePublic,
+    ModelPublic,
+    Source,
+)
 from gpustack.worker.artifacts import InstallError
 from gpustack.worker.artifacts.hub import DownloadError, Progress
 from gpustack.worker.artifacts.hub.cache import HubSource
@@ -52,7 +59,7 @@ class InstanceDriver:
         self._events: asyncio.Queue[tuple[int | None, life.Event]] = asyncio.Queue()
         self._generation = 0
         self._tasks = Tasks(f"instance {instance.name}", self._task_failed)
-        self._model: ModelPublic | None = None
+        self._model: ModelForWorker | None = None
         self._installed: Installed | None = None
         self._engine: EngineProcess | None = None
         self._lease: Lease | None = None
@@ -248,7 +255,9 @@ class InstanceDriver:
         try:
             self._model = await self._shop.model(self.instance, self._model)
             path = await self._files(self._model)
-            installed = await self._shop.desk.install(self.instance, self._model, path, self._say)
+            installed = await self._shop.desk.install(
+                self.instance, self._model, path, self._say, config=self._model.config
+            )
         except GPUStackError as error:
             self._failed(error)
             return

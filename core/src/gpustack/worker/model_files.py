@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from gpustack.extensions import BundledModels
 from gpustack.kit.backoff import Backoff
-from gpustack.kit.errors import GPUStackError
+from gpustack.kit.errors import GPUStackError, InvalidInput
 from gpustack.kit.tasks import Tasks
 from gpustack.plugin import ModelFacts
 from gpustack.schemas import (
@@ -30,7 +30,7 @@ from gpustack.schemas import (
 from gpustack.worker.artifacts.hub import HubFacts, HubFiles
 from gpustack.worker.artifacts.hub.cache import HubSource
 from gpustack.worker.artifacts.hub.errors import PASSING
-from gpustack.worker.facts import read_facts_within
+from gpustack.worker.facts import read_facts_within, read_sizes_within
 from gpustack.worker.outbox import Outbox
 
 log = logging.getLogger(__name__)
@@ -126,7 +126,11 @@ class ModelFiles:
     async def _reading(self, file: ModelFilePublic) -> ModelFileReport:
         try:
             async with self._slots:
-                facts = await self._read(await self._path(file))
+                path = await self._path(file)
+                try:
+                    facts = await self._read(path)
+                except InvalidInput as error:
+                    return await self._unreadable(file, path, error)
         except GPUStackError as error:
             return _error(file, error.message)
         except Exception as error:  # a defect here must not leave the server waiting
@@ -139,6 +143,15 @@ class ModelFiles:
             resolved_paths=[facts.path],
             facts=FactsDocument.model_validate(asdict(facts)),
         )
+
+    async def _unreadable(self, file: ModelFilePublic, path: str, error: InvalidInput) -> ModelFileReport:
+        """Return that these are no files of a model to us, and how large they are: engines of users may read them."""
+        report = _error(file, error.message)
+        try:
+            facts = await read_sizes_within(path)
+        except GPUStackError:
+            return report  # there is nothing, which the error says
+        return report.model_copy(update={"facts": FactsDocument.model_validate(asdict(facts))})
 
     async def _path(self, file: ModelFilePublic) -> str:
         if file.source is Source.BUNDLED:

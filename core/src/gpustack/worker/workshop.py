@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from gpustack.extensions import BundledModels
 from gpustack.kit.backoff import Backoff
 from gpustack.kit.errors import GPUStackError, NotFound
-from gpustack.schemas import InstanceReport, ModelInstancePublic, ModelPublic
+from gpustack.schemas import InstanceReport, ModelForWorker, ModelInstancePublic
 from gpustack.worker.artifacts.hub import HubFiles
 from gpustack.worker.config import WorkerConfig
 from gpustack.worker.desk import Desk
@@ -26,16 +26,16 @@ class Workshop:
     config: WorkerConfig
     desk: Desk
     ports: PortPool
-    #: Returns the model's present description.
-    fetch_model: Callable[[int], Awaitable[ModelPublic]]
+    #: Returns the present description of a model, by its id, as an instance of it is to be run.
+    fetch_model: Callable[[int, int], Awaitable[ModelForWorker]]
     #: Takes a report for the server; never waits.
     report: Callable[[int, InstanceReport], None]
     hub: HubFiles
     bundled: BundledModels
 
     async def model_if_any(
-        self, instance: ModelInstancePublic, known: ModelPublic | None
-    ) -> ModelPublic | None:
+        self, instance: ModelInstancePublic, known: ModelForWorker | None
+    ) -> ModelForWorker | None:
         """Return the model; None when it is gone: then the instance drains, or is gone too, and the watch says so."""
         if instance.draining_since is not None:
             return None
@@ -45,7 +45,7 @@ class Workshop:
             log.warning("instance %s: its model is gone", instance.name)
             return None
 
-    async def model(self, instance: ModelInstancePublic, known: ModelPublic | None) -> ModelPublic:
+    async def model(self, instance: ModelInstancePublic, known: ModelForWorker | None) -> ModelForWorker:
         """Return the instance's model as the server has it, or as ``known`` while the server is away.
 
         Waits for the server when nothing is known. Raises NotFound when the model is gone.
@@ -53,7 +53,7 @@ class Workshop:
         wait = Backoff(first=0.5, limit=15.0)
         while True:
             try:
-                return await self.fetch_model(instance.model_id)
+                return await self.fetch_model(instance.model_id, instance.id)
             except NotFound:
                 raise
             except GPUStackError as error:

@@ -18,6 +18,7 @@ from gpustack.schemas.models import ModelCreate, ModelPatch, ModelPublic, ModelU
 
 #: What an engine is started with.
 _SPEC = ("source", "local_path", "backend", "backend_version", "backend_parameters", "env")
+_OWN = ("image_name", "run_command")
 _HUB = ("huggingface_repo_id", "huggingface_filename", "huggingface_revision")
 
 
@@ -32,6 +33,8 @@ def spec_digest(described: ModelCreate | ModelUpdate | ModelPublic) -> str:
         spec |= {name: getattr(described, name) for name in _HUB}
     elif described.source is Source.BUNDLED:
         spec["bundled_name"] = described.bundled_name
+    # Left out when empty, so that models from before these fields need no other engine.
+    spec |= {name: value for name in _OWN if (value := getattr(described, name))}
     if (gpus := described.gpu_selector) is not None:
         spec["gpus"] = [sorted(gpus.gpu_ids), gpus.gpus_per_replica]
     return hashlib.sha256(json(spec).encode()).hexdigest()

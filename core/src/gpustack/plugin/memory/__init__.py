@@ -15,6 +15,7 @@ fixed costs depend on the engine and its version (:mod:`.engines`). What was mea
 sum (:mod:`.learning`). All functions are pure.
 """
 
+from gpustack.kit.text import parse_size
 from gpustack.plugin.memory.cache import (
     Cache,
     bytes_per_token,
@@ -51,6 +52,7 @@ __all__ = [
     "forgetting_bytes",
     "learn",
     "memory_fraction",
+    "parse_size",
     "static_fraction",
     "weight_bytes",
 ]

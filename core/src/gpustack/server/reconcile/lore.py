@@ -143,7 +143,8 @@ class Lore:
         file = self._state.file(worker.id, model)
         if file is None or file.state in READING:
             return _READING_STILL, None
-        if file.state is ModelFileState.ERROR or file.facts is None:
+        readable = file.state is not ModelFileState.ERROR or self._state.known.reads_anything(model)
+        if file.facts is None or not readable:
             reason = file.state_message or "could not read the model's files"
             return FilesThere(ready=False, reason=reason), None
         return _THERE, facts_of(file.facts)
@@ -155,10 +156,9 @@ class Lore:
 
     def _offer(self, model: ModelPublic, worker: WorkerPublic, facts: ModelFacts, known: Known) -> Offer:
         state = self._state
-        asked = questions(model, worker, facts, state.versions)
+        asked = questions(model, worker, facts, state.known)
         if not asked:
-            names = ", ".join(state.versions) or "none"
-            return Offer(refusals=(f"backend {model.backend!r} is not installed; there are: {names}",))
+            return Offer(refusals=(state.known.trouble(model) or "no backend is installed",))
         answers: list[tuple[Question, Answer]] = []
         for question in asked:
             answer = state.answers.get(question)

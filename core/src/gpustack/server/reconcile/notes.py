@@ -9,7 +9,13 @@ from gpustack.lifecycle.instance import Deadlines
 from gpustack.plugin.memory import Learned, MemoryKey
 from gpustack.scheduling import Holding
 from gpustack.scheduling.fleet import Watch
-from gpustack.schemas import ModelFilePublic, ModelInstancePublic, ModelPublic, WorkerPublic
+from gpustack.schemas import (
+    InferenceBackendRow,
+    ModelFilePublic,
+    ModelInstancePublic,
+    ModelPublic,
+    WorkerPublic,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,5 +98,6 @@ class Rows:
     instances: Sequence[ModelInstancePublic]
     workers: Sequence[WorkerPublic]
     files: Sequence[ModelFilePublic]
+    backends: Sequence[InferenceBackendRow] = ()
     #: What earlier starts measured.
     peaks: Mapping[MemoryKey, Learned] = field(default_factory=dict)

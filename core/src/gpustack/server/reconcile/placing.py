@@ -351,7 +351,7 @@ class _Look:
         else:
             file = self._file(worker)
             facts = facts_of(file.facts) if file is not None and file.facts is not None else None
-        return questions(self._model, worker, facts, self._state.versions) if facts is not None else []
+        return questions(self._model, worker, facts, self._state.known) if facts is not None else []
 
     def _no_worker(self) -> Park:
         request = self._request(Known(gpus=self._lore.gpus(self._model)))

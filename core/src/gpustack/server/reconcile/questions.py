@@ -27,6 +27,7 @@ from gpustack.plugin import (
     TryAgain,
 )
 from gpustack.schemas import FactsDocument, GpuStatus, ModelPublic, WorkerPublic
+from gpustack.server.known_backends import KnownBackends
 from gpustack.server.reconcile import byhand
 
 #: Backend instances with the names of their plugins, by backend name, in the order in which they are asked.
@@ -58,6 +59,15 @@ class Question:
     platform: Platform
     #: The instance is to get all of the devices, evenly, since their number was chosen by hand.
     by_hand: bool = False
+    #: The plugin's backend that answers, when it is called something else: for a row, ``custom``.
+    served_by: str = ""
+    #: The plugin's engine is installed for it, rather than a command or an image of somebody's own used.
+    installs: bool = True
+
+    @property
+    def asked(self) -> str:
+        """The name of the plugin's backend that answers."""
+        return self.served_by or self.backend
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,29 +153,29 @@ def _device(gpu: GpuStatus) -> GpuDevice:
 
 
 def questions(
-    model: ModelPublic, worker: WorkerPublic, facts: ModelFacts, versions: Mapping[str, str]
+    model: ModelPublic, worker: WorkerPublic, facts: ModelFacts, known: KnownBackends
 ) -> list[Question]:
     """Return what to ask for ``model`` on ``worker``: with its GPUs first, then without.
 
     With GPUs chosen by hand: with as many of them as one instance may get, the best number first, and not without.
-    ``versions`` holds the default version of every backend there is to ask, by name, in order.
     """
-    names = [model.backend] if model.backend else list(versions)
+    engines = known.engines(model)
     devices = alike(devices_of(worker))
     by_hand = _chosen(model, worker)
     return [
         Question(
-            backend=name,
-            version=model.backend_version or versions[name],
+            backend=engine.backend,
+            served_by="" if engine.served_by == engine.backend else engine.served_by,
+            installs=engine.installs,
+            version=engine.version,
             facts=facts,
-            parameters=tuple(model.backend_parameters),
+            parameters=engine.parameters,
             devices=each,
             platform=platform_of(worker),
             by_hand=by_hand is not None,
         )
         for each in (by_hand if by_hand is not None else [devices, ()] if devices else [()])
-        for name in names
-        if name in versions
+        for engine in engines
     ]
 
 
@@ -185,7 +195,7 @@ def _chosen(model: ModelPublic, worker: WorkerPublic) -> list[tuple[GpuDevice, .
 
 async def ask(question: Question, backends: Backends, now: float) -> Answer:
     """Put ``question`` to its backend. Never raises: a backend's trouble is an answer too."""
-    backend, plugin = backends[question.backend]
+    backend, plugin = backends[question.asked]
     refused_by: Literal["model", "platform", "parameters"] = "model"
     try:
         verdict = await _call(plugin, backend.accepts, question.facts, question.devices)
@@ -193,7 +203,8 @@ async def ask(question: Question, backends: Backends, now: float) -> Answer:
             return Answer(refused_by="model", reason=f"{question.backend}: {verdict.reason}")
         preference = _preference(await _call(plugin, backend.preference, question.facts, question.devices))
         refused_by = "platform"
-        await _call(plugin, backend.artifact, question.version, question.platform)
+        if question.installs:
+            await _call(plugin, backend.artifact, question.version, question.platform)
         refused_by = "parameters"
         request = EstimateRequest(
             model=question.facts,

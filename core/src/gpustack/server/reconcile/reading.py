@@ -17,5 +17,6 @@ async def read_rows(store: Store) -> Rows:
         instances=instances.items,
         workers=workers.items,
         files=files.items,
+        backends=(await store.inference_backends.list(page=-1)).items,
         peaks=await store.measured.all(),
     )

@@ -17,6 +17,7 @@ from gpustack.scheduling.records import RecordedFleet
 from gpustack.schemas import (
     EventType,
     Heartbeat,
+    InferenceBackendRow,
     InstanceState,
     ModelFilePublic,
     ModelFileState,
@@ -28,6 +29,8 @@ from gpustack.schemas import (
     source_key,
 )
 from gpustack.schemas.common import Record
+from gpustack.server.known_backends import CUSTOM, KnownBackends
+from gpustack.server.reconcile.comparing import fell, offers_of, wish_of
 from gpustack.server.reconcile.learned import Peaks
 from gpustack.server.reconcile.notes import Limits, Notes, Others, Promise, Refusal, Rows
 from gpustack.server.reconcile.questions import Answer, Question, facts_of, kind_of
@@ -61,6 +64,7 @@ class State:
         self.instances: dict[int, ModelInstancePublic] = {}
         self.workers: dict[int, WorkerPublic] = {}
         self.files: dict[int, ModelFilePublic] = {}
+        self.backends: dict[int, InferenceBackendRow] = {}
         self.notes: dict[int, Notes] = {}
         self.seen: dict[int, float] = {}
         self.rhythms: dict[int, Rhythm] = {}
@@ -89,6 +93,7 @@ class State:
         self.promises: dict[int, Promise] = {}
         #: What is asked of the models.
         self.scaling = Scaling()
+        self._known: KnownBackends | None = None
         self._deleted: dict[int, None] = {}
         #: Ids of files by worker.
         self._file_ids: dict[SourceKey, dict[int, int]] = {}
@@ -109,6 +114,8 @@ class State:
             self.put_worker(WorkerPublic.model_validate(data), now)
         elif topic == "model-files":
             self.put_file(ModelFilePublic.model_validate(data))
+        elif topic == "inference-backends":
+            self.put_backend(InferenceBackendRow.model_validate(data))
 
     def put_model(self, new: ModelPublic) -> None:
         """Take in a model; after a change of what it runs, or where, its instances are tried anew."""
@@ -116,9 +123,11 @@ class State:
         self.models[new.id] = new
         if old is None or old.priority != new.priority:
             self._follow_priority(new)
-        if old is None or _wish(old) == _wish(new):
-            return
-        for each in self.instances_of(new.id):
+        if old is not None and wish_of(old) != wish_of(new):
+            self._try_anew(new)
+
+    def _try_anew(self, model: ModelPublic) -> None:
+        for each in self.instances_of(model.id):
             notes = self.notes[each.id]
             notes.retry, notes.parked = True, None
             notes.asked.clear()
@@ -156,7 +165,7 @@ class State:
         self.workers[new.id] = new
         if old is None or (old.state not in _UP and new.state in _UP):
             self.seen[new.id] = now
-        if old is None or _offers(old) != _offers(new):
+        if old is None or offers_of(old) != offers_of(new):
             self.capacity += 1
         if old is None or old.status != new.status:
             self.measured(new.id, new.status)
@@ -175,10 +184,35 @@ class State:
             self.capacity += 1
             self._file_news[new.source_key] = self.capacity
 
+    def put_backend(self, new: InferenceBackendRow) -> None:
+        """Take in a row of a backend. Engines that run go on; what waits for one is tried anew."""
+        self.backends[new.id] = new
+        self._follow_backend(new.backend_name)
+
+    def _follow_backend(self, name: str) -> None:
+        before = self.known.served_by_custom
+        self._known = None
+        if self.known.served_by_custom != before:
+            for worker in self.workers.values():
+                self.fleet.put_worker(self._worker(worker))
+        for model in self.models.values():
+            if model.backend == name:
+                self._try_anew(model)
+
+    @property
+    def known(self) -> KnownBackends:
+        """The backends that there are now."""
+        if self._known is None or self._known.versions is not self.versions:
+            self._known = KnownBackends(self.versions, self.backends.values())
+        return self._known
+
     def _drop(self, topic: str, id: int) -> None:  # noqa: A002
         if topic == "models":
             self.models.pop(id, None)
             self.scaling.forget_model(id)
+        elif topic == "inference-backends":
+            if (row := self.backends.pop(id, None)) is not None:
+                self._follow_backend(row.backend_name)
         elif topic == "model-instances":
             self.drop_instance(id)
         elif topic == "workers":
@@ -272,7 +306,7 @@ class State:
         worker = self.workers[worker_id]
         if worker.status != status:
             self.workers[worker_id] = new = worker.model_copy(update={"status": status})
-            if _offers(new) != _offers(worker):
+            if offers_of(new) != offers_of(worker):
                 self.capacity += 1  # as when GPUs are found later than the rest, or a faulty one is mended
             self.measured(worker_id, status)
             self.fleet.put_worker(self._worker(self.workers[worker_id]))
@@ -298,7 +332,7 @@ class State:
         )
         old = self.others.get(worker_id)
         self.others[worker_id] = new
-        if old is None or _fell(old, new):
+        if old is None or fell(old, new):
             self.capacity += 1
 
     # Views -------------------------------------------------------------------------------------------------
@@ -367,7 +401,7 @@ class State:
 
     def _worker(self, worker: WorkerPublic) -> Worker:
         status, others = worker.status, self.others.get(worker.id, Others())
-        known = worker.catalogue.get("backends")
+        backends = frozenset(self.versions if (told := worker.catalogue.get("backends")) is None else told)
         kind = self.kinds[worker.id] = kind_of(worker)
         groups = dict.fromkeys(gpu.link_group for gpu in status.gpu_devices if gpu.link_group)
         islands = {name: number for number, name in enumerate(groups)}
@@ -380,7 +414,7 @@ class State:
             or ("in maintenance" if worker.state is WorkerState.MAINTENANCE else ""),
             labels=worker.labels,
             kind=kind,
-            backends=frozenset(self.versions if known is None else known),
+            backends=backends | self.known.served_by_custom if CUSTOM in backends else backends,
             ram_total=status.memory.total,
             ram_others=others.ram,
             ram_reserved=worker.system_reserved.get("ram", 0),
@@ -493,6 +527,10 @@ class State:
         self._forget("model-instances", self.instances, rows.instances)
         self._forget("workers", self.workers, rows.workers)
         self._forget("model-files", self.files, rows.files)
+        self._forget("inference-backends", self.backends, rows.backends)
+        for backend in rows.backends:
+            if self.backends.get(backend.id) != backend:
+                self.put_backend(backend)
         for model in rows.models:
             self.put_model(model)
         for instance in rows.instances:
@@ -516,7 +554,7 @@ class State:
             self._drop(topic, gone)
 
 
-TOPICS = ("models", "model-instances", "workers", "model-files")
+TOPICS = ("models", "model-instances", "workers", "model-files", "inference-backends")
 
 
 def _progressed(old: ModelInstancePublic, new: ModelInstancePublic) -> bool:
@@ -545,26 +583,3 @@ def _held(instance: ModelInstancePublic) -> Holding | None:
         ram=claim.ram,
         vram=claim.vram,
     )
-
-
-def _wish(model: ModelPublic) -> tuple[object, ...]:
-    """Return what of a model decides how and where it can run."""
-    return model.spec_digest, model.worker_selector, model.cluster_id
-
-
-def _offers(worker: WorkerPublic) -> tuple[object, ...]:
-    """Return what of a worker decides who fits there, without what is measured."""
-    gpus = [(gpu.index, gpu.uuid, gpu.memory.total, gpu.faults) for gpu in worker.status.gpu_devices]
-    return (
-        worker.state,
-        worker.cluster_id,
-        worker.labels,
-        worker.catalogue,
-        worker.system_reserved,
-        worker.status.memory.total,
-        gpus,
-    )
-
-
-def _fell(old: Others, new: Others) -> bool:
-    return new.ram < old.ram or any(size < old.vram.get(index, 0) for index, size in new.vram.items())

@@ -22,6 +22,7 @@ from gpustack.plugin import (
     LaunchRequest,
     Member,
     ModelFacts,
+    OnWorker,
     PipxPackage,
     Platform,
     Probe,
@@ -396,8 +397,8 @@ class InferenceBackendSuite(ExtensionSuite[InferenceBackend[Any]]):
             artifact: object = self.pure(made.artifact, version, platform)
         except Refused:
             return None
-        assert isinstance(artifact, PipxPackage | ReleaseBinary | ContainerImage), (
-            f"artifact returned {artifact!r}; return a PipxPackage, a ReleaseBinary or a ContainerImage"
+        assert isinstance(artifact, PipxPackage | ReleaseBinary | ContainerImage | OnWorker), (
+            f"artifact returned {artifact!r}; return a PipxPackage, a ReleaseBinary, a ContainerImage or OnWorker"
         )
         return artifact
 

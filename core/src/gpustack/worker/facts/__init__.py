@@ -8,6 +8,6 @@ checked against the size of the file first. The answer is :class:`~gpustack.plug
 """
 
 from gpustack.worker.facts.adapters import read_adapters_within
-from gpustack.worker.facts.resolve import read_facts, read_facts_within
+from gpustack.worker.facts.resolve import read_facts, read_facts_within, read_sizes_within
 
-__all__ = ["read_adapters_within", "read_facts", "read_facts_within"]
+__all__ = ["read_adapters_within", "read_facts", "read_facts_within", "read_sizes_within"]

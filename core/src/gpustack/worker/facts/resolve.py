@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import stat
 from pathlib import Path
@@ -14,6 +15,8 @@ from gpustack.worker.facts.gguf_model import part_of, read_gguf
 from gpustack.worker.facts.hf_config import is_hf_dir, read_hf_dir
 from gpustack.worker.facts.reader import Opener, open_local
 
+#: Files of a directory that are counted; an engine's model has far fewer.
+_MOST_FILES = 10_000
 _READS = "GPUStack reads GGUF files and Hugging Face directories"
 
 
@@ -44,6 +47,32 @@ async def read_facts_within(path: Path | str, *, seconds: float = 30.0) -> Model
             f"{path} could not be read within {seconds:.0f} s; is it on a network file system that has stalled?",
             retry_after=seconds,
         ) from None
+
+
+async def read_sizes_within(path: Path | str, *, seconds: float = 30.0) -> ModelFacts:
+    """Return what is known of files that are no model to us: their sizes. Raises as :func:`read_facts_within`."""
+
+    def read() -> ModelFacts:
+        where = os.path.normpath(path)
+        try:
+            return ModelFacts(format="unknown", path=where, weight_bytes=_size(Path(where)))
+        except OSError as error:
+            raise InvalidInput(os_trouble(where, error)) from error
+        except ValueError as error:
+            raise InvalidInput(f"{str(path)!r} is not a path") from error
+
+    try:
+        return await call_aside(f"sizes of {path}", read, timeout=seconds)
+    except (TimeoutError, StillHangingError):
+        raise Unavailable(f"{path} could not be read within {seconds:.0f} s", retry_after=seconds) from None
+
+
+def _size(path: Path) -> int:
+    info = path.stat()
+    if not stat.S_ISDIR(info.st_mode):
+        return info.st_size
+    files = itertools.islice((file for file in path.rglob("*") if file.is_file()), _MOST_FILES)
+    return sum(file.stat().st_size for file in files)
 
 
 def os_trouble(path: Path | str, error: OSError) -> str:
