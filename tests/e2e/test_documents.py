@@ -38,6 +38,7 @@ def commands(document: str) -> list[str]:
                 "getting-started",
                 "command-line",
                 "deployment",
+                "engines",
                 "placement",
                 "scaling",
                 "settings",

@@ -18,7 +18,7 @@ import uvicorn
 from gpustack.extensions import Catalogue, Registered
 from gpustack.lifecycle.engine import EngineLimits
 from gpustack.plugin import InferenceBackend, LaunchPlan, NoSettings, PipxPackage, ResourceClaim, Verdict
-from gpustack.schemas import ModelInstancePublic, ModelPublic
+from gpustack.schemas import ModelForWorker, ModelInstancePublic
 from gpustack.worker.agent import run_worker
 from gpustack.worker.config import WorkerConfig
 from gpustack.worker.runners.ending import end_recorded
@@ -82,7 +82,7 @@ class FakeServer:
 
     def want(self, number: int, model: dict[str, Any], **fields: Any) -> None:
         """Place an instance of ``model`` on worker 1."""
-        self.models[number] = ModelPublic.model_validate(
+        self.models[number] = ModelForWorker.model_validate(
             {"id": number, "created_at": NOW, "updated_at": NOW, "cluster_id": 1, **model}
         ).model_dump(mode="json")
         row = {

@@ -162,10 +162,11 @@ def step(life: EngineLife, event: Event, limits: EngineLimits) -> tuple[EngineLi
         case Exited() if life.state is _S.SCHEDULED:
             return _fail(life, limits, f"the engine {event.description}", tail=event.tail)
         case StartTimedOut() if life.state is _S.STARTING:
+            at = f" at {event.path}" if event.path else ""
             return _fail(
                 life,
                 limits,
-                f"the engine did not answer within {event.seconds:.0f} s and was ended",
+                f"the engine did not answer{at} within {event.seconds:.0f} s and was ended",
                 tail=event.tail,
             )
         case RestartDue() if life.state is _S.ERROR:

@@ -58,10 +58,11 @@ class Exited:
 
 @dataclass(frozen=True, slots=True)
 class StartTimedOut:
-    """It did not answer in the time that loading may take."""
+    """It did not answer in the time that loading may take; ``path`` is what was asked, where people chose that."""
 
     seconds: float
     tail: str = ""
+    path: str = ""
 
 
 @dataclass(frozen=True, slots=True)

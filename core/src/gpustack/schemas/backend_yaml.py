@@ -44,7 +44,7 @@ def write_backend(backend: InferenceBackendPublic) -> str:
         for version, config in backend.version_configs.items()
     }
     kept = {name: value for name, value in described.items() if value}
-    text: str = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=100)
+    text: str = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=1_000)
     return text
 
 

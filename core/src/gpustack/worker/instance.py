@@ -332,7 +332,8 @@ class InstanceDriver:
     async def _limit_start(self, seconds: float) -> None:
         generation = self._generation
         await asyncio.sleep(seconds)
-        self._post(generation, life.StartTimedOut(seconds, await self._tail()))
+        path = self._model.health_check_path if self._model is not None else ""
+        self._post(generation, life.StartTimedOut(seconds, await self._tail(), path))
 
     async def _probe(self, engine: EngineProcess, seconds: float) -> None:
         generation, record = self._generation, engine.record
