@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ENGINE
 
 from gpustack.lifecycle.engine import EngineLimits
 from gpustack_backends import Custom
 
+ENGINE = str(Path(__file__).parents[1] / "engine_process" / "fake_engine.py")
 COMMAND = f"{shlex.quote(sys.executable)} {shlex.quote(ENGINE)} {{{{port}}}}"
 
 
@@ -32,10 +32,10 @@ def described(fleet: Any, command: str = COMMAND, behaviour: str = "fine", **fie
 async def test_a_command_runs_with_its_environment(fleet: Any, server: Any, until: Any) -> None:
     await fleet.start()
     env = {"MODEL_VAR": "of {{model_name}}", "OTHER": "x"}
-    server.want(1, described(fleet, behaviour="'shows its world'", config={"env": env}), backend="mine")
+    server.want(1, described(fleet, behaviour="shows its world", config={"env": env}), backend="mine")
     await until(lambda: server.last(1)["state"] == "running")
 
-    said = next((fleet.root / "log").rglob("m-1*.log")).read_text()
+    said = next((fleet.config.log_dir / "instances").glob("*/engine.log")).read_text()
     assert "VALUE of m" in said
     assert " OTHER " in said.splitlines()[1] + " "
 
@@ -72,7 +72,7 @@ async def test_what_cannot_be_started_is_one_line(
 
 async def test_a_health_path_that_never_answers_is_named(fleet: Any, server: Any, until: Any) -> None:
     await fleet.start(limits=EngineLimits(start=0.7))
-    model = described(fleet, behaviour="'never ready'", health_check_path="/never", restart_on_error=False)
+    model = described(fleet, behaviour="never ready", health_check_path="/never", restart_on_error=False)
     server.want(1, model, backend="mine")
     await until(lambda: server.last(1)["state"] == "error")
 

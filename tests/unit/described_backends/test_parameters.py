@@ -18,13 +18,17 @@ GIVEN = ("--a=1", "--b", "2", "--c 'x y'", "--flag", "-v", "positional", "--t", 
     [
         ("", GIVEN),
         (
+            "words",
+            (*("--a=1", "--b", "2", "--c", "x y", "--flag", "-v", "positional"), *("--t", "-1", "--last")),
+        ),
+        (
             "space",
             (*("--a", "1", "--b", "2", "--c", "x y", "--flag", "-v", "positional"), *("--t", "-1", "--last")),
         ),
         ("equal", (*("--a=1", "--b=2", "--c=x y", "--flag", "-v", "positional"), *("--t=-1", "--last"))),
     ],
 )
-def test_each_format(how: Literal["", "space", "equal"], expected: tuple[str, ...]) -> None:
+def test_each_format(how: Literal["", "words", "space", "equal"], expected: tuple[str, ...]) -> None:
     assert in_format(GIVEN, how) == expected
 
 

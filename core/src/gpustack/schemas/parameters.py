@@ -11,14 +11,21 @@ _FLAG = re.compile(r"--?[A-Za-z]")
 _APART = re.compile(r"--?[A-Za-z][^\s=]*\s")
 
 
-def in_format(parameters: Iterable[str], how: Literal["", "space", "equal"]) -> tuple[str, ...]:
+def in_format(parameters: Iterable[str], how: Literal["", "words", "space", "equal"]) -> tuple[str, ...]:
     """Return parameters written as ``how`` says: ``--name value`` in two words, or ``--name=value``.
 
-    What is no flag with a value stays as it is, and everything does when ``how`` is empty.
+    What is no flag with a value stays as it is. ``words`` only takes apart what was written as one, as ``--name value``;
+    empty leaves that to the backend too.
     """
-    if not how:
-        return tuple(parameters)
-    return tuple(_spaced(_words(parameters)) if how == "space" else _equal(list(_words(parameters))))
+    match how:
+        case "":
+            return tuple(parameters)
+        case "words":
+            return tuple(_words(parameters))
+        case "space":
+            return tuple(_spaced(_words(parameters)))
+        case "equal":
+            return tuple(_equal(list(_words(parameters))))
 
 
 def _words(parameters: Iterable[str]) -> Iterator[str]:

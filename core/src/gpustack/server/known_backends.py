@@ -126,11 +126,12 @@ class KnownBackends:
         if served_by == CUSTOM:
             _check_custom(name, config)
         parameters = [*(row.default_backend_param if row is not None else ()), *model.backend_parameters]
+        wanted = row.parameter_format if row is not None else ""
         return Engine(
             backend=name,
             served_by=served_by,
             version=version,
-            parameters=in_format(parameters, row.parameter_format if row is not None else ""),
+            parameters=in_format(parameters, wanted or ("words" if served_by == CUSTOM else "")),
             config=config,
             health_check_path=row.health_check_path if row is not None else "",
         )
