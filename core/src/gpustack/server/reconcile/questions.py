@@ -63,6 +63,8 @@ class Question:
     served_by: str = ""
     #: The plugin's engine is installed for it, rather than a command or an image of somebody's own used.
     installs: bool = True
+    #: It runs in a container, as its version or its model says.
+    contained: bool = False
 
     @property
     def asked(self) -> str:
@@ -167,6 +169,7 @@ def questions(
             backend=engine.backend,
             served_by="" if engine.served_by == engine.backend else engine.served_by,
             installs=engine.installs,
+            contained=engine.config.runner == "container",
             version=engine.version,
             facts=facts,
             parameters=engine.parameters,
