@@ -5,6 +5,7 @@
 #   postgresql       an external database server, whatever version the distribution has
 #   iproute2         the command ip: machines of their own as network namespaces
 #   docker.io        a Docker engine for our image, run by the tests themselves
+#   docker-registry  a registry that engines' images are really pulled from
 #   mmdebstrap       the base of that image, made without a registry
 #   docker-compose   checks the compose files
 #   nginx            what our gateway is compared with, in bytes and in processor time
@@ -18,6 +19,7 @@ compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null || wanted+=(postgresq
 here() { PATH=$PATH:/usr/sbin:/sbin command -v "$1" >/dev/null; }
 here ip || wanted+=(iproute2)
 here dockerd || wanted+=(docker.io)
+here docker-registry || wanted+=(docker-registry)
 here mmdebstrap || wanted+=(mmdebstrap)
 here docker-compose || wanted+=(docker-compose)
 here nginx || wanted+=(nginx)

@@ -14,6 +14,7 @@ import http.server
 import os
 import platform
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -39,7 +40,7 @@ _ACCOUNTS = 'for f in passwd group; do cp "$1/usr/share/base-passwd/$f.master" "
 _PYTHON = "/usr/bin/python3"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Docker:
     """A running engine; calling it runs the client."""
 
@@ -60,6 +61,14 @@ class Docker:
         return done.stdout.strip()
 
 
+@dataclass(frozen=True)
+class Registry:
+    """A running registry."""
+
+    #: As it stands in front of an image's name.
+    name: str
+
+
 def _program(name: str) -> str:
     """Return the distribution's own ``name``, which has its builder beside it; else any, or ""."""
     return shutil.which(name, path=f"/usr/bin:/usr/sbin:{os.environ.get('PATH', '')}") or ""
@@ -69,39 +78,93 @@ def require_docker() -> None:
     """Skip the test where no engine can run."""
     if sys.platform != "linux" or os.geteuid() != 0:
         pytest.skip("a Docker engine of the tests' own needs root")
-    for program in ("dockerd", "docker", "mmdebstrap"):
+    for program in ("dockerd", "docker", "mmdebstrap", "docker-registry"):
         if not _program(program):
             pytest.skip(f"{program} is missing; `make test` as root installs it on Debian and its kin")
 
 
-@contextlib.contextmanager
-def docker_engine() -> Iterator[Docker]:
-    """Run an engine until the block ends; its images, containers and volumes go with it."""
-    folder = Path(tempfile.mkdtemp(prefix="gpustack-docker-"))
-    docker = Docker(folder / "docker.sock")
-    # Should this process be killed, the engine ends too.
-    command = ["setpriv", "--pdeathsig", "TERM", _program("dockerd"), "--host", f"unix://{docker.socket}"]
-    command += [
-        "--data-root",
-        f"{folder}/data",
-        "--exec-root",
-        f"{folder}/exec",
-        "--pidfile",
-        f"{folder}/pid",
-    ]
-    command += ["--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-forward=false"]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-    try:
-        eventually(lambda: process.poll() is not None or _answers(docker), "dockerd answers", seconds=60)
+class DockerEngine(Docker):
+    """An engine that can be stopped and started again; what it keeps stays until :meth:`discard`."""
+
+    def __init__(self) -> None:
+        super().__init__(Path(tempfile.mkdtemp(prefix="gpustack-docker-")) / "docker.sock")
+        self._life: list[subprocess.Popen[bytes]] = []
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        folder = self.socket.parent
+        # Should this process be killed, the engine ends too.
+        command = ["setpriv", "--pdeathsig", "TERM", _program("dockerd"), "--host", f"unix://{self.socket}"]
+        command += [
+            "--data-root",
+            f"{folder}/data",
+            "--exec-root",
+            f"{folder}/exec",
+            "--pidfile",
+            f"{folder}/pid",
+        ]
+        command += ["--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-forward=false"]
+        with (folder / "log").open("wb") as log:
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        self._life.append(process)
+        eventually(lambda: process.poll() is not None or _answers(self), "dockerd answers", seconds=60)
         assert process.poll() is None, f"dockerd ended:\n{(folder / 'log').read_text()[-4000:]}"
+
+    def stop(self) -> None:
+        """Stop it; it ends its containers."""
+        for process in self._life:
+            process.terminate()
+            process.wait(60)
+        self._life.clear()
+
+    def discard(self) -> None:
+        """End it with everything it has."""
+        for container in self("ps", "--quiet", check=False).splitlines():
+            self("kill", container, check=False)
+        self.stop()
+        _remove(self.socket.parent)
+
+
+@contextlib.contextmanager
+def docker_engine() -> Iterator[DockerEngine]:
+    """Run an engine until the block ends; its images, containers and volumes go with it."""
+    docker = DockerEngine()
+    try:
+        docker.start()
         yield docker
     finally:
-        for container in docker("ps", "--quiet", check=False).splitlines():
-            docker("kill", container, check=False)
+        docker.discard()
+
+
+@contextlib.contextmanager
+def registry(folder: Path, port: int) -> Iterator[Registry]:
+    """Run a registry on loopback that keeps its images in ``folder``, until the block ends."""
+    settings = folder / "registry.yml"
+    settings.write_text(
+        "version: 0.1\nlog: {level: error}\n"
+        f"storage: {{filesystem: {{rootdirectory: {folder}/registry}}}}\n"
+        f"http: {{addr: '127.0.0.1:{port}'}}\n"
+    )
+    with (folder / "registry.log").open("ab") as log:
+        process = subprocess.Popen(
+            ["setpriv", "--pdeathsig", "TERM", _program("docker-registry"), "serve", settings],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        eventually(lambda: _listens(port), "the registry listens", seconds=30)
+        assert process.poll() is None, (folder / "registry.log").read_text()[-2000:]
+        yield Registry(f"127.0.0.1:{port}")
+    finally:
         process.terminate()
-        process.wait(60)
-        _remove(folder)
+        process.wait(30)
+
+
+def _listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
 
 
 def _answers(docker: Docker) -> bool:

@@ -26,6 +26,7 @@ def unending() -> Iterator[None]:
     """Engines cannot be ended until the block has."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("gpustack.worker.runners.ending._signal", lambda *_, **__: None)
+        patch.setattr("gpustack.worker.runners.cgroup.kill", lambda _: None)
         patch.setattr("gpustack.worker.runners.ending._FOR_GOOD", 0.2)
         yield
 

@@ -212,7 +212,7 @@ async def test_what_nvml_says_reaches_the_status(tmp_path: Path) -> None:
     assert [each.instance_id for each in first.processes or ()] == [7, None]
     assert second.memory.others == GIB
     assert [each.uuid for each in devices] == ["GPU-a", "GPU-b"]
-    assert shown["CUDA_VISIBLE_DEVICES"] == "GPU-a"
+    assert shown.env["CUDA_VISIBLE_DEVICES"] == "GPU-a"
 
 
 def a_gpu(**fields: Any) -> dict[str, Any]:
@@ -232,7 +232,7 @@ async def test_described_gpus_replace_the_detected_ones(tmp_path: Path) -> None:
     assert (second.name, second.uuid, second.type, second.memory.used) == ("X", "nvidia-5", "cuda", 0)
     assert second.core.total == 3
     assert [each.index for each in devices] == [0, 5]
-    assert shown["CUDA_VISIBLE_DEVICES"] == "GPU-a"
+    assert shown.env["CUDA_VISIBLE_DEVICES"] == "GPU-a"
 
 
 async def test_a_use_that_is_described_is_others_whatever_we_run(tmp_path: Path) -> None:
@@ -300,7 +300,7 @@ async def test_a_machine_whose_gpus_are_not_to_be_used(tmp_path: Path) -> None:
     status, devices, shown = await measured(tmp_path, {"gpu_devices": []})
 
     assert (status.gpu_devices, devices) == ([], ())
-    assert shown["CUDA_VISIBLE_DEVICES"] == ""
+    assert shown.env["CUDA_VISIBLE_DEVICES"] == ""
 
 
 async def test_processor_and_memory_are_described_too(tmp_path: Path) -> None:
@@ -338,7 +338,7 @@ async def test_a_described_vendor_without_a_driver_is_shown_by_number_one_withou
             shown = await machine.expose(machine.devices)
 
     assert [each.uuid for each in status.gpu_devices] == ["nvidia-0", "acme-1"]
-    assert shown["CUDA_VISIBLE_DEVICES"] == "0"
+    assert shown.env["CUDA_VISIBLE_DEVICES"] == "0"
     assert (
         "resources: no installed detector is for GPUs of acme, so engines there see all of them"
         in caplog.messages

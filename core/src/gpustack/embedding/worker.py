@@ -90,6 +90,7 @@ def _config(running: Running, name: str) -> WorkerConfig:
         service_ports=tuple(settings.service_port_range.ports()),
         pipx_path=settings.pipx_path,
         tools_url=settings.tools_download_base_url,
+        container_registry=settings.system_default_container_registry,
         hub=hub_of(settings),
         hub_token=Live(settings.huggingface_token),
         system_reserved=settings.system_reserved.in_bytes(),

@@ -119,7 +119,7 @@ _HOMES = {
     name: module
     for module, names in {
         "gpustack.plugin.contracts": (
-            "BundledModel Extension GpuDetector Host InferenceBackend NoSettings SpansWorkers "
+            "BundledModel ComesAsImage Extension GpuDetector Host InferenceBackend NoSettings SpansWorkers "
             "SuggestsLess SystemDetector UsesAdapters "
         ),
         "gpustack.plugin.databases": (
@@ -152,6 +152,7 @@ __all__ = [
     "AuthProvider",
     "BundledModel",
     "Category",
+    "ComesAsImage",
     "ContainerImage",
     "DataPathProcess",
     "Database",

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict
 
 from gpustack.plugin.values import (
     Artifact,
+    ContainerImage,
     DeviceExposure,
     EstimateRequest,
     GpuDevice,
@@ -192,6 +193,18 @@ class SpansWorkers(Protocol):
         """Return the process of the member ``request.member``; pure, as :meth:`InferenceBackend.launch`.
 
         Members may be started in any order and wait for each other; each is started again by itself when it ends.
+        """
+
+
+@runtime_checkable
+class ComesAsImage(Protocol):
+    """What a backend can besides, whose engine comes as a container image too: just this method."""
+
+    def image(self, version: str, platform: Platform) -> ContainerImage:
+        """Return the image of ``version`` for ``platform``, whose accelerators say which of several it is.
+
+        Asked when a version is to run in a container and its configuration names no image. Pure. Raises Refused when
+        there is none.
         """
 
 

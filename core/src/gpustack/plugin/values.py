@@ -246,6 +246,8 @@ class DeviceExposure:
     env: Mapping[str, str] = field(default_factory=dict)
     #: For a container, in which ``env`` is set as well; none for no device.
     requests: tuple[DeviceRequest, ...] = ()
+    #: For a container: device files that it gets, as in ``/dev/kfd``, where the vendor's runtime needs no request.
+    device_files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -396,10 +398,12 @@ class ReleaseBinary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerImage:
-    """An engine that comes as a container image, named without a registry."""
+    """An engine that comes as a container image. One that is named without a registry comes from the configured one."""
 
     image: str
     version: str
+    #: The program in it that the command line begins with; empty: the image's own entry point, which gets the rest.
+    command: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -441,7 +445,7 @@ class LaunchRequest:
     #: The name under which requests ask for the model.
     model_name: str
     model: ModelFacts
-    #: Path of the engine's executable.
+    #: Path of the engine's executable; in a container its name there, or empty for the image's own entry point.
     command: str
     version: str
     #: Loopback address and port to listen on; nothing else may be opened.

@@ -44,6 +44,7 @@ from gpustack.worker.news import is_news
 from gpustack.worker.outbox import Outbox
 from gpustack.worker.ports import PortPool
 from gpustack.worker.runners.ending import end_recorded, owners
+from gpustack.worker.runners.images import Images
 from gpustack.worker.status import Machine
 from gpustack.worker.workshop import Workshop
 
@@ -148,6 +149,7 @@ class Agent:
                     self._installer,
                     machine,
                     interface=self._config.interface,
+                    images=Images(self._config.container_registry),
                 )
             )
             reports: Outbox[InstanceReport] = Outbox(

@@ -35,6 +35,8 @@ class WorkerConfig:
     pipx_path: str = ""
     #: The server that engines' archives are fetched from; empty: where their URLs say.
     tools_url: str = ""
+    #: The registry of images that are named without one.
+    container_registry: str = "docker.io"
     #: Where models come from; None keeps the hub's cache below the data directory.
     hub: HubConfig | None = None
     #: The hub's token where it may be exchanged while the worker runs; that of ``hub`` does not count then.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -32,8 +32,11 @@ from gpustack.plugin import (
 from gpustack.plugin.commands import described, fill
 from gpustack.schemas import BackendVersionConfig, ModelForWorker, ModelInstancePublic
 from gpustack.worker.artifacts import ArtifactInstaller
+from gpustack.worker.contained import contained, image_of, made_ready
 from gpustack.worker.facts import read_adapters_within, read_facts_within, read_sizes_within
 from gpustack.worker.programs import find_program
+from gpustack.worker.runners.engine import Container
+from gpustack.worker.runners.images import Images
 from gpustack.worker.status import Machine
 
 logger = logging.getLogger(__name__)
@@ -56,6 +59,17 @@ class Installed:
     facts: ModelFacts
     config: BackendVersionConfig
     adapters: tuple[Adapter, ...] = ()
+    #: What its container is made of; None for a process.
+    container: Container | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Todo:
+    """What to start. Of ``env`` a later one wins, all over the plan's own."""
+
+    plan: LaunchPlan
+    env: tuple[Mapping[str, str], ...]
+    container: Container | None = None
 
 
 class Desk:
@@ -72,9 +86,11 @@ class Desk:
         machine: Machine,
         *,
         interface: str = "",
+        images: Images | None = None,
     ) -> None:
         """``interface`` is the network interface that the settings name; empty for none."""
         self._interface = interface
+        self._images = images or Images("docker.io")
         self._catalogue = catalogue
         self._host = host
         self._installer = installer
@@ -112,15 +128,19 @@ class Desk:
         backend = await self._backend(registered)
         adapters = await self._adapters(registered.plugin, backend, model)
         version = instance.backend_version or model.backend_version or backend.default_version
-        if config.runner == "container":
-            raise Refused(f"backend {instance.backend} runs in a container, and this worker runs none")
-        if config.run_command and not uses(config.run_command, "command"):
-            # Filled in as far as that can name a program: a model may be one.
-            name = filled(words_of(config.run_command)[:1], {"model_path": facts.path})[0]
+        platform = self._machine.platform()
+        # A command line of somebody's own, filled in as far as that can name a program: a model may be one.
+        own = _own_line(config) and filled(words_of(config.run_command)[:1], {"model_path": facts.path})[0]
+        if (image := await image_of(registered.plugin, backend, version, platform, config)) is not None:
+            besides = (*model.backend_parameters, *(each.path for each in adapters))
+            container = await made_ready(self._images, image, facts, config, say, besides=besides)
+            command = own or image.command
+            return Installed(backend, registered.plugin, version, command, facts, config, adapters, container)
+        if own:
             environments = (config.env, model.env)
-            command = await asyncio.to_thread(find_program, name, self._host.bin_dir, *environments)
+            command = await asyncio.to_thread(find_program, own, self._host.bin_dir, *environments)
             return Installed(backend, registered.plugin, version, command, facts, config, adapters)
-        artifact = await Guard.call(registered.plugin, backend.artifact, version, self._machine.platform())
+        artifact = await Guard.call(registered.plugin, backend.artifact, version, platform)
         if config.packages and isinstance(artifact, PipxPackage):
             artifact = replace(artifact, requirements=(*artifact.requirements, *config.packages))
         elif config.packages:
@@ -148,8 +168,8 @@ class Desk:
 
     async def plan(
         self, installed: Installed, instance: ModelInstancePublic, model: ModelForWorker, *, port: int
-    ) -> tuple[LaunchPlan, dict[str, str]]:
-        """Return what to run on ``port``, and the environment that shows the chosen devices and that of the version."""
+    ) -> Todo:
+        """Return what to run on ``port``, with what shows it the chosen devices and no others."""
         by_index = {device.index: device for device in self._machine.devices}
         if missing := [index for index in instance.gpu_indexes if index not in by_index]:
             raise InvalidInput(
@@ -182,8 +202,12 @@ class Desk:
             plan = replace(plan, argv=(*described(request), *fill(request, *request.parameters)))
         if model.health_check_path:
             plan = replace(plan, ready=Probe(path=model.health_check_path, timeout=plan.ready.timeout))
+        exposure = await self._machine.expose(devices)
         own = {name: fill(request, value)[0] for name, value in installed.config.env.items()}
-        return plan, {**await self._machine.expose(devices), **own}
+        # What somebody writes for a container goes to the image's own entry point, as with `docker run`.
+        program = "" if _own_line(installed.config) else installed.command
+        container = contained(installed.container, program, plan, exposure)
+        return Todo(plan, (exposure.env, own), container)
 
     async def failure(self, instance: ModelInstancePublic, log: str) -> str:
         """Return why its engine ended, in a line, from the end of its ``log``; empty when nobody can say."""
@@ -229,3 +253,8 @@ class Desk:
             backend = await opened(self._stack, self._catalogue, registered, self._host)
             self._backends[registered.name] = backend
             return backend
+
+
+def _own_line(config: BackendVersionConfig) -> bool:
+    """Tell whether a command line is configured that does without the plugin's own program."""
+    return bool(config.run_command) and not uses(config.run_command, "command")

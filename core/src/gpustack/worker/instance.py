@@ -32,9 +32,10 @@ from gpustack.worker.measuring import Peak
 from gpustack.worker.memory import Notebook, first_event
 from gpustack.worker.ports import Lease
 from gpustack.worker.probe import answers
+from gpustack.worker.runners import engine as engines
 from gpustack.worker.runners.ending import own_record
+from gpustack.worker.runners.engine import Engine, Launch
 from gpustack.worker.runners.logfile import log_path
-from gpustack.worker.runners.process import EngineProcess, Launch
 from gpustack.worker.runners.records import EngineRecord
 from gpustack.worker.workshop import Workshop
 
@@ -61,7 +62,7 @@ class InstanceDriver:
         self._tasks = Tasks(f"instance {instance.name}", self._task_failed)
         self._model: ModelForWorker | None = None
         self._installed: Installed | None = None
-        self._engine: EngineProcess | None = None
+        self._engine: Engine | None = None
         self._lease: Lease | None = None
         self._last_message = ""
         self._peak = Peak()
@@ -106,10 +107,10 @@ class InstanceDriver:
 
         ``vram`` is what the drivers say of its GPU memory, in bytes.
         """
-        if (engine := self._engine) is None:
+        if (engine := self._engine) is None or not engine.pid:
             return
         peak, mapped = self._peak, self.instance.memory.mapped
-        await asyncio.to_thread(peak.measure, engine.who.pid, vram, mapped=mapped)
+        await asyncio.to_thread(peak.measure, engine.pid, vram, mapped=mapped)
         # Another engine, which is measured anew, may have come meanwhile.
         if peak is self._peak and self.serves and (news := peak.news()) is not None:
             self._report(life.Report(self.life.state, self._last_message), peak=news)
@@ -237,15 +238,15 @@ class InstanceDriver:
         if self.instance.draining_since is not None:
             self._post(None, life.Draining(self._time_to_drain()))
 
-    async def _adopt(self, record: EngineRecord) -> EngineProcess | None:
+    async def _adopt(self, record: EngineRecord) -> Engine | None:
         config = self._shop.config
-        engine = await EngineProcess.adopt(config.run_dir, record)
+        engine = await engines.adopt(config.run_dir, record)
         if engine is None:
             self._shop.ports.rest(record.port)
             # The engine itself is gone, but what it had started may be left.
             await clear(config.run_dir, self.instance.id, grace=config.grace)
             return None
-        log.info("instance %s: found its engine running as process %d", self.instance.name, engine.who.pid)
+        log.info("instance %s: found its engine running as %s", self.instance.name, engine.what)
         self._lease = self._shop.ports.adopt(record.port, self.instance.name)
         self._engine = engine
         return engine
@@ -295,29 +296,28 @@ class InstanceDriver:
             self._lease.free()
         lease = self._shop.ports.take(instance.name)
         try:
-            plan, exposure = await self._shop.desk.plan(
-                self._installed, instance, self._model, port=lease.port
-            )
-            self._engine = engine = await EngineProcess.start(
+            todo = await self._shop.desk.plan(self._installed, instance, self._model, port=lease.port)
+            self._engine = engine = await engines.start(
                 config.run_dir,
                 Launch(
                     instance_id=instance.id,
                     instance_name=instance.name,
-                    plan=plan,
+                    plan=todo.plan,
                     lease=lease,
                     log_path=self.log_path,
                     scratch=config.scratch(instance.id),
-                    env=(exposure, self._model.env),
+                    env=(*todo.env, self._model.env),
+                    container=todo.container,
                 ),
             )
         except BaseException:
             lease.free()
             raise
         self._lease = lease
-        log.info("instance %s: process %d on port %d", instance.name, engine.who.pid, lease.port)
+        log.info("instance %s: %s on port %d", instance.name, engine.what, lease.port)
         self._start("engine", self._watch(engine))
 
-    async def _watch(self, engine: EngineProcess) -> None:
+    async def _watch(self, engine: Engine) -> None:
         generation = self._generation
         description = await engine.wait()
         tail = await asyncio.to_thread(engine.tail)
@@ -335,7 +335,7 @@ class InstanceDriver:
         path = self._model.health_check_path if self._model is not None else ""
         self._post(generation, life.StartTimedOut(seconds, await self._tail(), path))
 
-    async def _probe(self, engine: EngineProcess, seconds: float) -> None:
+    async def _probe(self, engine: Engine, seconds: float) -> None:
         generation, record = self._generation, engine.record
         await asyncio.sleep(seconds)
         if await answers(record.port, record.ready_path, timeout=record.ready_timeout):
@@ -390,7 +390,7 @@ class InstanceDriver:
         if self._installed is not None:
             fields["resolved_path"] = self._installed.facts.path
         if self._engine is not None:
-            fields |= {"pid": self._engine.who.pid, "port": self._engine.record.port}
+            fields |= {"pid": self._engine.pid or None, "port": self._engine.record.port}
         if report.restarted:
             self._restarts += 1
             fields |= {"restarted": True, "restart_count": self._restarts}

@@ -17,7 +17,7 @@ from gpustack.worker.instance import InstanceDriver
 from gpustack.worker.measuring import GpuMemory
 from gpustack.worker.memory import Memory, forget_all_but, remember
 from gpustack.worker.outbox import Outbox
-from gpustack.worker.runners.ending import end_engines
+from gpustack.worker.runners.ending import end_engines, sweep_containers
 from gpustack.worker.runners.logfile import cap, prune
 from gpustack.worker.runners.records import read_records
 from gpustack.worker.workshop import Workshop
@@ -243,3 +243,7 @@ class Instances:
         for record in orphans:
             log.info("instance %s is not wanted any more: ending its engine", record.instance_name)
         await asyncio.to_thread(end_engines, run_dir, orphans, grace=self._shop.config.grace)
+        left = await asyncio.to_thread(read_records, run_dir)
+        await asyncio.to_thread(
+            sweep_containers, run_dir, keep=kept | {record.instance_id for record in left}
+        )

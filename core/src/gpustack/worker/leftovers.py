@@ -8,27 +8,27 @@ from pathlib import Path
 
 from gpustack.kit.backoff import Backoff
 from gpustack.kit.errors import GPUStackError
-from gpustack.worker.runners.ending import end_engines, stuck
-from gpustack.worker.runners.process import EngineProcess
+from gpustack.worker.runners.ending import end_engines
+from gpustack.worker.runners.engine import Engine
 from gpustack.worker.runners.records import read_record, record_path
 
 
-async def clear(run_dir: Path, instance_id: int, *, grace: float) -> list[int]:
-    """End whatever the record of an instance tells of; return the processes that are left."""
+async def clear(run_dir: Path, instance_id: int, *, grace: float) -> str:
+    """End whatever the record of an instance tells of; return a line for what is left, "" for nothing."""
     record = await asyncio.to_thread(read_record, record_path(run_dir, instance_id))
-    return [] if record is None else await asyncio.to_thread(end_engines, run_dir, [record], grace=grace)
+    return "" if record is None else await asyncio.to_thread(end_engines, run_dir, [record], grace=grace)
 
 
 async def make_way(run_dir: Path, instance_id: int, *, grace: float) -> None:
     """End what is left of the start before. Raises GPUStackError with one line when that cannot be ended."""
     if left := await clear(run_dir, instance_id, grace=grace):
-        raise GPUStackError(f"{stuck(left)}; no other is started beside it")
+        raise GPUStackError(f"{left}; no other is started beside it")
 
 
 async def end_all(
     run_dir: Path,
     instance_id: int,
-    engine: EngineProcess | None,
+    engine: Engine | None,
     *,
     grace: float,
     insist: Callable[[str], None] | None = None,
@@ -42,6 +42,6 @@ async def end_all(
         if insist is None:
             return False
         seconds = wait.next()
-        insist(f"{stuck(left)}; trying again in {seconds:.0f} s")
+        insist(f"{left}; trying again in {seconds:.0f} s")
         await asyncio.sleep(seconds)
     return True

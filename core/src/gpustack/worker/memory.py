@@ -120,9 +120,16 @@ def first_event(memory: Memory, record: EngineRecord | None, *, restarts: bool) 
     """Return what happened to an instance, without an engine, that a worker finds when it starts."""
     if memory.waiting and restarts:
         return life.Resumed(memory.failures, memory.left(), memory.message)
-    if record is not None and record.pid and record.pid_space == pid_space():
+    if record is not None and _ran(record):
         return life.Exited("ended while no worker watched it", last_lines(Path(record.log_path)))
     return life.Assigned()
+
+
+def _ran(record: EngineRecord) -> bool:
+    """Tell whether the engine was started since this machine was, so that it must have ended by itself."""
+    if record.pid:
+        return record.pid_space == pid_space()
+    return bool(record.container)
 
 
 def _after(

@@ -210,18 +210,21 @@ class Machine:
         """Return what engines are installed for."""
         return Platform.of(platform.system().lower(), platform.machine().lower(), self.devices)
 
-    async def expose(self, devices: Sequence[GpuDevice]) -> dict[str, str]:
-        """Return the environment that shows a process exactly ``devices``; without any it sees none at all.
+    async def expose(self, devices: Sequence[GpuDevice]) -> DeviceExposure:
+        """Return what shows an engine exactly ``devices``; without any it sees none at all.
 
         Raises PluginError when a detector cannot tell.
         """
-        env: dict[str, str] = {}
+        found: list[DeviceExposure] = []
         for plugin, detector in self._showing:
             mine = [device for device in devices if device.vendor == detector.vendor]
             exposure = await Guard.call(plugin, detector.expose, mine)
-            _is_a(DeviceExposure, exposure, "expose")
-            env.update(exposure.env)
-        return env
+            found.append(_is_a(DeviceExposure, exposure, "expose"))
+        return DeviceExposure(
+            env={name: value for each in found for name, value in each.env.items()},
+            requests=tuple(request for each in found for request in each.requests),
+            device_files=tuple(file for each in found for file in each.device_files),
+        )
 
     async def measure(self) -> WorkerStatus:
         """Return the present figures, those of a detector that fails as last known.

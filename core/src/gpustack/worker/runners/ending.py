@@ -9,14 +9,19 @@ import shutil
 import sys
 import time
 from collections.abc import Collection, Iterable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 
 import psutil
 
 from gpustack.kit.errors import system_line
 from gpustack.kit.process import identify, is_running, pid_space, started_at, still_running
+from gpustack.kit.threads import in_daemon
+from gpustack.worker.runners import cgroup
 from gpustack.worker.runners.environment import RECORD_MARKER
 from gpustack.worker.runners.records import (
+    CONTAINER,
+    CONTAINERS_USED,
     EngineRecord,
     is_stranger,
     memories_dir,
@@ -33,14 +38,17 @@ log = logging.getLogger(__name__)
 _FOR_GOOD = 2.0
 
 
-def end_engines(run_dir: Path, records: Sequence[EngineRecord], *, grace: float) -> list[int]:
+def end_engines(run_dir: Path, records: Sequence[EngineRecord], *, grace: float) -> str:
     """End the engines of ``records`` with everything they started, all at once; blocks until they are gone.
 
-    Politely first, after ``grace`` seconds for good. Returns the processes that are left all the same, as one that
-    waits for a device may be: then the records stay, so that the next attempt finds them.
+    Politely first, after ``grace`` seconds for good. Returns a line for what is left all the same, "" for nothing; the
+    records of that stay, so that the next attempt finds it.
     """
     if not records:
-        return []
+        return ""
+    # Where a container engine answers it ends its containers; where it does not, their processes end like others.
+    contained = [record for record in records if record.runner == CONTAINER]
+    ending = _end_containers(run_dir, contained, grace=grace) if contained else None
     wanted = {str(record_path(run_dir, record.instance_id)): record for record in records}
     members = _members(wanted)
     _signal(members, kill=False)
@@ -48,18 +56,37 @@ def end_engines(run_dir: Path, records: Sequence[EngineRecord], *, grace: float)
     deadline = time.monotonic() + _FOR_GOOD
     # Those found first stay meant: once a leader is gone, its session may tell nothing any more.
     while (alive := still_running({*alive, *_members(wanted)}, wait=0)) and time.monotonic() < deadline:
+        for record in records:
+            cgroup.kill(record.cgroup)
         _signal(alive, kill=True)
         alive = still_running(alive, wait=0.5)
+    troubles = ending.result() if ending is not None else {}
     if alive:
-        left = sorted(each.pid for each in alive)
-        log.error("%s", stuck(left))
-        return left
-    for path in wanted:
+        line = stuck(sorted(each.pid for each in alive))
+        log.error("%s", line)
+        return line
+    left = ""
+    for path, record in wanted.items():
+        if (trouble := troubles.get(record.instance_id, "")) != "":
+            log.warning("instance %s: %s", record.instance_name, trouble)
+            # A process that was seen to end has ended, whatever becomes of its container.
+            if record.process is None:
+                left = trouble
+                continue
+        cgroup.remove(record.cgroup)
         try:
             Path(path).unlink(missing_ok=True)
         except OSError as error:  # it tells of no running process any more
             log.warning("%s", system_line(error))
-    return []
+    return left
+
+
+def _end_containers(
+    run_dir: Path, records: Sequence[EngineRecord], *, grace: float
+) -> Future[dict[int, str]]:
+    from gpustack.worker.runners.container_ending import end_containers
+
+    return in_daemon(lambda: end_containers(run_dir, records, grace=grace), name="ends containers")
 
 
 def stuck(left: Sequence[int]) -> str:
@@ -69,6 +96,18 @@ def stuck(left: Sequence[int]) -> str:
         f"{which} {', '.join(map(str, left))} of the engine cannot be ended: a device or a disk that does not "
         "answer holds it, or it is another user's"
     )
+
+
+def sweep_containers(run_dir: Path, *, keep: Collection[int]) -> list[int]:
+    """Remove containers of this data directory that belong to instances other than ``keep``; blocks.
+
+    Returns the instances that had some. Costs nothing where there never was a container.
+    """
+    if not (run_dir / CONTAINERS_USED).exists():
+        return []
+    from gpustack.worker.runners.container_ending import sweep
+
+    return sweep(run_dir, keep=keep)
 
 
 def end_recorded(run_dir: Path, *, grace: float = 4.0) -> int:
@@ -85,9 +124,11 @@ def end_recorded(run_dir: Path, *, grace: float = 4.0) -> int:
         if path.stem.isdecimal() and int(path.stem) not in known
     ]
     end_engines(run_dir, [*records, *unreadable], grace=grace)
+    left = {record.instance_id for record in read_records(run_dir)}
+    strays = set(sweep_containers(run_dir, keep=left)) - known - {each.instance_id for each in unreadable}
     # Whoever starts everything anew waits for no start that failed before.
     shutil.rmtree(memories_dir(run_dir), ignore_errors=True)
-    return len(records) + len(unreadable)
+    return len(records) + len(unreadable) + len(strays)
 
 
 def own_record(run_dir: Path, instance_id: int, name: str, *, grace: float) -> EngineRecord | None:
@@ -104,8 +145,9 @@ def own_record(run_dir: Path, instance_id: int, name: str, *, grace: float) -> E
 
 
 def _members(wanted: dict[str, EngineRecord]) -> list[psutil.Process]:
-    """Return the running processes of these engines: by session, by marker, and what descends from either."""
+    """Return the running processes of these engines: by group, session or marker, and what descends from any."""
     sessions = _sessions(wanted)
+    grouped = {pid for record in wanted.values() for pid in cgroup.members(record.cgroup)}
     found: dict[int, psutil.Process] = {}
     parents: dict[int, list[psutil.Process]] = {}
     for process in psutil.process_iter():
@@ -113,7 +155,8 @@ def _members(wanted: dict[str, EngineRecord]) -> list[psutil.Process]:
             if process.pid == os.getpid() or process.status() == psutil.STATUS_ZOMBIE:
                 continue
             parents.setdefault(process.ppid(), []).append(process)
-            if _marker(process) in wanted or _of_session(process, sessions.get(_session(process))):
+            known = process.pid in grouped or _marker(process) in wanted
+            if known or _of_session(process, sessions.get(_session(process))):
                 found[process.pid] = process
     queue = list(found)
     while queue:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 
 from gpustack.worker.environment import DEVICES, clean_environment
@@ -14,12 +15,16 @@ RECORD_MARKER = "GPUSTACK_INSTANCE_RECORD"
 _LIBRARIES = "LD_LIBRARY_PATH"
 
 
+#: What is named after a vendor of devices may be the key to that vendor's services.
+_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
+
+
 def engine_environment(*layers: Mapping[str, str], instance_id: int, record: str) -> dict[str, str]:
     """Return the environment of an engine; of ``layers`` a later one wins, and our markers win over all.
 
     Where libraries are looked for adds up: first where the last layer says, last where the worker has them.
     """
-    env = clean_environment(DEVICES)
+    env = {name: value for name, value in clean_environment(DEVICES).items() if not _SECRET.search(name)}
     for layer in layers:
         before = env.get(_LIBRARIES)
         env.update(layer)

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
+import resource
 import signal
 import subprocess
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from gpustack.kit.errors import GPUStackError, system_line
 from gpustack.kit.process import OWN_SESSION, ProcessId, age, identify, moment, pid_space, wait_gone
 from gpustack.kit.tasks import to_the_end
 from gpustack.plugin import LaunchPlan
-from gpustack.worker.ports import Lease
+from gpustack.worker.runners import cgroup
 from gpustack.worker.runners.ending import end_engines
+from gpustack.worker.runners.engine import Launch
 from gpustack.worker.runners.environment import engine_environment
 from gpustack.worker.runners.logfile import last_lines, open_fresh
 from gpustack.worker.runners.records import (
@@ -30,23 +32,10 @@ from gpustack.worker.runners.records import (
 
 log = logging.getLogger(__name__)
 
+#: Files that an engine may have open, where the system allows that many.
+_OPEN_FILES = 1 << 20
 # A handle that is forgotten while its process runs complains; engines may outlive us on purpose.
 _handles: set[subprocess.Popen[bytes]] = set()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Launch:
-    """What to start, and for whom."""
-
-    instance_id: int
-    instance_name: str
-    plan: LaunchPlan
-    lease: Lease
-    log_path: Path
-    #: Its working directory, when the plan names none; made when it is missing.
-    scratch: Path
-    #: Environments over the plan's own; a later one wins.
-    env: tuple[Mapping[str, str], ...] = ()
 
 
 class EngineProcess:
@@ -71,7 +60,7 @@ class EngineProcess:
 
     @classmethod
     def _start(cls, run_dir: Path, launch: Launch) -> EngineProcess:
-        plan = launch.plan
+        plan, path = launch.plan, str(record_path(run_dir, launch.instance_id))
         record = EngineRecord(
             instance_id=launch.instance_id,
             instance_name=launch.instance_name,
@@ -82,10 +71,13 @@ class EngineProcess:
             ready_timeout=plan.ready.timeout,
         )
         try:
+            group = cgroup.make(path, memory_limit=launch.memory_limit)
+            record = replace(record, cgroup=group)
             write_record(run_dir, record)
-            child = _spawn(run_dir, launch)
+            child = _spawn(run_dir, launch, group)
         except (OSError, ValueError) as error:
             remove_record(run_dir, launch.instance_id)
+            cgroup.remove(record.cgroup)
             raise GPUStackError(_not_started(plan, error)) from error
         # A process that ended already has no start time to be asked for.
         who = identify(child.pid) or ProcessId(pid=child.pid, started=moment())
@@ -114,6 +106,16 @@ class EngineProcess:
         return cls(run_dir, record, who, None)
 
     @property
+    def pid(self) -> int:
+        """Its first process."""
+        return self.who.pid
+
+    @property
+    def what(self) -> str:
+        """What runs."""
+        return f"process {self.pid}"
+
+    @property
     def log_path(self) -> Path:
         """The file it writes to."""
         return Path(self.record.log_path)
@@ -125,15 +127,15 @@ class EngineProcess:
     async def wait(self) -> str:
         """Return when it has ended, with how: ``exited with status 1 after 0.3 s``."""
         await wait_gone(self.who)
-        after = _seconds(self.running_for())
+        after = spoken_seconds(self.running_for())
         return describe_exit(await asyncio.to_thread(self._reap), after)
 
     def tail(self, *, count: int = 15) -> str:
         """Return the last lines of its log."""
         return last_lines(self.log_path, count=count)
 
-    async def end(self, *, grace: float) -> list[int]:
-        """End it with everything it started, and return what is left; its record goes once all are gone."""
+    async def end(self, *, grace: float) -> str:
+        """End it with everything it started; see :meth:`gpustack.worker.runners.engine.Engine.end`."""
         left = await asyncio.to_thread(end_engines, self._run_dir, [self.record], grace=grace)
         await asyncio.to_thread(self._reap)
         return left
@@ -163,11 +165,12 @@ def describe_exit(status: int | None, after: str) -> str:
     return text
 
 
-def _seconds(value: float) -> str:
+def spoken_seconds(value: float) -> str:
+    """Return a time in seconds as the sentence about an engine's end has it."""
     return f"{value:.1f} s" if value < 10 else f"{value:.0f} s"
 
 
-def _spawn(run_dir: Path, launch: Launch) -> subprocess.Popen[bytes]:
+def _spawn(run_dir: Path, launch: Launch, group: str) -> subprocess.Popen[bytes]:
     plan = launch.plan
     launch.scratch.mkdir(parents=True, exist_ok=True)
     env = engine_environment(
@@ -192,7 +195,21 @@ def _spawn(run_dir: Path, launch: Launch) -> subprocess.Popen[bytes]:
     finally:
         os.close(output)
     _handles.add(child)
+    if group:
+        cgroup.put(group, child.pid)
+    _limit(child.pid)
     return child
+
+
+def _limit(pid: int) -> None:
+    """Let a process open as many files as it may, and leave no core behind, which is as large as the model."""
+    if not hasattr(resource, "prlimit"):
+        return  # on macOS it has ours
+    with contextlib.suppress(OSError, ValueError):  # it has ended already, or the system forbids it
+        hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)[1]
+        files = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (files, hard))
+        resource.prlimit(pid, resource.RLIMIT_CORE, (0, resource.prlimit(pid, resource.RLIMIT_CORE)[1]))
 
 
 def _not_started(plan: LaunchPlan, error: OSError | ValueError) -> str:

@@ -22,10 +22,15 @@ from gpustack.worker.runners.environment import INSTANCE_MARKER, RECORD_MARKER
 
 log = logging.getLogger(__name__)
 
+#: How an engine is run: see :attr:`EngineRecord.runner`.
+PROCESS, CONTAINER = "process", "container"
+#: The file below the folder of what runs that names the container engines that were ever used here.
+CONTAINERS_USED = "container-engines"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineRecord:
-    """One engine. ``pid`` 0: about to be started."""
+    """One engine. ``pid`` 0: about to be started, or in a container whose processes cannot be seen from here."""
 
     instance_id: int
     instance_name: str
@@ -43,6 +48,13 @@ class EngineRecord:
     pid_space: str = ""
     #: The data directory that it lies in, as :func:`gpustack.kit.paths.place` names it: a copy tells of nothing here.
     place: str = ""
+    #: As a process of the worker's, or as a container.
+    runner: str = PROCESS
+    #: The container, once it is made, and the address of the container engine that has it.
+    container: str = ""
+    daemon: str = ""
+    #: The control group that the process and all that it starts lie in; empty where none could be made.
+    cgroup: str = ""
 
     @property
     def process(self) -> ProcessId | None:
@@ -97,7 +109,10 @@ def read_record(path: Path) -> EngineRecord | None:
         log.warning("%s is not a record of an engine: %s", path, error)
         return None
     whole = all(isinstance(each, int) for each in (record.instance_id, record.port, record.pid))
-    if not whole or not isinstance(record.started, int | float):
+    texts = all(
+        isinstance(each, str) for each in (record.runner, record.container, record.daemon, record.cgroup)
+    )
+    if not whole or not texts or not isinstance(record.started, int | float):
         return None
     return record if record.place in ("", place(path.parent.parent.parent)) else None
 
