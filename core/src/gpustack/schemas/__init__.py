@@ -74,6 +74,7 @@ from gpustack.schemas.serving import Autoscaling, ModelQueue, ModelTimeouts
 from gpustack.schemas.updates import UpdatePublic
 from gpustack.schemas.users import UserPublic, UserSelfUpdate
 from gpustack.schemas.workers import (
+    ContainerEngineStatus,
     CpuStatus,
     FilesystemStatus,
     FleetPublic,
@@ -103,6 +104,7 @@ __all__ = [
     "Claim",
     "ClusterPublic",
     "ConfigPublic",
+    "ContainerEngineStatus",
     "CpuStatus",
     "Defragmentation",
     "DefragmentationStep",

@@ -114,6 +114,13 @@ class GpuStatus(Output):
     memory_errors: int = 0
 
 
+class ContainerEngineStatus(Output):
+    """The container engine of a worker, as in ``Docker 28.2.2``; or the ``reason`` why engines cannot run in containers there."""
+
+    name: str = Field(default="", max_length=128)
+    reason: str = Field(default="", max_length=1024)
+
+
 class WorkerStatus(Output):
     """What a worker measured."""
 
@@ -125,6 +132,8 @@ class WorkerStatus(Output):
     kernel: dict[str, str] = {}
     uptime: dict[str, float] = {}
     gpu_devices: list[GpuStatus] = []
+    #: None: the worker does not say, being older.
+    container_engine: ContainerEngineStatus | None = None
 
 
 #: GPUs of one worker, slices counted.

@@ -21,6 +21,7 @@ from gpustack.kit.errors import GPUStackError, InvalidInput, NotFound, Unauthent
 from gpustack.kit.tasks import plain, to_the_end
 from gpustack.plugin import Host
 from gpustack.schemas import (
+    ContainerEngineStatus,
     Heartbeat,
     InstanceReport,
     ModelFileReport,
@@ -43,6 +44,8 @@ from gpustack.worker.model_files import Downloads, ModelFiles
 from gpustack.worker.news import is_news
 from gpustack.worker.outbox import Outbox
 from gpustack.worker.ports import PortPool
+from gpustack.worker.runners import daemon
+from gpustack.worker.runners.daemon import NoContainerEngine
 from gpustack.worker.runners.ending import end_recorded, owners
 from gpustack.worker.runners.images import Images
 from gpustack.worker.status import Machine
@@ -288,7 +291,7 @@ class Agent:
             news, self._installed_anew = self._installed_anew, False
             try:
                 versions = await asyncio.to_thread(self._installer.installed)
-                status = await machine.measure()
+                status = await _measured(machine)
             except Exception:  # what plugins say may be anything; the worker goes on with older figures
                 log.exception("the machine cannot be measured")
             else:
@@ -301,7 +304,7 @@ class Agent:
         """Return what the server is told of this worker, with the present figures."""
         config = self._config
         installed = await asyncio.to_thread(self._installer.installed)
-        self._told = status = await machine.measure()
+        self._told = status = await _measured(machine)
         return WorkerRegistration(
             name=config.name,
             hostname=platform.node(),
@@ -341,3 +344,16 @@ class Agent:
         return Host(
             log=logging.getLogger("gpustack.plugins"), data_dir=config.data_dir, bin_dir=config.bin_dir
         )
+
+
+async def _measured(machine: Machine) -> WorkerStatus:
+    """Return the present figures, and whether engines can run in containers here."""
+    status, containers = await asyncio.gather(machine.measure(), asyncio.to_thread(_containers))
+    return status.model_copy(update={"container_engine": containers})
+
+
+def _containers() -> ContainerEngineStatus:
+    try:
+        return ContainerEngineStatus(name=daemon.find().name)
+    except NoContainerEngine as error:
+        return ContainerEngineStatus(reason=error.message)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gpustack.schemas import ModelPublic, WorkerPublic
 from gpustack.server.reconcile.notes import Others
+from gpustack.server.reconcile.questions import no_containers
 
 
 def wish_of(model: ModelPublic) -> tuple[object, ...]:
@@ -22,6 +23,7 @@ def offers_of(worker: WorkerPublic) -> tuple[object, ...]:
         worker.system_reserved,
         worker.status.memory.total,
         gpus,
+        no_containers(worker),
     )
 
 

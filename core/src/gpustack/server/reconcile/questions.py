@@ -15,6 +15,7 @@ from typing import Any, Literal
 from gpustack.extensions import Guard
 from gpustack.kit.text import MOST_MEMORY, human_bytes
 from gpustack.plugin import (
+    ContainerImage,
     EstimateRequest,
     GpuDevice,
     InferenceBackend,
@@ -65,6 +66,8 @@ class Question:
     installs: bool = True
     #: It runs in a container, as its version or its model says.
     contained: bool = False
+    #: Why engines cannot run in containers there; empty where they can, or nobody says.
+    no_containers: str = ""
 
     @property
     def asked(self) -> str:
@@ -121,9 +124,15 @@ def devices_of(worker: WorkerPublic) -> tuple[GpuDevice, ...]:
 
 
 def kind_of(worker: WorkerPublic) -> str:
-    """Return what workers have in common of which every question gets the same answer: platform and GPUs."""
-    what = repr((platform_of(worker), alike(devices_of(worker))))
+    """Return what workers have in common of which every question gets the same answer: platform, GPUs, containers."""
+    what = repr((platform_of(worker), alike(devices_of(worker)), no_containers(worker)))
     return blake2s(what.encode(), digest_size=8).hexdigest()
+
+
+def no_containers(worker: WorkerPublic) -> str:
+    """Return why engines cannot run in containers on ``worker``; empty where they can, or it does not say."""
+    engine = worker.status.container_engine
+    return "" if engine is None else engine.reason
 
 
 def alike(devices: tuple[GpuDevice, ...]) -> tuple[GpuDevice, ...]:
@@ -176,6 +185,7 @@ def questions(
             devices=each,
             platform=platform_of(worker),
             by_hand=by_hand is not None,
+            no_containers=no_containers(worker),
         )
         for each in (by_hand if by_hand is not None else [devices, ()] if devices else [()])
         for engine in engines
@@ -206,8 +216,12 @@ async def ask(question: Question, backends: Backends, now: float) -> Answer:
             return Answer(refused_by="model", reason=f"{question.backend}: {verdict.reason}")
         preference = _preference(await _call(plugin, backend.preference, question.facts, question.devices))
         refused_by = "platform"
+        contained = question.contained
         if question.installs:
-            await _call(plugin, backend.artifact, question.version, question.platform)
+            artifact = await _call(plugin, backend.artifact, question.version, question.platform)
+            contained = contained or isinstance(artifact, ContainerImage)
+        if contained and question.no_containers:
+            raise Refused(f"its engine runs in a container, and {question.no_containers}")
         refused_by = "parameters"
         request = EstimateRequest(
             model=question.facts,

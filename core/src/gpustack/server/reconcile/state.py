@@ -33,7 +33,7 @@ from gpustack.server.known_backends import CUSTOM, KnownBackends
 from gpustack.server.reconcile.comparing import fell, offers_of, wish_of
 from gpustack.server.reconcile.learned import Peaks
 from gpustack.server.reconcile.notes import Limits, Notes, Others, Promise, Refusal, Rows
-from gpustack.server.reconcile.questions import Answer, Question, facts_of, kind_of
+from gpustack.server.reconcile.questions import Answer, Question, facts_of, kind_of, no_containers
 from gpustack.server.reconcile.scaling import Scaling
 from gpustack.server.reconcile.timers import Timers
 
@@ -569,7 +569,8 @@ def _age(wall: datetime, when: datetime) -> float:
 def worker_print(worker: WorkerPublic) -> str:
     """Return what must change about a worker before a model that it could not serve is tried there again."""
     catalogue = worker.catalogue
-    return f"{worker.id} {worker.version} {catalogue.get('backends')} {catalogue.get('bundled_models')}"
+    named = f"{catalogue.get('backends')} {catalogue.get('bundled_models')}"
+    return f"{worker.id} {worker.version} {named} {no_containers(worker)}"
 
 
 def _held(instance: ModelInstancePublic) -> Holding | None:
