@@ -11,14 +11,17 @@ import contextlib
 import functools
 import hashlib
 import http.server
+import io
 import os
 import platform
 import shutil
 import socket
 import subprocess
 import sys
+import tarfile
 import tempfile
 import threading
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -190,6 +193,53 @@ def base_image() -> Path:
         subprocess.run([*command, codename, folder / "base.tar"], check=True, timeout=600)
 
     return made_once(CACHE / "containers" / f"base-{recipe}", make) / "base.tar"
+
+
+def engine_image() -> Path:
+    """Return an archive of a root file system with llama.cpp and our launcher as ``gpustack-llama-server``."""
+    from gpustack_backends.llama_cpp.launcher import COMMAND, VERSION, launcher_wheel
+
+    base = base_image()
+    _, launcher = launcher_wheel(VERSION)
+    script = (
+        "#!/usr/bin/python3\nimport sys\nsys.path.insert(0, '/opt/engine')\n"
+        "from gpustack_llama_server.main import main\nsys.exit(main())\n"
+    )
+    recipe = hashlib.sha256(repr((str(base), VERSION, script)).encode() + launcher).hexdigest()[:12]
+
+    def make(folder: Path) -> None:
+        with tempfile.TemporaryDirectory() as place:
+            site = Path(place) / "opt" / "engine"
+            site.mkdir(parents=True)
+            subprocess.run([_PYTHON, "-m", "venv", f"{place}/venv"], check=True, timeout=120)
+            done = subprocess.run(
+                [
+                    f"{place}/venv/bin/pip",
+                    "download",
+                    "--quiet",
+                    "--no-deps",
+                    "--only-binary",
+                    ":all:",
+                    "--dest",
+                    place,
+                    f"xllamacpp=={VERSION}",
+                ],
+                capture_output=True,
+                text=True,
+                timeout=600,
+            )
+            assert done.returncode == 0, done.stderr
+            for wheel in (*Path(place).glob("*.whl"), io.BytesIO(launcher)):
+                with zipfile.ZipFile(wheel) as archive:
+                    archive.extractall(site)
+            shutil.copyfile(base, folder / "engine.tar")
+            with tarfile.open(folder / "engine.tar", "a") as archive:
+                archive.add(site, "./opt/engine")
+                entry = tarfile.TarInfo(f"./usr/local/bin/{COMMAND}")
+                entry.mode, entry.size = 0o755, len(script)
+                archive.addfile(entry, io.BytesIO(script.encode()))
+
+    return made_once(CACHE / "containers" / f"engine-{recipe}", make) / "engine.tar"
 
 
 def wheels(*packages: str) -> Path:
