@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 #: Seconds that the container engine may take beyond the grace to end a container, and to remove it.
-_BEYOND = 3.0
+_BEYOND = 5.0
 
 
 def end_containers(run_dir: Path, records: Sequence[EngineRecord], *, grace: float) -> dict[int, str]:
