@@ -71,6 +71,28 @@ class TestWhatIsShown:
             "mmproj.gguf",
         }
 
+    def test_what_parameters_name(self, tmp_path: Path) -> None:
+        model, elsewhere = tmp_path / "model", tmp_path / "elsewhere"
+        for folder in (model, elsewhere):
+            folder.mkdir()
+        for file in (model / "m.gguf", model / "draft.gguf", model / "private", elsewhere / "a.safetensors"):
+            file.touch()
+        (elsewhere / "with space.jinja").touch()
+        words = [
+            f"--lora-scaled={elsewhere}/a.safetensors:0.5,gone.gguf",
+            f"--template={elsewhere}/with space.jinja",
+            "--model-draft draft.gguf",
+            "--ctx-size=4096",
+            "--path=/",
+            "private",
+        ]
+
+        shown = reads(facts(model / "m.gguf"), words)
+
+        outside = {f"{elsewhere}/a.safetensors", f"{elsewhere}/with space.jinja"}
+        assert set(shown) == {str(model / "m.gguf"), str(model / "draft.gguf"), *outside}
+        assert set(reads(facts(model), words)) == {str(model), *outside}
+
     def test_what_a_hubs_links_lead_to(self, tmp_path: Path) -> None:
         blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "rev"
         blobs.mkdir()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -58,11 +58,9 @@ async def image_of(
 async def _program(plugin: str, backend: InferenceBackend[Any], version: str, platform: Platform) -> str:
     """Return what the backend's engine is called in an image that somebody else chose."""
     try:
-        if isinstance(backend, ComesAsImage):
-            return str((await Guard.call(plugin, backend.image, version, platform)).command)
         artifact = await Guard.call(plugin, backend.artifact, version, platform)
     except Refused:
-        return ""  # it is not made for here, or installs nothing at all: then the image knows what to run
+        return ""  # it is not made for here: then the image knows what to run
     if isinstance(artifact, ReleaseBinary):
         return artifact.executable.rpartition("/")[2]
     # What is not fetched at all has none.
@@ -75,15 +73,17 @@ async def made_ready(
     facts: ModelFacts,
     config: BackendVersionConfig,
     say: Callable[[str], None],
+    *,
+    besides: Sequence[str] = (),
 ) -> Container:
     """Return what a container of ``image`` is made of, once the image is here; ``say`` gets a line for each step.
 
-    Raises GPUStackError with one line when it cannot be had.
+    It reads the model's files, and those at the paths ``besides``, or that such parameters name. Raises GPUStackError with one line when it cannot be had.
     """
     return Container(
         image=await images.ensure(image.image, say),
         entrypoint=tuple(shlex.split(config.entrypoint)),
-        reads=await asyncio.to_thread(reads, facts),
+        reads=await asyncio.to_thread(reads, facts, besides),
     )
 
 

@@ -132,7 +132,7 @@ class Desk:
         # A command line of somebody's own, filled in as far as that can name a program: a model may be one.
         own = _own_line(config) and filled(words_of(config.run_command)[:1], {"model_path": facts.path})[0]
         if (image := await image_of(registered.plugin, backend, version, platform, config)) is not None:
-            besides = (*model.backend_parameters, *(each.path for each in adapters))
+            besides = (config.run_command, *model.backend_parameters, *(each.path for each in adapters))
             container = await made_ready(self._images, image, facts, config, say, besides=besides)
             command = own or image.command
             return Installed(backend, registered.plugin, version, command, facts, config, adapters, container)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gpustack.plugin import (
+    ContainerImage,
     EstimateRequest,
     GpuDevice,
     InferenceBackend,
@@ -113,6 +114,16 @@ class Vllm(InferenceBackend[NoSettings]):
         return PipxPackage(
             package="vllm", version=version, command="vllm", requirements=pinned, imports=("vllm",)
         )
+
+    def image(self, version: str, platform: Platform) -> ContainerImage:
+        """Return the project's own image for NVIDIA GPUs; those for others are named by more than the version."""
+        versions.number(version)
+        if "cuda" not in platform.accelerators:
+            kinds = ", ".join(platform.accelerators) or "processors"
+            raise Refused(
+                f"vLLM has no image for {kinds} that follows from its version; name one by image_name"
+            )
+        return ContainerImage(image=f"vllm/vllm-openai:v{version}", version=version, command="vllm")
 
     def launch(self, request: LaunchRequest) -> LaunchPlan:
         """Return the command line of ``vllm serve``."""
