@@ -25,6 +25,7 @@ OTHER_REASONS = {
     "app/supervisor.py": "proxies, set for all that is run",
     "db/embedded/child.py": "handed on to the database",
     "worker/environment.py": "handed on to engines",
+    "worker/runners/daemon.py": "DOCKER_HOST, by which all programs find the container engine",
     "worker/artifacts/hub/files.py": "handed on to the hub's library",
     "worker/artifacts/hub/library.py": "handed on to the hub's library",
     "worker/artifacts/installer.py": "handed on to pipx",

@@ -175,7 +175,7 @@ class TestWhichImage:
         assert self.image(Backend(own)) == own
 
     def test_one_that_is_named_wins_and_keeps_the_program(self) -> None:
-        found = self.image(Backend(PIPX), runner="container", image_name="me/x:{version}")
+        found = self.image(Backend(PIPX), runner="container", image_name="me/x:{{version}}")
         assert found == ContainerImage(image="me/x:1", version="1", command="serve")
         binary = ReleaseBinary(url="u", version="1", executable="bin/llama-box")
         found = self.image(Backend(binary), runner="container", image_name="x")

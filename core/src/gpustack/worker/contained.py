@@ -38,7 +38,7 @@ async def image_of(
     Raises Refused when it is to run in a container and nobody says which.
     """
     if config.image_name:
-        image = config.image_name.replace("{version}", version)
+        image = config.image_name.replace("{{version}}", version)
         command = await _program(plugin, backend, version, platform)
         return ContainerImage(image=image, version=version, command=command)
     if config.runner == "container" and isinstance(backend, ComesAsImage):
