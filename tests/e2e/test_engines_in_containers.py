@@ -19,7 +19,6 @@ import pytest
 
 from gpustack_backends.llama_cpp.launcher import VERSION
 from support.containers import DockerEngine, docker_engine, engine_image, registry, require_docker
-from support.installed import installed_plugin, search_path
 from support.running import Running, a_port_range, eventually, free_ports, spawn, wait_ready
 
 pytestmark = [
@@ -29,20 +28,23 @@ pytestmark = [
     pytest.mark.timeout(900),
 ]
 
-#: llama.cpp as it is, but from an image whose tag is the version.
-PLUGIN = """
-from gpustack.plugin import ContainerImage, hookimpl
-from gpustack_backends.llama_cpp import LlamaCpp
-
-class InImage(LlamaCpp):
-    name = "llama-image"
-
-    def artifact(self, version, platform):
-        return ContainerImage(image=f"engines/llama:{version}", version=version, command="gpustack-llama-server")
-
-@hookimpl
-def register_inference_backends():
-    return [InImage]
+#: llama.cpp as it is, but from an image whose tag is the version; and an engine of somebody's own.
+BACKENDS = """
+backend_name: llama-cpp
+version_configs:
+  "{version}": {{image_name: "engines/llama:{{{{version}}}}"}}
+  "1.0": {{image_name: "engines/llama:{{{{version}}}}"}}
+  "2.0": {{image_name: "engines/llama:{{{{version}}}}"}}
+"""
+OWN = """
+backend_name: own
+health_check_path: /health
+version_configs:
+  one:
+    image_name: {image}
+    entrypoint: gpustack-llama-server
+    run_command: --host {{{{host}}}} --port {{{{port}}}} --model {{{{model_path}}}} --alias {{{{model_name}}}}
+    env: {{GREETING: "{{{{model_name}}}} says hello"}}
 """
 
 
@@ -56,8 +58,8 @@ class World:
     registry_port: int
     key: str = ""
 
-    def deploy(self, name: str, model: Path, version: str) -> None:
-        words = ("--name", name, "--backend", "llama-image", "--backend-version", version, "--no-wait")
+    def deploy(self, name: str, model: Path, version: str, backend: str = "llama-cpp") -> None:
+        words = ("--name", name, "--backend", backend, "--backend-version", version, "--no-wait")
         self.stack.cli("deploy", str(model), *words)
 
     def instance(self, name: str) -> dict[str, Any]:
@@ -107,9 +109,6 @@ class World:
 def world(place: Path) -> Iterator[World]:
     require_docker()
     port, gateway = free_ports(2)
-    plugins = place / "plugins"
-    plugins.mkdir()
-    installed_plugin(plugins, "llama_image", PLUGIN)
     with docker_engine() as docker:
         image = f"127.0.0.1:{port}/engines/llama"
         with registry(place, port):
@@ -118,12 +117,16 @@ def world(place: Path) -> Iterator[World]:
             for tag in (VERSION, "1.0"):
                 docker("push", "--quiet", f"{image}:{tag}", timeout=300)
                 docker("rmi", f"{image}:{tag}")
-        env = {"DOCKER_HOST": f"unix://{docker.socket}", "PYTHONPATH": search_path(plugins)}
+        env = {"DOCKER_HOST": f"unix://{docker.socket}"}
         flags = ["--service-port-range", a_port_range(6)]
         flags += ["--system-default-container-registry", f"127.0.0.1:{port}"]
         stack = spawn(place / "data", place / "home", flags, port=gateway, env=env)
         try:
             made = World(docker, wait_ready(stack), place, port)
+            for name, text in (("llama", BACKENDS), ("own", OWN)):
+                file = place / f"{name}.yaml"
+                file.write_text(text.format(version=VERSION, image=f"{image}:{VERSION}"))
+                stack.cli("backends", "apply", str(file))
             made.key = json.loads(stack.cli("keys", "create", "tests", "--json").stdout)["value"]
             yield made
         finally:
@@ -144,8 +147,10 @@ def nothing_in_it(place: Path) -> Path:
 
 def test_it_is_pulled_once_its_registry_is_there_and_serves(world: World, tiny_gguf: Path) -> None:
     world.deploy("tiny", tiny_gguf, VERSION)
-    world.says("tiny", f"127.0.0.1:{world.registry_port} cannot be reached")
-    assert "it is tried again" in world.instance("tiny")["state_message"]
+    away = (
+        f"127.0.0.1:{world.registry_port} cannot be reached (connect: connection refused); it is tried again"
+    )
+    world.says("tiny", away)
 
     with registry(world.registry_dir, world.registry_port):
         world.serves("tiny", seconds=180)
@@ -221,6 +226,23 @@ def test_a_bad_image_is_one_line_and_leaves_nothing(
     assert world.instance(name)["state"] == "error"
     assert len(world.containers("--all")) == 1
     world.stack.cli("rm", name, "--force")
+
+
+def test_an_engine_of_somebodys_own_serves_beside_it(world: World, tiny_gguf: Path) -> None:
+    world.deploy("mine", tiny_gguf, "one", backend="own")
+
+    world.serves("mine")
+
+    assert world.chat("tiny")
+    [container] = [
+        found
+        for each in world.containers()
+        if (found := json.loads(world.docker("inspect", each))[0])["Path"] == "gpustack-llama-server"
+        and "GREETING=mine says hello" in found["Config"]["Env"]
+    ]
+    assert container["Args"][0] == "--host"
+    world.stack.cli("rm", "mine")
+    eventually(lambda: len(world.containers("--all")) == 1, "its container is gone", seconds=30)
 
 
 def test_stop_ends_containers_too_also_when_nobody_watches(world: World) -> None:

@@ -28,7 +28,7 @@ def known(*rows: InferenceBackendRow) -> KnownBackends:
 
 TWO = a_row(
     version_configs={
-        "v9": {"run_command": "nine {{port}}", "env": {"A": "9"}},
+        "v9": {"run_command": "nine {{port}}", "env": {"A": "9"}, "memory_limit": 1 << 30},
         "v10": {"packages": []},
         "boxed": {"image_name": "engine:1", "entrypoint": "/bin/x"},
     },
@@ -46,7 +46,9 @@ def test_a_row_says_how_its_versions_run() -> None:
     )
 
     assert (nine.backend, nine.served_by, nine.version) == ("mine", "custom", "v9")
-    assert nine.config == BackendVersionConfig(run_command="nine {{port}}", env={"A": "9", "B": "1"})
+    assert nine.config == BackendVersionConfig(
+        run_command="nine {{port}}", env={"A": "9", "B": "1"}, memory_limit=1 << 30
+    )
     assert (nine.parameters, nine.health_check_path) == (("--first=1", "--x=2"), "/ok")
     assert not nine.installs
 

@@ -91,6 +91,8 @@ class BackendVersionConfig(BaseModel):
     packages: list[str] = []
     #: The kind of accelerator that its author had in mind, such as ``cuda``; kept and shown.
     custom_framework: str = Field(default="", max_length=64)
+    #: Bytes of RAM beyond which the system ends the engine; 0 sets no limit.
+    memory_limit: int = Field(default=0, ge=0, le=1 << 60)
 
     @model_validator(mode="before")
     @classmethod

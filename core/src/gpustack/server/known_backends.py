@@ -209,6 +209,7 @@ def _joined(
         env={**(row.default_env if row is not None else {}), **entry.env},
         packages=[] if contained else entry.packages,
         custom_framework=entry.custom_framework,
+        memory_limit=entry.memory_limit,
     )
 
 

@@ -308,6 +308,7 @@ class InstanceDriver:
                     scratch=config.scratch(instance.id),
                     env=(*todo.env, self._model.env),
                     container=todo.container,
+                    memory_limit=self._installed.config.memory_limit,
                 ),
             )
         except BaseException:
