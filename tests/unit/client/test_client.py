@@ -202,3 +202,31 @@ async def test_a_chat_that_fails_on_its_way_says_so(api: FakeApi, last: bytes, s
         assert (await anext(stream)).text == "He"
         with pytest.raises(errors.GPUStackError, match=said):
             await anext(stream)
+
+
+async def test_a_backend_is_described_by_a_yaml_text(api: FakeApi) -> None:
+    row = {
+        "id": 1,
+        "backend_name": "m",
+        "default_version": "",
+        "plugin": "",
+        "distribution": "",
+        "distribution_version": "",
+    }
+    api.on("POST", "/v2/inference-backends/from-yaml", Reply(201, row))
+
+    async with Client(api.url) as client:
+        made = await client.backends.create_from_yaml("backend_name: m\n")
+
+    assert made.backend_name == "m"
+    [asked] = api.asked
+    assert asked.body == b'{"content":"backend_name: m\\n"}'
+
+
+async def test_an_older_server_leaves_how_an_instance_is_run_to_the_plugin(api: FakeApi) -> None:
+    api.on("GET", "/v2/models/1", Reply(body=a_model(id=1)))
+
+    async with Client(api.url) as client:
+        model = await client.models.for_instance(1, 7)
+
+    assert (model.served_by, model.config.runner, model.config.run_command) == ("", "process", "")

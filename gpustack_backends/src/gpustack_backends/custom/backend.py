@@ -36,6 +36,8 @@ class Custom(InferenceBackend[NoSettings]):
     settings_type = NoSettings
     #: Of engines whose versions nobody named.
     default_version = "default"
+    #: Nobody knows what its metrics are called.
+    load_path = ""
 
     def accepts(self, model: ModelFacts, devices: Sequence[GpuDevice]) -> Verdict:
         """Agree to everything: only who described the engine knows what it serves."""
