@@ -108,21 +108,16 @@ class Desk:
         await self._stack.aclose()
 
     async def install(
-        self,
-        instance: ModelInstancePublic,
-        model: ModelForWorker,
-        path: str,
-        say: Callable[[str], None],
-        *,
-        config: BackendVersionConfig,
+        self, instance: ModelInstancePublic, model: ModelForWorker, path: str, say: Callable[[str], None]
     ) -> Installed:
         """Read the headers of the model at ``path`` and make its engine ready; ``say`` gets a line for each step.
 
-        ``config`` says what is not left to the plugin. Raises GPUStackError with one line: InvalidInput and Refused when
-        trying again cannot help.
+        The model's ``config`` says what is not left to the plugin. Raises GPUStackError with one line: InvalidInput and
+        Refused when trying again cannot help.
         """
         if model.trouble:
             raise Refused(model.trouble)
+        config = model.config
         registered = self._registered(instance, model.served_by)
         facts = await self._facts(registered, path)
         backend = await self._backend(registered)

@@ -256,9 +256,7 @@ class InstanceDriver:
         try:
             self._model = await self._shop.model(self.instance, self._model)
             path = await self._files(self._model)
-            installed = await self._shop.desk.install(
-                self.instance, self._model, path, self._say, config=self._model.config
-            )
+            installed = await self._shop.desk.install(self.instance, self._model, path, self._say)
         except GPUStackError as error:
             self._failed(error)
             return
