@@ -152,8 +152,9 @@ def test_embeddings_have_meaning(stack: Running, vectors: str) -> None:
     cat, kitten, stocks = (each["embedding"] for each in answer["data"])
     near, far = cosine(cat, kitten), cosine(cat, stocks)
     print(f"cos(cat, kitten) {near:.3f}, cos(cat, stocks) {far:.3f}")
-    assert near == pytest.approx(0.655, abs=0.02)
-    assert far == pytest.approx(0.055, abs=0.02)
+    # As transformers computes them with the mean of the last layer.
+    assert near == pytest.approx(0.788, abs=0.01)
+    assert far == pytest.approx(0.203, abs=0.01)
 
 
 def test_documents_are_ranked_by_meaning(stack: Running, vectors: str) -> None:
@@ -191,12 +192,17 @@ def test_explain_says_why_it_runs_there(stack: Running, chat: str) -> None:
 
 
 def test_a_killed_workers_engine_is_adopted(stack: Running, chat: str) -> None:
-    before = instance(stack, chat)["pid"]
-    os.kill(stack.state()["children"]["worker"]["pid"], signal.SIGKILL)
+    before, killed = instance(stack, chat)["pid"], stack.state()["children"]["worker"]["pid"]
+    log = stack.data_dir / "log" / "worker.log"
+    said = log.read_text().count("found its engine running")
+    os.kill(killed, signal.SIGKILL)
     began = time.monotonic()
-    eventually(lambda: stack.state()["children"]["worker"]["state"] == "ready", "a new worker", seconds=60)
-    eventually(lambda: instance(stack, chat)["state"] == "running", "the engine is adopted", seconds=60)
+    eventually(
+        lambda: log.read_text().count("found its engine running") > said, "engines are adopted", seconds=120
+    )
     print(f"adopted {time.monotonic() - began:.1f} s after kill -9 of the worker")
+    assert stack.state()["children"]["worker"]["pid"] != killed
+    eventually(lambda: instance(stack, chat)["state"] == "running", "it is served", seconds=60)
     assert instance(stack, chat)["pid"] == before
     assert psutil.pid_exists(before)
     test_chat_is_answered_with_usage(stack, chat)
