@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from gpustack.lifecycle.engine import EngineLimits
+from gpustack.plugin import Refused
 from gpustack_backends import Custom
 
 ENGINE = str(Path(__file__).parents[1] / "engine_process" / "fake_engine.py")
@@ -44,6 +45,19 @@ async def test_a_plugins_engine_runs_by_another_command(fleet: Any, server: Any,
     await fleet.start()
     config = {"run_command": f"{{{{command}}}} {shlex.quote(ENGINE)} {{{{port}}}}", "packages": ["more==1"]}
     server.want(1, fleet.a_model("fine", served_by="fake", config=config))
+    await until(lambda: server.last(1)["state"] == "running")
+
+
+async def test_a_version_that_the_plugin_does_not_know_is_run_by_its_command(
+    fleet: Any, server: Any, until: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(_: object, version: str, platform: object) -> None:
+        raise Refused(f"there is no version {version}")
+
+    monkeypatch.setattr(fleet.catalogue.backends["fake"].cls, "artifact", refuses)
+    await fleet.start()
+    model = fleet.a_model("fine", served_by="fake", config={"run_command": COMMAND})
+    server.want(1, model, backend_version="own-build")
     await until(lambda: server.last(1)["state"] == "running")
 
 

@@ -126,15 +126,16 @@ class Desk:
         platform = self._machine.platform()
         # A command line of somebody's own, filled in as far as that can name a program: a model may be one.
         own = _own_line(config) and filled(words_of(config.run_command)[:1], {"model_path": facts.path})[0]
+        if own and config.runner == "process":
+            # Before the plugin is asked for anything to install: it need not know such a version.
+            environments = (config.env, model.env)
+            command = await asyncio.to_thread(find_program, own, self._host.bin_dir, *environments)
+            return Installed(backend, registered.plugin, version, command, facts, config, adapters)
         if (image := await image_of(registered.plugin, backend, version, platform, config)) is not None:
             besides = (config.run_command, *model.backend_parameters, *(each.path for each in adapters))
             container = await made_ready(self._images, image, facts, config, say, besides=besides)
             command = own or image.command
             return Installed(backend, registered.plugin, version, command, facts, config, adapters, container)
-        if own:
-            environments = (config.env, model.env)
-            command = await asyncio.to_thread(find_program, own, self._host.bin_dir, *environments)
-            return Installed(backend, registered.plugin, version, command, facts, config, adapters)
         artifact = await Guard.call(registered.plugin, backend.artifact, version, platform)
         if config.packages and isinstance(artifact, PipxPackage):
             artifact = replace(artifact, requirements=(*artifact.requirements, *config.packages))
