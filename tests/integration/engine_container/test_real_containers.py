@@ -253,6 +253,20 @@ class TestAfterAWorkerDied:
 
 
 class TestWithoutItsContainerEngine:
+    async def test_it_is_adopted_all_the_same(
+        self, place: Any, monkeypatch: pytest.MonkeyPatch, until: Until
+    ) -> None:
+        engine = await place.start("fine")
+        elsewhere = replace(engine.record, daemon=f"unix://{place.root}/none.sock")
+
+        began = time.monotonic()
+        adopted = await engines.adopt(place.run_dir, elsewhere)
+
+        assert adopted is not None
+        assert time.monotonic() - began < 1
+        assert await engine.end(grace=1) == ""
+        assert await engines.adopt(place.run_dir, elsewhere) is None
+
     async def test_the_end_of_the_engine_is_told_and_the_next_start_waits_for_it(
         self, place: Any, until: Until
     ) -> None:

@@ -116,6 +116,10 @@ class ContainerEngine:
 
     @classmethod
     def _adopt(cls, run_dir: Path, record: EngineRecord) -> ContainerEngine | None:
+        known = record.process
+        if known is not None and is_running(known) and _process(run_dir, record, known.pid) is not None:
+            # Nobody need be asked: the process is there, and the container's.
+            return cls(run_dir, record)
         try:
             found = _found(run_dir, record)
         except NoContainerEngine:
@@ -125,7 +129,7 @@ class ContainerEngine:
             return cls(run_dir, record) if is_running(record.process) else None
         if found is None or not found["State"].get("Running"):
             return None
-        now = _known(record, found)
+        now = _known(run_dir, record, found)
         if now != record:
             try:
                 write_record(run_dir, now)
@@ -216,7 +220,7 @@ def _run(
             write_record(run_dir, record)
             launch.lease.let_go()
             client.start(made)
-            record = _known(record, client.inspect_container(made))
+            record = _known(run_dir, record, client.inspect_container(made))
         except docker.errors.APIError as error:
             raise told(error) from error
         write_record(run_dir, record)
@@ -316,26 +320,30 @@ def _found(run_dir: Path, record: EngineRecord) -> dict[str, Any] | None:
         return found if is_ours(found["Config"].get("Labels"), run_dir, record.instance_id) else None
 
 
-def _known(record: EngineRecord, found: dict[str, Any]) -> EngineRecord:
+def _known(run_dir: Path, record: EngineRecord, found: dict[str, Any]) -> EngineRecord:
     """Return the record with what is known of a running container: its number, its process, its start."""
     number, state = str(found["Id"]), found["State"]
-    who = _process(int(state.get("Pid") or 0), number)
+    record = replace(record, container=number)
+    who = _process(run_dir, record, int(state.get("Pid") or 0))
     if who is None:
         started = max(0.0, moment() - _seconds_since(str(state.get("StartedAt", ""))))
-        return replace(record, container=number, pid=0, started=started)
-    return replace(record, container=number, pid=who.pid, started=who.started, pid_space=pid_space())
+        return replace(record, pid=0, started=started)
+    return replace(record, pid=who.pid, started=who.started, pid_space=pid_space())
 
 
-def _process(pid: int, container: str) -> ProcessId | None:
-    """Return the process of that number if it is the container's: elsewhere, numbers mean other processes."""
+def _process(run_dir: Path, record: EngineRecord, pid: int) -> ProcessId | None:
+    """Return the process of that number if it is of the record's container: elsewhere, numbers mean other processes."""
     if pid <= 0 or (who := identify(pid)) is None:
         return None
+    mark = f"{RECORD_MARKER}=".encode()
     with contextlib.suppress(OSError):
-        marker = f"{RECORD_MARKER}=".encode()
-        if any(each.startswith(marker) for each in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")):
-            return who
+        variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        if found := next((each for each in variables if each.startswith(mark)), None):
+            ours = os.fsencode(record_path(run_dir, record.instance_id))
+            return who if found[len(mark) :] == ours else None
+    # Of another user's process the environment cannot be read, and some programs write over it.
     with contextlib.suppress(OSError):
-        if container in Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8"):
+        if record.container and record.container in Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8"):
             return who
     return None
 
