@@ -193,6 +193,13 @@ class TestWhichImage:
             assert found is not None
             assert (found.image, found.command) == (image, "acme")
 
+    def test_a_command_of_ones_own_needs_nothing_of_the_plugins(self) -> None:
+        nowhere = Backend(Refused("not for this machine"))
+        assert self.image(nowhere, run_command="serve --port {{port}}") is None
+        for config in ({}, {"run_command": "nice {{command}}"}):
+            with pytest.raises(Refused, match="not for this machine"):
+                self.image(nowhere, **config)
+
     def test_none_is_refused(self) -> None:
         with pytest.raises(Refused, match="is to run in a container, and no image is named"):
             self.image(Backend(PIPX), runner="container")

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from gpustack.extensions import Guard
+from gpustack.kit.command_template import uses
 from gpustack.plugin import (
     ComesAsImage,
     ContainerImage,
@@ -44,7 +45,13 @@ async def image_of(
     if config.runner == "container" and isinstance(backend, ComesAsImage):
         found: ContainerImage = await Guard.call(plugin, backend.image, version, platform)
         return found
-    artifact = await Guard.call(plugin, backend.artifact, version, platform)
+    try:
+        artifact = await Guard.call(plugin, backend.artifact, version, platform)
+    except Refused:
+        # A command of somebody's own needs nothing of the plugin's.
+        if config.runner == "process" and config.run_command and not uses(config.run_command, "command"):
+            return None
+        raise
     if isinstance(artifact, ContainerImage):
         return artifact
     if config.runner == "container":
