@@ -153,6 +153,10 @@ def test_it_is_pulled_once_its_registry_is_there_and_serves(world: World, tiny_g
     world.says("tiny", away)
 
     with registry(world.registry_dir, world.registry_port):
+        # Killed in the middle: whoever comes next goes on.
+        world.says("tiny", "pulling the image", seconds=120)
+        if (pid := world.worker()) is not None:
+            os.kill(pid, signal.SIGKILL)
         world.serves("tiny", seconds=180)
 
     answer = world.chat("tiny")

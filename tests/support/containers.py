@@ -33,6 +33,9 @@ from support.running import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE_IMAGE = "gpustack-test-base"
+#: Who may use a registry that wants a login, and bcrypt's digest of the password.
+USER, PASSWORD = "tester", "sesame"
+_DIGEST = "$2b$04$6C6aQMvQoO36Y15ueN97JucRkB9RzK01fzrLo32hlEw9SS9OZU7mi"
 #: What a slim image of the distribution has, as far as ours asks for it.
 _PACKAGES = (
     *("base-files", "base-passwd", "bash", "coreutils", "dash", "findutils", "grep", "sed", "passwd"),
@@ -140,13 +143,18 @@ def docker_engine() -> Iterator[DockerEngine]:
 
 
 @contextlib.contextmanager
-def registry(folder: Path, port: int) -> Iterator[Registry]:
-    """Run a registry on loopback that keeps its images in ``folder``, until the block ends."""
+def registry(folder: Path, port: int, *, login: bool = False) -> Iterator[Registry]:
+    """Run a registry on loopback that keeps its images in ``folder``, until the block ends.
+
+    With ``login`` it lets in :data:`USER` with :data:`PASSWORD` alone.
+    """
+    (folder / "users").write_text(f"{USER}:{_DIGEST}\n")
+    auth = f"auth: {{htpasswd: {{realm: tests, path: {folder}/users}}}}\n" if login else ""
     settings = folder / "registry.yml"
     settings.write_text(
         "version: 0.1\nlog: {level: error}\n"
         f"storage: {{filesystem: {{rootdirectory: {folder}/registry}}}}\n"
-        f"http: {{addr: '127.0.0.1:{port}'}}\n"
+        f"http: {{addr: '127.0.0.1:{port}'}}\n{auth}"
     )
     with (folder / "registry.log").open("ab") as log:
         process = subprocess.Popen(

@@ -77,6 +77,8 @@ class Place:
 @pytest.fixture
 def place(tmp_path: Path, docker: DockerEngine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     monkeypatch.setenv("DOCKER_HOST", f"unix://{docker.socket}")
+    if not docker("images", "--quiet", BASE_IMAGE):  # tests of pulls remove it
+        docker("import", base_image(), BASE_IMAGE)
     place = Place(tmp_path, docker)
     yield place
     for lease in place.leases:

@@ -243,6 +243,8 @@ def _described(
     mounts.append(Mount(target=scratch, source=scratch, type="bind"))
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     files = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+    # GPUs and fast networks read and write memory that must stay where it is.
+    locked = resource.getrlimit(resource.RLIMIT_MEMLOCK)[1]
     keeps = (
         LogConfig(type="k8s-file", config={"max-size": f"{_KEPT_LOG >> 20}mb"})
         if daemon.kind == "Podman"
@@ -278,7 +280,11 @@ def _described(
                 for each in container.requests
             ],
             shm_size=_SHARED_MEMORY,
-            ulimits=[Ulimit(name="nofile", soft=files, hard=files), Ulimit(name="core", soft=0, hard=0)],
+            ulimits=[
+                Ulimit(name="nofile", soft=files, hard=files),
+                Ulimit(name="memlock", soft=locked, hard=locked),
+                Ulimit(name="core", soft=0, hard=0),
+            ],
             log_config=keeps,
             # The worker starts it again, and nobody else does.
             restart_policy={"Name": "no"},
