@@ -60,6 +60,31 @@ class _Repositories:
         self.usage = Usage(session)
 
 
+class _Inside:
+    """The session of what is written in one transaction. It knows no repository, so that both go as soon as nobody has them."""
+
+    def __init__(self, connection: DatabaseConnection, where: str) -> None:
+        self._connection = connection
+        self._where = where
+        self.changes: list[Change] = []
+        self.happened: list[Happening] = []
+
+    async def fetch(self, statement: Statement) -> list[Row]:
+        text, values = compiled(statement)
+        with translated(self._where):
+            return await self._connection.fetch(text, values)
+
+    @asynccontextmanager
+    async def writing(self) -> AsyncIterator[Writing]:
+        yield self
+
+    def emit(self, event: Change) -> None:
+        self.changes.append(event)
+
+    def remember(self, happened: Iterable[Happening]) -> None:
+        self.happened += happened
+
+
 class Transaction(_Repositories):
     """Writes that happen together or not at all. One task at a time may use it.
 
@@ -67,37 +92,32 @@ class Transaction(_Repositories):
     """
 
     def __init__(self, connection: DatabaseConnection, pool: Pool) -> None:
-        super().__init__(self)
-        self._connection = connection
-        self._where = pool.where
+        self._inside = _Inside(connection, pool.where)
         self._wake_up = pool.wake_up
-        self._changes: list[Change] = []
-        self._happened: list[Happening] = []
+        super().__init__(self._inside)
 
     async def fetch(self, statement: Statement) -> list[Row]:
         """Run one statement inside the transaction."""
-        text, values = compiled(statement)
-        with translated(self._where):
-            return await self._connection.fetch(text, values)
+        return await self._inside.fetch(statement)
 
-    @asynccontextmanager
-    async def writing(self) -> AsyncIterator[Writing]:
+    def writing(self) -> AbstractAsyncContextManager[Writing]:
         """Write right here: the transaction is open."""
-        yield self
+        return self._inside.writing()
 
     def emit(self, event: Change) -> None:
         """Add an event; it gets its number when the transaction ends."""
-        self._changes.append(event)
+        self._inside.emit(event)
 
     def remember(self, happened: Iterable[Happening]) -> None:
         """Add to the history of instances; it is written when the transaction ends."""
-        self._happened += happened
+        self._inside.remember(happened)
 
     async def write_events(self) -> None:
         """Store the history, and number and store the events; nothing may follow but the commit."""
-        self._changes += await self.history.write(self._happened)
-        if self._changes:
-            await outbox.write(self, self._changes, self._wake_up)
+        inside = self._inside
+        inside.changes += await self.history.write(inside.happened)
+        if inside.changes:
+            await outbox.write(inside, inside.changes, self._wake_up)
 
 
 class _Each:

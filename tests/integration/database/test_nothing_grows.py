@@ -1,7 +1,9 @@
-"""What a connection keeps prepared does not grow with the number of different things that were asked of it."""
+"""What connections keep prepared, and what transactions leave, does not grow with what is asked."""
 
 from __future__ import annotations
 
+import gc
+import weakref
 from datetime import UTC, datetime
 
 from gpustack.db import Store
@@ -69,3 +71,15 @@ async def _prepared(store: Store, part: str) -> set[int]:
         part,
     )
     return {int(row["size"]) for row in await store.usage._session.fetch(query)}
+
+
+async def test_a_transaction_is_gone_with_its_end_and_without_the_collector(store: Store) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        async with store.transaction() as tx:
+            left = [weakref.ref(tx), weakref.ref(tx.models)]
+        del tx
+        assert [each() for each in left] == [None, None]
+    finally:
+        gc.enable()
