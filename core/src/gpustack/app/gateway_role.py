@@ -290,9 +290,14 @@ async def _gauge(
     """Keep the figures that are states rather than events."""
     made = dict.fromkeys(("client", "engine", "in", "out", "engine in"), 0)
     lost = ejected = 0
+    told: dict[str, tuple[int, int, int]] = {}
     while True:
         await asyncio.sleep(_GAUGES)
+        before, told = told, {}
         for name, running, waiting, tokens in admission.survey():
+            told[name] = (running, waiting, tokens)
+            if before.get(name) == told[name]:
+                continue  # as most of many models
             metrics.running.of(name).set(running)
             metrics.queue_length.of(name).set(waiting)
             metrics.queue_tokens.of(name).set(tokens)

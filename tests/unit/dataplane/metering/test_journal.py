@@ -231,6 +231,21 @@ async def test_without_memory_the_disk_alone_has_to_do(
     assert "no memory for the last records" in caplog.text
 
 
+async def test_after_a_silence_the_next_record_is_waited_for_and_not_looked_for(tmp_path: Path) -> None:
+    async with a_journal(tmp_path) as journal:
+        for name in ("a", "b"):
+            waiting = asyncio.create_task(journal.next_batch())
+            async with asyncio.timeout(LIMIT):
+                while journal._first is None:
+                    await asyncio.sleep(0.01)
+            journal.append(a_record(name))
+            # Long before it looks for what dead processes left.
+            async with asyncio.timeout(2.0):
+                batch = await waiting
+            assert [record.id for record in batch.records] == [name]
+            await journal.acknowledge(batch)
+
+
 async def test_a_disk_that_is_late_costs_no_record_in_memory(tmp_path: Path) -> None:
     async with a_journal(tmp_path) as journal:
         # As if the thread were in the midst of a write that takes long.

@@ -102,6 +102,8 @@ class Journal:
         self._number = self._taken = self._written = self._ids = 0
         self._adopted: list[_Adopted] = []
         self._adopt_at = 0.0
+        #: Set by the first record after everything has arrived; None while nobody waits for one.
+        self._first: asyncio.Event | None = None
         self._fd = -1
         self._segment_size = 0
         #: Two, used in turn: one is free again when the disk has all that is in it.
@@ -160,6 +162,9 @@ class Journal:
                 self._turn_over(number, line)
         if not self._behind.awake:
             self._behind.wake()
+        if self._first is not None:
+            self._first.set()
+            self._first = None
 
     def _turn_over(self, number: int, line: bytes) -> None:
         """Go on in the other tail, if the disk has all that is in it."""
@@ -195,7 +200,19 @@ class Journal:
                     told = tuple(record for _, record in records)
                     return Batch(told, spool.writer, records[-1][0], place)
                 await asyncio.to_thread(self._done_with, spool)
+            if not self.pending:
+                await self._something()
+            # The disk has to have it, and more may come.
             await asyncio.sleep(_LOOK)
+
+    async def _something(self) -> None:
+        """Wait for a record, or until it is time to look for those of dead processes."""
+        self._first = first = asyncio.Event()
+        try:
+            async with asyncio.timeout(max(0.0, self._adopt_at - time.monotonic())):
+                await first.wait()
+        except TimeoutError:
+            self._first = None
 
     def _told_recently(self, limit: int) -> Batch | None:
         """Return the records after those that were acknowledged, if they are at hand and on the disk."""
