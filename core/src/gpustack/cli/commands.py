@@ -45,7 +45,10 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "workers": ("workers", "List, add, label and remove workers."),
         "gpus": ("gpus", "List the GPUs of all workers."),
         "defragment": ("defragment", "Propose moves of copies that would make room."),
-        "backends": ("backends", "List, describe and remove inference backends, and install their engines."),
+        "backends": (
+            "backends",
+            "List, describe and remove inference backends, and install or remove their engines here.",
+        ),
         "simulate": (
             "simulate",
             "Try what a fleet would do with a workload, or decide recorded decisions again.",
