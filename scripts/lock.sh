@@ -21,3 +21,5 @@ compile dev requirements/dev.in -c requirements/runtime.txt
 compile build requirements/build.in -c requirements/dev.txt
 compile uv requirements/uv.in
 compile fuzz requirements/fuzz.in
+# What the default version of an engine is installed from, beside our launcher for it.
+compile ../gpustack_backends/src/gpustack_backends/llama_cpp/lock plugins/gpustack-llama-server/pyproject.toml

@@ -66,7 +66,15 @@ class PythonIsThere:
     def installed(self) -> dict[str, list[str]]:
         return {"answering": ["1"]}
 
-    async def ensure(self, backend: str, artifact: Any, on_progress: Any) -> Path:
+    def environments(self) -> list[Any]:
+        return []
+
+    async def settle(self) -> list[str]:
+        return []
+
+    async def ensure(
+        self, backend: str, artifact: Any, on_progress: Any, extras: tuple[str, ...] = ()
+    ) -> Path:
         return Path(sys.executable)
 
 

@@ -95,15 +95,24 @@ async def test_pipx_is_called_once_with_what_it_needs(pipx, tmp_path) -> None:
         os.environ["HOME"],
     )
     assert not {"GPUSTACK_TOKEN", "PYTHONPATH", "VIRTUAL_ENV"} & set(env)
-    assert env["PIPX_DEFAULT_BACKEND"] == "pip", "uv would not know the index that is set for pip"
+    assert env["PIPX_DEFAULT_BACKEND"] == "pip", "there is no uv"
 
 
-async def test_an_index_that_uv_knows_leaves_the_choice_to_pipx(pipx, tmp_path) -> None:
-    await pipx(
-        "install(WORKS)", environ={"PATH": "/bin", "UV_DEFAULT_INDEX": "x", "PIP_INDEX_URL": "x"}
-    ).ensure("a", ACME)
+async def test_uv_is_taken_where_it_is_and_gets_what_is_set_for_pip(pipx, tmp_path) -> None:
+    uv = tmp_path / "with uv" / "uv"
+    uv.parent.mkdir()
+    uv.write_text("#!/bin/sh\n")
+    uv.chmod(0o755)
+    environ = {
+        "PATH": f"{uv.parent}:/bin",
+        "PIP_INDEX_URL": "http://index.test",
+        "PIP_CONFIG_FILE": os.devnull,
+    }
 
-    assert "PIPX_DEFAULT_BACKEND" not in calls(tmp_path)[0][1]
+    await pipx("install(WORKS)", environ=environ).ensure("a", ACME)
+
+    env = calls(tmp_path)[0][1]
+    assert (env["PIPX_DEFAULT_BACKEND"], env["UV_DEFAULT_INDEX"]) == ("uv", "http://index.test")
 
 
 async def test_a_package_of_the_index_is_named_with_its_version(pipx, tmp_path) -> None:

@@ -272,7 +272,15 @@ class FakeInstaller:
     def installed(self) -> dict[str, list[str]]:
         return {"fake": ["1"]}
 
-    async def ensure(self, backend: str, artifact: Any, on_progress: Any) -> Path:
+    def environments(self) -> list[Any]:
+        return []
+
+    async def settle(self) -> list[str]:
+        return []
+
+    async def ensure(
+        self, backend: str, artifact: Any, on_progress: Any, extras: tuple[str, ...] = ()
+    ) -> Path:
         on_progress("installing")
         return Path(sys.executable)
 

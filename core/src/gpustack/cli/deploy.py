@@ -44,6 +44,13 @@ if TYPE_CHECKING:
 @click.option("--backend", default="", metavar="NAME", help="Backend; chosen by the model otherwise.")
 @click.option("--backend-version", default="", metavar="VERSION", help="Version of the engine.")
 @click.option(
+    "--backend-package",
+    "packages",
+    multiple=True,
+    metavar="REQUIREMENT",
+    help="Package beside the engine, as transformers==4.57.1, for an environment of its own; may be repeated.",
+)
+@click.option(
     "--backend-parameter",
     "-p",
     "parameters",
@@ -121,6 +128,7 @@ def _model(
     env: tuple[str, ...],
     *,
     parameters: tuple[str, ...],
+    packages: tuple[str, ...] = (),
     selector: tuple[str, ...] = (),
     **spec: Any,
 ) -> ModelCreate:
@@ -136,6 +144,8 @@ def _model(
     named = {field: value for field, value in spec.items() if value is not None}
     if wanted:
         named["worker_selector"] = wanted
+    if packages:
+        named["backend_packages"] = list(packages)
     try:
         return ModelCreate.model_validate(
             {

@@ -108,6 +108,8 @@ def _facts(model: ModelPublic) -> Iterator[tuple[str, str]]:
         yield "Image", model.image_name
     if model.backend_parameters:
         yield "Parameters", shlex.join(model.backend_parameters)
+    if model.backend_packages:
+        yield "Packages", ", ".join(model.backend_packages)
     if model.env:
         # Values may be secrets; --json has them.
         yield "Variables", ", ".join(model.env)

@@ -22,6 +22,13 @@ _ROLLOUT = ("max_surge", "max_unavailable", "drain_seconds")
 @click.option("--backend", metavar="NAME", help='Backend; "" lets the model choose.')
 @click.option("--backend-version", metavar="VERSION", help='Version of the engine; "" is the default one.')
 @click.option(
+    "--backend-package",
+    "packages",
+    multiple=True,
+    metavar="REQUIREMENT",
+    help='Package beside the engine, in place of all that were named; may be repeated, "" names none.',
+)
+@click.option(
     "--backend-parameter",
     "--parameter",
     "-p",
@@ -71,8 +78,8 @@ _ROLLOUT = ("max_surge", "max_unavailable", "drain_seconds")
 @server_options
 @json_option
 def command(
-    model: str, parameters: tuple[str, ...], env: tuple[str, ...], unset_env: tuple[str, ...], selector: tuple[str, ...],
-    wait: bool, timeout: float, target: Target, as_json: bool, fixed_replicas: bool, **given: Any,
+    model: str, parameters: tuple[str, ...], packages: tuple[str, ...], env: tuple[str, ...], unset_env: tuple[str, ...],
+    selector: tuple[str, ...], wait: bool, timeout: float, target: Target, as_json: bool, fixed_replicas: bool, **given: Any,
 ) -> int:  # fmt: skip
     """Change how a model is served.
 
@@ -88,6 +95,8 @@ def command(
     rollout = {name: named.pop(name) for name in _ROLLOUT if name in named}
     if parameters:
         named["backend_parameters"] = [] if parameters == ("",) else list(parameters)
+    if packages:
+        named["backend_packages"] = [] if packages == ("",) else list(packages)
     if selector:
         named["worker_selector"] = labels("--worker-selector", selector)
     pairs = variables(env)

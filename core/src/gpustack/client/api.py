@@ -11,7 +11,7 @@ from typing import Any, Self
 import httpx
 
 from gpustack.client.chat import ChatDelta, deltas
-from gpustack.client.resources import Backends, Keys, Models, Resource, Routes, as_sent, read_as
+from gpustack.client.resources import Backends, Engines, Keys, Models, Resource, Routes, as_sent, read_as
 from gpustack.client.transport import READ_TIMEOUT, Transport
 from gpustack.client.watch import SILENCE, watch
 from gpustack.kit.errors import GPUStackError, Unavailable
@@ -38,6 +38,7 @@ from gpustack.schemas import (
     UserPublic,
     VersionInfo,
     WorkerChallenge,
+    WorkerEnginePublic,
     WorkerPublic,
     WorkerRegistered,
     WorkerRegistration,
@@ -79,6 +80,7 @@ class Client:
         self.instance_events = Resource(transport, "/v2/model-instance-events", InstanceEventPublic)
         self.model_files = Resource(transport, "/v2/model-files", ModelFilePublic)
         self.workers = Resource(transport, "/v2/workers", WorkerPublic)
+        self.worker_engines = Engines(transport, "/v2/worker-engines", WorkerEnginePublic)
         self.clusters = Resource(transport, "/v2/clusters", ClusterPublic)
         self.backends = Backends(transport, "/v2/inference-backends", InferenceBackendPublic)
         self.model_sets = Resource(transport, "/v2/model-sets", ModelSetPublic)

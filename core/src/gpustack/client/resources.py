@@ -14,6 +14,8 @@ from gpustack.schemas import (
     ApiKeyCreate,
     ApiKeyCreated,
     ApiKeyPublic,
+    EngineName,
+    EnginesWanted,
     InferenceBackendCreate,
     InferenceBackendPublic,
     InferenceBackendUpdate,
@@ -27,6 +29,10 @@ from gpustack.schemas import (
     ModelRoutePatch,
     ModelRoutePublic,
     ModelUpdate,
+    WorkerEngineCreate,
+    WorkerEngineInventory,
+    WorkerEnginePublic,
+    WorkerEngineReport,
 )
 from gpustack.schemas.common import Input, Output, Page
 
@@ -170,6 +176,32 @@ class Backends(Resource[InferenceBackendPublic]):
         """Replace the description of a backend; Conflict when models need what it takes away."""
         answer = await self._transport.send("PUT", f"{self.path}/{number}", body=as_sent(backend))
         return read_as(InferenceBackendPublic, answer)
+
+
+class Engines(Resource[WorkerEnginePublic]):
+    """Environments of engines on workers."""
+
+    async def install(self, engine: WorkerEngineCreate) -> builtins.list[WorkerEnginePublic]:
+        """Have a worker install an engine, or all; InvalidInput where the backend is not."""
+        answer = await self._transport.send("POST", self.path, body=as_sent(engine))
+        return read_as(self._page, answer).items
+
+    async def remove(self, number: int) -> WorkerEnginePublic:
+        """Have its worker take an environment away; NotFound when there is none."""
+        return read_as(self._kind, await self._transport.send("DELETE", f"{self.path}/{number}"))
+
+    async def wanted(self) -> builtins.list[EngineName]:
+        """Return what models run from, or would."""
+        return read_as(EnginesWanted, await self._transport.send("GET", f"{self.path}/wanted")).items
+
+    async def report(self, number: int, report: WorkerEngineReport) -> WorkerEnginePublic:
+        """Report on a request; NotFound when it is gone, Conflict when another was made."""
+        path = f"{self.path}/{number}/report"
+        return read_as(self._kind, await self._transport.send("POST", path, body=as_sent(report)))
+
+    async def inventory(self, held: WorkerEngineInventory) -> None:
+        """Tell all environments that this worker has; NotFound from a server older than that."""
+        await self._transport.send("POST", f"{self.path}/inventory", body=as_sent(held))
 
 
 class Keys(Resource[ApiKeyPublic]):

@@ -28,6 +28,7 @@ from gpustack.db.repositories.route_targets import RouteTargets
 from gpustack.db.repositories.sessions import Sessions
 from gpustack.db.repositories.usage import Usage
 from gpustack.db.repositories.users import Users
+from gpustack.db.repositories.worker_engines import WorkerEngines
 from gpustack.db.repositories.workers import Workers
 from gpustack.db.source import APPLICATION, source_of
 from gpustack.kit.errors import GPUStackError
@@ -53,6 +54,7 @@ class _Repositories:
         self.route_targets = RouteTargets(session)
         self.instances = Instances(session)
         self.model_files = ModelFiles(session)
+        self.worker_engines = WorkerEngines(session)
         self.measured = Measured(session)
         self.events = Events(session)
         self.history = History(session)

@@ -146,6 +146,7 @@ class Model(Table, tablename="models", db=DIALECT):
     backend_parameters = JSON()
     image_name = Varchar(length=512)
     run_command = Text()
+    backend_packages = JSON()
     env = JSON()
     restart_on_error = Boolean(default=True)
     rollout = JSON()
@@ -262,6 +263,24 @@ class ModelFile(Table, tablename="model_files", db=DIALECT):
     download_rate = BigInt(default=0)
     resolved_paths = JSON()
     facts = JSON(default=None, null=True)
+    created_at = Timestamptz(default=None)
+    updated_at = Timestamptz(default=None)
+
+
+class WorkerEngine(Table, tablename="worker_engines", db=DIALECT):
+    """An environment of an engine on one worker, there or asked for; unique by worker and key."""
+
+    id: BigSerial = BigSerial(primary_key=True)
+    worker_id = ForeignKey(Worker, on_delete=OnDelete.cascade, null=False, index=True)
+    backend = Varchar(length=64)
+    version = Varchar(length=64)
+    packages = JSON()
+    engine_key = Varchar(length=64)
+    state = Varchar(length=32)
+    state_message = Text()
+    request = Integer(default=0)
+    disk = BigInt(default=0)
+    last_used_at = Timestamptz(default=None, null=True)
     created_at = Timestamptz(default=None)
     updated_at = Timestamptz(default=None)
 

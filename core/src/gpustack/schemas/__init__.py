@@ -73,6 +73,16 @@ from gpustack.schemas.models import (
 from gpustack.schemas.serving import Autoscaling, ModelQueue, ModelTimeouts
 from gpustack.schemas.updates import UpdatePublic
 from gpustack.schemas.users import UserPublic, UserSelfUpdate
+from gpustack.schemas.worker_engines import (
+    EngineHeld,
+    EngineName,
+    EngineState,
+    EnginesWanted,
+    WorkerEngineCreate,
+    WorkerEngineInventory,
+    WorkerEnginePublic,
+    WorkerEngineReport,
+)
 from gpustack.schemas.workers import (
     ContainerEngineStatus,
     CpuStatus,
@@ -108,6 +118,10 @@ __all__ = [
     "CpuStatus",
     "Defragmentation",
     "DefragmentationStep",
+    "EngineHeld",
+    "EngineName",
+    "EngineState",
+    "EnginesWanted",
     "ErrorBody",
     "Event",
     "EventType",
@@ -174,6 +188,10 @@ __all__ = [
     "UserSelfUpdate",
     "VersionInfo",
     "WorkerChallenge",
+    "WorkerEngineCreate",
+    "WorkerEngineInventory",
+    "WorkerEnginePublic",
+    "WorkerEngineReport",
     "WorkerProof",
     "WorkerPublic",
     "WorkerRegistered",

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import StrEnum
 from typing import Any, Protocol
 
 from pydantic import Field, field_validator, model_validator
 
+from gpustack.kit.errors import InvalidInput
 from gpustack.kit.paths import stays_below
 from gpustack.schemas.backends import BackendVersionConfig, command_line, variables
 from gpustack.schemas.common import Input, Name, Record, Title
 from gpustack.schemas.gpu_selection import GpuSelector, GpuSelectorPatch
+from gpustack.schemas.packages import DEPS_VARIABLE, all_packages, normal_packages, packages_of_variable
 from gpustack.schemas.serving import (
     MOST_REPLICAS,
     Autoscaling,
@@ -137,7 +139,9 @@ class _Spec(Input):
     image_name: Title = Field(default="", max_length=512)
     #: The engine's command line, in place of the backend's; words in double braces are filled in.
     run_command: str = Field(default="", max_length=8192)
-    #: Environment variables of the engine.
+    #: Packages beside the engine, as pip's requirements name them: the model gets an environment of its own with them.
+    backend_packages: list[str] = Field(default_factory=list)
+    #: Environment variables of the engine. ``GPUSTACK_BACKEND_DEPS`` names packages, too: ``a==1,b>=2``.
     env: dict[str, str] = Field(default_factory=dict)
     #: Start the engine again when it fails.
     restart_on_error: bool = True
@@ -148,6 +152,10 @@ class _Spec(Input):
     @field_validator("env")
     @classmethod
     def _env_names(cls, env: dict[str, str]) -> dict[str, str]:
+        try:
+            packages_of_variable(env.get(DEPS_VARIABLE, ""))
+        except ValueError as error:
+            raise ValueError(f"{DEPS_VARIABLE}: {error}") from None
         return variables(env)
 
     @field_validator("run_command")
@@ -161,6 +169,12 @@ class _Spec(Input):
             if getattr(self, name) and not self.backend:
                 raise ValueError(f"{name} goes with a backend that is named, such as custom")
         return self
+
+    @field_validator("backend_packages")
+    @classmethod
+    def _packages(cls, packages: list[str]) -> list[str]:
+        normal_packages(packages)
+        return packages
 
     @model_validator(mode="after")
     def _replicas_are_within(self) -> _Spec:
@@ -291,6 +305,7 @@ class ModelPatch(Input):
     backend_parameters: list[str] | None = None
     image_name: str | None = None
     run_command: str | None = None
+    backend_packages: list[str] | None = None
     env: dict[str, str | None] | None = None
     restart_on_error: bool | None = None
     rollout: RolloutPatch | None = None
@@ -358,12 +373,23 @@ class ModelPublic(Record):
     backend_parameters: list[str] = []
     image_name: str = ""
     run_command: str = ""
+    backend_packages: list[str] = []
     env: dict[str, str] = {}
     restart_on_error: bool = True
     rollout: Rollout = Rollout()
     cluster_id: int
     #: Digest over what an engine is started with; an instance with another one is out of date.
     spec_digest: str = ""
+
+    def extra_packages(self, besides: Iterable[str] = ()) -> tuple[str, ...]:
+        """Return what is wanted in the engine's environment, by field, variable, or ``besides``; sorted, in one spelling.
+
+        Raises InvalidInput for what was described before this was looked at.
+        """
+        try:
+            return all_packages((*besides, *self.backend_packages), self.env)
+        except ValueError as error:
+            raise InvalidInput(f"packages of {self.name}: {error}") from None
 
     @property
     def scaled_between(self) -> tuple[int, int] | None:

@@ -40,6 +40,7 @@ _REPOSITORY = re.compile(
     r"([A-Za-z0-9.-]+(:[0-9]{1,5})?/)?[a-z0-9]+([._-]+[a-z0-9]+)*(/[a-z0-9]+([._-]+[a-z0-9]+)*)*"
 )
 _DAY = 86_400
+_MOST_DAYS = 36_500
 #: What goes into a header as it is.
 _SHARED_SECRET = re.compile(r"[!-~]{1,1024}")
 _IMAGE = re.compile(rf"{_REPOSITORY.pattern}(:[A-Za-z0-9_][A-Za-z0-9_.-]{{0,127}})?(@sha256:[0-9a-f]{{64}})?")
@@ -208,6 +209,16 @@ def _matching(pattern: re.Pattern[str], otherwise: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _days(value: object) -> float:
+    try:
+        days = float(str(value))
+    except ValueError:
+        days = -1.0
+    if isinstance(value, bool) or not 0 <= days <= _MOST_DAYS:
+        raise ValueError(f"give a number of days from 0 to {_MOST_DAYS}")
+    return days
+
+
 def _some_time(seconds: float) -> float:
     if seconds <= 0:
         raise ValueError("give more than 0 seconds, such as 20")
@@ -328,6 +339,7 @@ FixedPort = Annotated[int, BeforeValidator(_fixed_port), _schema("integer", mini
 Ports = Annotated[PortRange, _schema("string", pattern="^[0-9]+-[0-9]+$")]
 Count = Annotated[int, BeforeValidator(_count), _schema("integer", minimum=1, maximum=1024)]
 Seconds = Annotated[float, BeforeValidator(_seconds), _schema("number", minimum=0, maximum=_DAY)]
+Days = Annotated[float, BeforeValidator(_days), _schema("number", minimum=0, maximum=_MOST_DAYS)]
 #: How long somebody is waited for: never no time at all.
 Timeout = Annotated[Seconds, AfterValidator(_some_time)]
 AbsolutePath = Annotated[Path, BeforeValidator(absolute_path), _schema("string")]

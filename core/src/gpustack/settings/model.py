@@ -15,6 +15,7 @@ from gpustack.settings.gateway import NO_GATEWAY, ChosenGateway
 from gpustack.settings.kinds import (
     AbsolutePath,
     DatabaseUrl,
+    Days,
     DnsLabel,
     DnsName,
     FixedPort,
@@ -467,6 +468,16 @@ class Settings(BaseModel):
             help="What this machine has, in the place of what is detected: cpu, memory, swap and gpu_devices.",
         ),
     ] = None
+    keep_unused_engines: Annotated[
+        Days,
+        Option(
+            group="Worker",
+            value="DAYS",
+            unit="days",
+            help="How long an installed version of an engine is kept that nothing runs from and no model wants; 0 keeps "
+            "all for ever.",
+        ),
+    ] = 30.0
     tools_download_base_url: Annotated[
         HttpUrl,
         Option(

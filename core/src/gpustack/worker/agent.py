@@ -36,6 +36,7 @@ from gpustack.worker.artifacts.hub import HubFiles
 from gpustack.worker.config import WorkerConfig
 from gpustack.worker.desk import Desk
 from gpustack.worker.engine_load import EngineLoads
+from gpustack.worker.engines import Engines
 from gpustack.worker.identity import Identity
 from gpustack.worker.instances import Instances, newest
 from gpustack.worker.joining import Joining
@@ -53,11 +54,13 @@ from gpustack.worker.workshop import Workshop
 
 log = logging.getLogger(__name__)
 
-_INSTANCES, _FILES = "/v2/model-instances", "/v2/model-files"
+_INSTANCES, _FILES, _ENGINES = "/v2/model-instances", "/v2/model-files", "/v2/worker-engines"
 #: Every so many heartbeats one carries what was measured.
 _FULL = 3
 #: So much of the time between two heartbeats passes before one that failed is sent again.
 _AGAIN = 0.25
+#: Seconds until a server that knows nothing of engines on workers is asked again.
+_UNKNOWN = 600.0
 #: What a heartbeat or watch is answered with when the server has forgotten this worker.
 _FORGOTTEN = (NotFound, Unauthenticated)
 #: What a heartbeat is answered with, too, when the server has become another version: registering tells.
@@ -130,6 +133,7 @@ class Agent:
         self._figures: Heartbeat | None = None
         #: What the server was told last of the machine.
         self._told: WorkerStatus | None = None
+        self._engines_changed: Callable[[], None] = lambda: None
         self._installer = ArtifactInstaller(
             bin_dir=config.bin_dir,
             data_dir=config.data_dir,
@@ -185,6 +189,9 @@ class Agent:
             stack.push_async_callback(file_reports.stop)
             files = ModelFiles(file_reports, hub, bundled)
             stack.push_async_callback(files.stop)
+            engines = Engines(self._client, desk, self._installer, unused_seconds=self._config.unused_engines)
+            self._engines_changed = engines.changed
+            stack.push_async_callback(engines.stop)
             self._loads = EngineLoads(desk, instances.serving)
             api = WorkerApi(self._identity.door_token, instances)
             async with asyncio.TaskGroup() as group:
@@ -195,9 +202,12 @@ class Agent:
                 )
                 group.create_task(self._measure(machine), name="worker: figures")
                 group.create_task(self._loads.keep(self._config.heartbeat), name="worker: engines' load")
-                group.create_task(self._sessions(machine, instances, files), name="worker: sessions")
+                group.create_task(engines.tidy(), name="worker: unused engines")
+                group.create_task(self._sessions(machine, instances, files, engines), name="worker: sessions")
 
-    async def _sessions(self, machine: Machine, instances: Instances, files: ModelFiles) -> None:
+    async def _sessions(
+        self, machine: Machine, instances: Instances, files: ModelFiles, engines: Engines
+    ) -> None:
         while True:
             worker = await self._register(machine)
             log.info("worker %s: registered as number %d", worker.name, worker.id)
@@ -206,6 +216,8 @@ class Agent:
                     group.create_task(self._beat(), name="worker: heartbeat")
                     group.create_task(self._follow_instances(instances, worker.id), name="worker: instances")
                     group.create_task(self._follow_files(files, worker.id), name="worker: model files")
+                    group.create_task(self._follow_engines(engines, worker.id), name="worker: engines")
+                    group.create_task(engines.tell(), name="worker: engines here")
             except* _Forgotten:
                 log.warning("worker %s: the server has forgotten it; registering again", worker.name)
                 await asyncio.sleep(0.5)
@@ -218,6 +230,14 @@ class Agent:
 
     async def _follow_files(self, files: ModelFiles, worker_id: int) -> None:
         await self._guarded(files.follow, (_FILES, worker_id, "files"))
+
+    async def _follow_engines(self, engines: Engines, worker_id: int) -> None:
+        """Follow what is asked of engines. A server of before knows nothing of that, and is asked again later."""
+        while True:
+            try:
+                await self._guarded(engines.follow, (_ENGINES, worker_id, "engines"))
+            except _Forgotten:  # where the worker itself is meant, the other watches tell
+                await asyncio.sleep(_UNKNOWN)
 
     async def _guarded(
         self, follow: Callable[[Any, Callable[[], None]], Any], watch: tuple[str, int, str]
@@ -280,6 +300,7 @@ class Agent:
         return gpu_memory(self._figures.status if self._figures is not None else None)
 
     def _tell_installed(self) -> None:
+        self._engines_changed()
         self._installed_anew = True
         self._wanted.set()
 

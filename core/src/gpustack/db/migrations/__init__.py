@@ -27,6 +27,7 @@ from gpustack.db.migrations import (
     m0010_gpu_selection,
     m0011_fallback_status_codes,
     m0012_request_ids,
+    m0013_engines,
     m0014_inference_backends,
 )
 from gpustack.kit.errors import NewerData, SettingsError
@@ -46,6 +47,7 @@ STEPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("0010_gpu_selection", m0010_gpu_selection.STATEMENTS),
     ("0011_fallback_status_codes", m0011_fallback_status_codes.STATEMENTS),
     ("0012_request_ids", m0012_request_ids.STATEMENTS),
+    ("0013_engines", m0013_engines.STATEMENTS),
     ("0014_inference_backends", m0014_inference_backends.STATEMENTS),
 )
 

@@ -35,6 +35,9 @@ def spec_digest(described: ModelCreate | ModelUpdate | ModelPublic) -> str:
         spec["bundled_name"] = described.bundled_name
     # Left out when empty, so that models from before these fields need no other engine.
     spec |= {name: value for name in _OWN if (value := getattr(described, name))}
+    # Not in the digest of models without: those of before stay what they are.
+    if described.backend_packages:
+        spec["backend_packages"] = sorted(described.backend_packages)
     if (gpus := described.gpu_selector) is not None:
         spec["gpus"] = [sorted(gpus.gpu_ids), gpus.gpus_per_replica]
     return hashlib.sha256(json(spec).encode()).hexdigest()

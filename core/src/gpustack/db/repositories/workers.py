@@ -17,7 +17,8 @@ from gpustack.db.repositories import fleet
 from gpustack.db.repositories.base import Repository, json, now, sql
 from gpustack.db.repositories.instances import Instances
 from gpustack.db.repositories.model_files import ModelFiles
-from gpustack.db.tables import Cluster, ModelFile, ModelInstance, Worker
+from gpustack.db.repositories.worker_engines import WorkerEngines
+from gpustack.db.tables import Cluster, ModelFile, ModelInstance, Worker, WorkerEngine
 from gpustack.kit.errors import Forbidden, InvalidInput, NotFound
 from gpustack.lifecycle import joining
 from gpustack.schemas.common import Page
@@ -309,11 +310,12 @@ class Workers(Repository[WorkerPublic]):
         """Remove a worker, the instances on it and what it knew of files, each with its own event."""
         async with self._session.writing() as tx:
             worker = await self._get(tx, worker_id, lock=True)
-            instances, files = Instances(tx), ModelFiles(tx)
+            instances, files, engines = Instances(tx), ModelFiles(tx), WorkerEngines(tx)
             await instances._remove(
                 tx, await instances._find(tx, ModelInstance.worker_id == worker_id, lock=True)
             )
             await files._remove(tx, await files._find(tx, ModelFile.worker_id == worker_id, lock=True))
+            await engines._remove(tx, await engines._find(tx, WorkerEngine.worker_id == worker_id, lock=True))
             await self._remove(tx, [worker])
             return worker
 

@@ -21,6 +21,7 @@ from gpustack.server.api import (
     plugins,
     update,
     users,
+    worker_engines,
     workers,
 )
 from gpustack.server.api.listing import selection_of
@@ -37,6 +38,7 @@ ROUTER = Router(
         *model_instance_events.HANDLERS,
         *model_files.HANDLERS,
         *workers.HANDLERS,
+        *worker_engines.HANDLERS,
         *gpu_devices.HANDLERS,
         *inference_backends.HANDLERS,
         *clusters.HANDLERS,

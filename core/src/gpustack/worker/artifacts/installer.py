@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import os
+import shlex
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -17,9 +18,23 @@ from gpustack.plugin import Artifact, PipxPackage, Refused, ReleaseBinary
 from gpustack.worker.artifacts.archives import ArchiveInstaller
 from gpustack.worker.artifacts.child import run_child
 from gpustack.worker.artifacts.errors import InstallError
-from gpustack.worker.artifacts.pipx import explain_failure, find_pipx, pipx_environment
-from gpustack.worker.artifacts.receipts import Receipt, proven, read_receipt, remove_receipt, write_receipt
-from gpustack.worker.environment import PACKAGES, clean_environment
+from gpustack.worker.artifacts.folders import MARKER, Journal, disk_use, empty_trash, venvs
+from gpustack.worker.artifacts.pins import Pins
+from gpustack.worker.artifacts.pipx import explain_failure, find_pipx, pipx_environment, takes_uv
+from gpustack.worker.artifacts.proof import trouble_of
+from gpustack.worker.artifacts.receipts import (
+    Held,
+    Receipt,
+    environments,
+    note_use,
+    proven,
+    read_receipt,
+    remove_receipt,
+    write_receipt,
+)
+from gpustack.worker.artifacts.recipe import Recipe
+from gpustack.worker.artifacts.steps import told
+from gpustack.worker.artifacts.wheels import Wheels
 
 Progress = Callable[[str], None]
 
@@ -29,9 +44,9 @@ class ArtifactInstaller:
 
     Those that come as an archive are :class:`ArchiveInstaller`'s, with archives from below ``tools_url``. An engine of a
     package lies at ``<bin_dir>/NAME_VERSION``, a link that pipx makes, with a receipt
-    ``NAME_VERSION.json`` beside it. pipx itself works below ``<data_dir>/pipx``; what it prints goes to
-    ``<log_dir>/install_NAME_VERSION.log``. Several workers may share the folders. ``on_installed`` is called
-    whenever :meth:`installed` has more to say.
+    ``NAME_VERSION.json`` beside it; with packages that a deployment adds, ``NAME_VERSION_DIGEST``. pipx itself works
+    below ``<data_dir>/pipx``; what it prints goes to ``<log_dir>/install_NAME_VERSION.log``. Several workers may share
+    the folders. ``on_installed`` is called whenever :meth:`installed` has more or less to say.
     """
 
     def __init__(
@@ -48,8 +63,8 @@ class ArtifactInstaller:
         log: logging.Logger | None = None,
         on_installed: Callable[[], None] = lambda: None,
     ) -> None:
-        self._bin_dir = bin_dir
-        self._home = data_dir / "pipx"
+        self.bin_dir = bin_dir
+        self.home = data_dir / "pipx"
         self._log_dir = log_dir or data_dir / "log"
         self._pipx_path = pipx_path
         self._environ = os.environ if environ is None else environ
@@ -58,6 +73,7 @@ class ArtifactInstaller:
         self._log = log or logging.getLogger(__name__)
         self._on_installed = on_installed
         self._busy: dict[str, asyncio.Lock] = {}
+        self.journal = Journal(self.home, bin_dir)
         self._archives = ArchiveInstaller(
             bin_dir=bin_dir,
             log_dir=self._log_dir,
@@ -69,62 +85,110 @@ class ArtifactInstaller:
         )
 
     def installed(self) -> dict[str, list[str]]:
-        """Return the versions that were proven to work, by backend."""
+        """Return the versions that were proven to work, by backend; not those with packages of a deployment's."""
         found: dict[str, list[str]] = {}
-        for receipt in proven(self._bin_dir):
-            found.setdefault(receipt.backend, []).append(receipt.version)
+        for receipt in proven(self.bin_dir):
+            if not receipt.extras:
+                found.setdefault(receipt.backend, []).append(receipt.version)
         return found
 
-    async def ensure(self, backend: str, artifact: Artifact, on_progress: Progress | None = None) -> Path:
+    def environments(self) -> list[Held]:
+        """Return all environments that were proven to work, with how much they take and when they were used."""
+        return list(environments(self.bin_dir))
+
+    def owns(self, held: Held) -> bool:
+        """Tell whether it was installed by a GPUStack with this data directory, and not put there by another."""
+        return held.folder.resolve().is_relative_to(venvs(self.home).resolve())
+
+    async def ensure(
+        self,
+        backend: str,
+        artifact: Artifact,
+        on_progress: Progress | None = None,
+        extras: tuple[str, ...] = (),
+    ) -> Path:
         """Return the path of the engine's executable, after installing it if need be.
 
         What was proven before and has not changed since costs a few file system calls and no process. Calls
         for the same engine wait for one another, also across processes. When this is cancelled, pipx ends with
-        everything it started, and the next call repairs what it left.
+        everything it started, and nothing of it is left.
 
+        ``extras`` are packages that a deployment adds: the engine with them is another environment.
         ``on_progress`` gets a line for each step. Raises InstallError with one line when the engine cannot be
         installed or does not run, and Refused for artifacts of a kind that cannot be installed.
         """
         if isinstance(artifact, ReleaseBinary):
-            return await self._archives.ensure(backend, artifact, on_progress)
-        artifact = _package(backend, artifact)
-        link = self.link(artifact)
-        if _is_proven(artifact, link):
-            return link
-        async with self._busy.setdefault(link.name, asyncio.Lock()):
-            if not _is_proven(artifact, link):
-                await self._install(backend, artifact, link, on_progress or (lambda _line: None))
+            _no_extras(backend, extras)
+            command = await self._archives.ensure(backend, artifact, on_progress)
+            note_use(self._archives.link(artifact))
+            return command
+        recipe = Recipe.of(backend, artifact, extras)
+        link = self.bin_dir / recipe.name
+        if not _is_proven(recipe, link):
+            async with self._busy.setdefault(link.name, asyncio.Lock()):
+                if not _is_proven(recipe, link):
+                    await self._install(recipe, link, on_progress or (lambda _line: None))
+        note_use(link)
         return link
 
-    def link(self, package: PipxPackage | ReleaseBinary) -> Path:
+    def link(self, package: PipxPackage | ReleaseBinary, extras: tuple[str, ...] = ()) -> Path:
         """Return where the engine's executable is, or would be."""
         if isinstance(package, ReleaseBinary):
             return self._archives.link(package)
-        return self._bin_dir / f"{package.command}_{package.version}"
+        return self.bin_dir / Recipe(backend="", package=package, extras=extras).name
 
-    async def remove(self, backend: str, artifact: Artifact, on_progress: Progress | None = None) -> bool:
+    async def remove(
+        self,
+        backend: str,
+        artifact: Artifact,
+        on_progress: Progress | None = None,
+        extras: tuple[str, ...] = (),
+    ) -> bool:
         """Take an engine away again; False when there is none. The caller has seen to it that none of it runs.
 
-        What an interrupted removal, or a data directory that is gone, left of it goes too. Raises InstallError with
-        one line when it cannot be removed.
+        What an interrupted removal, or a data directory that is gone, left of it goes too, and so do wheels that were
+        imported for it. Raises InstallError with one line when it cannot be removed.
         """
         if isinstance(artifact, ReleaseBinary):
+            _no_extras(backend, extras)
             return await self._archives.remove(artifact, on_progress)
-        package, say = _package(backend, artifact), on_progress or (lambda _line: None)
-        link = self.link(package)
-        if not (link.is_symlink() or _exists(link) or read_receipt(link) is not None):
+        recipe, say = Recipe.of(backend, artifact, extras), on_progress or (lambda _line: None)
+        link = self.bin_dir / recipe.name
+        wheels = Wheels(self.home, recipe.name)
+        if not (link.is_symlink() or _exists(link) or read_receipt(link) is not None or wheels.exists()):
             return False
-        make_dir(self._home, what="data directory")
-        async with self._alone(link.name, say):
-            await self._uninstall(package, link, say)
+        make_dir(self.home, what="data directory")
+        async with self.alone(link.name, say):
+            await self._uninstall(recipe, link, say)
             link.unlink(missing_ok=True)
             remove_receipt(link)
+            await asyncio.to_thread(wheels.forget)
         self._on_installed()
         return True
 
-    async def _uninstall(self, package: PipxPackage, link: Path, say: Progress) -> None:
+    async def settle(self) -> list[str]:
+        """Undo what installs that were killed have left; return their names. What is just being made stays."""
+        if not self.home.is_dir():
+            return []
+        settled = []
+        for name in list(self.journal.unfinished()):
+            lock = self._lock(name)
+            if lock.acquire():
+                try:
+                    if await asyncio.to_thread(self.journal.settle, name):
+                        settled.append(name)
+                finally:
+                    lock.release()
+        await asyncio.to_thread(empty_trash, self.home)
+        return settled
+
+    def changed(self) -> None:
+        """Say that an environment has come or gone by other hands than these methods'."""
+        self._on_installed()
+
+    async def _uninstall(self, recipe: Recipe, link: Path, say: Progress) -> None:
         environment = _environment(link)
-        if not environment.is_relative_to((self._home / "venvs").resolve()):
+        if not environment.is_relative_to(venvs(self.home).resolve()):
             if _exists(link):
                 raise InstallError(
                     f"{link} leads to {environment}, which another GPUStack installed; remove it there, with its "
@@ -138,42 +202,60 @@ class ArtifactInstaller:
             return
         make_dir(self._log_dir, what="--log-dir")
         output = self._log_dir / f"remove_{link.name}.log"
-        say(f"removing {package.package} {package.version} with pipx")
+        say(f"removing {recipe.title} with pipx")
         status = await self._pipx("uninstall", environment.name, link=link, output=output)
         if status != 0:
             why, again = explain_failure(_read(output))
             raise InstallError(f"{link.name} cannot be removed: {why}; see {output}", again=again)
 
-    async def _install(self, backend: str, package: PipxPackage, link: Path, say: Progress) -> None:
+    async def _install(self, recipe: Recipe, link: Path, say: Progress) -> None:
         for folder, what in (
-            (self._home, "data directory"),
-            (self._bin_dir, "--bin-dir"),
+            (self.home, "data directory"),
+            (self.bin_dir, "--bin-dir"),
             (self._log_dir, "--log-dir"),
         ):
             make_dir(folder, what=what)
-        async with self._alone(link.name, say):
-            if _is_proven(package, link):
+        async with self.alone(link.name, say):
+            if _is_proven(recipe, link):
                 return
+            await asyncio.to_thread(self.journal.settle, recipe.name)
             output = self._log_dir / f"install_{link.name}.log"
             output.write_bytes(b"")
             # It may be there from before, or put there by hand; then pipx has nothing to do.
-            usable = _exists(link) and not _is_outdated(package, link)
-            if not usable or await self._trouble(package, link, output) is not None:
-                await self._run_pipx(package, link, output, say)
-                say(f"checking {link.name}")
-                if (trouble := await self._trouble(package, link, output)) is not None:
-                    raise InstallError(
-                        f"{link.name} was installed but does not work: {trouble}; see {output}"
-                    )
-            write_receipt(
-                link, Receipt.of(link, backend=backend, version=package.version, wheel=_digest(package))
-            )
+            usable = _exists(link) and not _is_outdated(recipe, link)
+            if not usable or await self._trouble(recipe, link, output) is not None:
+                await self._make(recipe, link, output, say)
+            disk = await asyncio.to_thread(disk_use, _environment(link))
+            write_receipt(link, Receipt.of(link, recipe, disk=disk))
             self._on_installed()
 
+    async def _make(self, recipe: Recipe, link: Path, output: Path, say: Progress) -> None:
+        """Have pipx make the environment, and prove it; what does not work is taken away again."""
+        work = self.journal.begin(recipe)
+        pins = self._pins()
+        try:
+            await self._run_pipx(recipe, link, output, say, pins)
+            say(f"checking {link.name}")
+            if (trouble := await self._trouble(recipe, link, output)) is not None:
+                await asyncio.to_thread(self.journal.discard, recipe.folder)
+                raise InstallError(
+                    f"{link.name} was installed but does not work, and was removed again: {trouble}; see {output}"
+                )
+        except asyncio.CancelledError:
+            # Not awaited: who cancels wants to go on. What a process that ends now leaves is settled by the next.
+            threading.Thread(target=self.journal.undo, args=(work,), daemon=True).start()
+            raise
+        except Exception:
+            await asyncio.to_thread(self.journal.undo, work)
+            raise
+        finally:
+            pins.forget(recipe)
+        self.journal.end(work)
+
     @asynccontextmanager
-    async def _alone(self, name: str, say: Progress) -> AsyncIterator[None]:
+    async def alone(self, name: str, say: Progress) -> AsyncIterator[None]:
         """Keep other processes from the same engine. The lock ends with its holder, however that ends."""
-        lock = FileLock(self._home / f".{name}.lock")
+        lock = self._lock(name)
         waiting = False
         while not lock.acquire():
             if not waiting:
@@ -185,12 +267,33 @@ class ArtifactInstaller:
         finally:
             lock.release()
 
-    async def _run_pipx(self, package: PipxPackage, link: Path, output: Path, say: Progress) -> None:
-        say(f"installing {package.package} {package.version} with pipx")
+    def _lock(self, name: str) -> FileLock:
+        return FileLock(self.home / f".{name}.lock")
+
+    def _pins(self) -> Pins:
+        uv = takes_uv(self._environ, self._pipx_path)
+        return Pins(home=self.home, environ=self._child_environment(""), uv=uv)
+
+    async def _run_pipx(self, recipe: Recipe, link: Path, output: Path, say: Progress, pins: Pins) -> None:
+        package = recipe.package
+        say(f"installing {recipe.title} with pipx")
         started = time.monotonic()
+
+        async def run(command: list[str], what: str) -> int:
+            say(what)
+            return await self._run(command, link=link, output=output, verb="install")
+
         # --force also repairs what an interrupted installation left behind.
-        flags = ["--verbose", "--force", "--suffix", f"_{package.version}"]
-        status = await self._pipx("install", *flags, self._what(package), link=link, output=output)
+        flags = ["--verbose", "--force", "--suffix", recipe.suffix]
+        try:
+            if arguments := await pins.arguments(recipe, run):
+                flags.append(f"--pip-args={shlex.join(arguments)}")
+            async with told(output, f"{package.package} {package.version}", say):
+                status = await self._pipx("install", *flags, self._what(package), link=link, output=output)
+        except InstallError as error:
+            if error.message:
+                raise
+            status = 1
         if status != 0:
             why, again = explain_failure(_read(output))
             raise InstallError(f"{link.name} cannot be installed: {why}; see {output}", again=again)
@@ -202,58 +305,52 @@ class ArtifactInstaller:
     async def _pipx(self, *words: str, link: Path, output: Path) -> int:
         """Run pipx to its end and return its exit status; it is cut off when it takes too long."""
         pipx = find_pipx(self._pipx_path, self._environ)
-        env = pipx_environment(self._environ, home=self._home, bin_dir=self._bin_dir)
+        return await self._run([*pipx, *words], link=link, output=output, verb=words[0])
+
+    async def _run(self, command: list[str], *, link: Path, output: Path, verb: str) -> int:
+        env = self._child_environment(str(self.journal.path(link.name)))
         try:
-            return await run_child(
-                [*pipx, *words], env=env, cwd=self._home, output=output, timeout=self._timeout
-            )
+            return await run_child(command, env=env, cwd=self.home, output=output, timeout=self._timeout)
         except TimeoutError:
             why = f"pipx was not done after {self._timeout:.0f} s"
-            raise InstallError(f"{link.name} cannot be {words[0]}ed: {why}; see {output}") from None
+            raise InstallError(f"{link.name} cannot be {verb}ed: {why}; see {output}") from None
         except OSError as error:
             raise InstallError(
-                f"pipx cannot be started ({pipx[0]}: {error.strerror}); check --pipx-path"
+                f"pipx cannot be started ({command[0]}: {error.strerror}); check --pipx-path"
             ) from error
+
+    def _child_environment(self, mark: str) -> dict[str, str]:
+        uv = takes_uv(self._environ, self._pipx_path)
+        env = pipx_environment(self._environ, home=self.home, bin_dir=self.bin_dir, uv=uv)
+        return env | ({MARKER: mark} if mark else {})
 
     def _what(self, package: PipxPackage) -> str:
         """Return what pipx is told to install; a wheel is put where pipx can read it again later."""
         if package.wheel is None:
             return f"{package.package}=={package.version}"
-        folder = make_dir(self._home / "wheels", what="data directory")
+        folder = make_dir(self.home / "wheels", what="data directory")
         path = folder / package.wheel_name
         if not path.exists() or path.read_bytes() != package.wheel:
             write_atomic(path, package.wheel)
         return str(path)
 
-    async def _trouble(self, package: PipxPackage, link: Path, output: Path) -> str | None:
-        """Run the engine's own check; return None when it works, else why not."""
-        command = [str(link), *package.verify]
-        before = len(_read(output))
-        env = clean_environment(PACKAGES, self._environ)
-        try:
-            status = await run_child(
-                command, env=env, cwd=self._home, output=output, timeout=self._verify_timeout
-            )
-        except TimeoutError:
-            return f"it did not answer {' '.join(package.verify)} within {self._verify_timeout:.0f} s"
-        except OSError as error:
-            return f"it cannot be started: {error.strerror}"
-        said = _read(output)[before:]
-        if status != 0:
-            last = (said.strip().splitlines() or ["it said nothing"])[-1]
-            return f"{' '.join(package.verify)} ended with status {status}: {last.strip()[:300]}"
-        if package.version not in said:
-            return f"{' '.join(package.verify)} does not name version {package.version}"
-        return None
-
-
-def _package(backend: str, artifact: Artifact) -> PipxPackage:
-    if not isinstance(artifact, PipxPackage):
-        kind = type(artifact).__name__
-        raise Refused(
-            f"backend {backend} comes as {kind}, and this worker installs packages with pipx, and archives"
+    async def _trouble(self, recipe: Recipe, link: Path, output: Path) -> str | None:
+        """Run the engine's own check, and import what it has to; return None when all works, else why not."""
+        return await trouble_of(
+            recipe.package,
+            link,
+            environ=self._environ,
+            cwd=self.home,
+            output=output,
+            timeout=self._verify_timeout,
         )
-    return artifact
+
+
+def _no_extras(backend: str, extras: tuple[str, ...]) -> None:
+    if extras:
+        raise Refused(
+            f"backend {backend} comes as an archive, which has no environment that {extras[0]} could be added to"
+        )
 
 
 def _environment(link: Path) -> Path:
@@ -265,19 +362,15 @@ def _exists(link: Path) -> bool:
     return link.exists()
 
 
-def _digest(package: PipxPackage) -> str:
-    return "" if package.wheel is None else hashlib.sha256(package.wheel).hexdigest()
-
-
-def _is_proven(package: PipxPackage, link: Path) -> bool:
+def _is_proven(recipe: Recipe, link: Path) -> bool:
     receipt = read_receipt(link)
-    return receipt is not None and receipt.wheel == _digest(package) and receipt.holds(link)
+    return receipt is not None and receipt.is_of(recipe) and receipt.holds(link)
 
 
-def _is_outdated(package: PipxPackage, link: Path) -> bool:
-    """Tell whether it was made from another wheel of that version, such as an older launcher."""
+def _is_outdated(recipe: Recipe, link: Path) -> bool:
+    """Tell whether it was made otherwise, such as from an older launcher or without a package."""
     receipt = read_receipt(link)
-    return receipt is not None and receipt.wheel != _digest(package)
+    return receipt is not None and not receipt.is_of(recipe)
 
 
 def _read(path: Path) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
 import shutil
 import sys
@@ -11,24 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from gpustack.worker.artifacts.errors import InstallError
+from gpustack.worker.artifacts.pip_settings import for_pip, for_uv
 from gpustack.worker.environment import PACKAGES, clean_environment
-
-#: Where pip looks for its settings on its own; uv does not read these.
-_PIP_FILES = (
-    "/etc/pip.conf",
-    "~/.pip/pip.conf",
-    "~/.config/pip/pip.conf",
-    "~/Library/Application Support/pip/pip.conf",
-)
-_PIP_INDEX = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS", "PIP_NO_INDEX", "PIP_CONFIG_FILE")
-_UV_INDEX = (
-    "UV_DEFAULT_INDEX",
-    "UV_INDEX_URL",
-    "UV_INDEX",
-    "UV_EXTRA_INDEX_URL",
-    "UV_FIND_LINKS",
-    "UV_CONFIG_FILE",
-)
 
 _NO_NETWORK = re.compile(
     r"Failed to establish a new connection|NewConnectionError|ConnectTimeout|Connection refused|Connection reset"
@@ -37,7 +20,13 @@ _NO_NETWORK = re.compile(
     re.IGNORECASE,
 )
 _NO_VERSION = re.compile(r"No matching distribution found for (\S+)|there is no version of (\S+?)(?=\s)")
-_NOT_IN_INDEX = re.compile(r"Because (\S+) was not found in the package registry")
+_NOT_IN_INDEX = re.compile(
+    r"Because (\S+) was not found in the (?:package registry|provided package locations)"
+)
+_OTHER_HASH = re.compile(r"THESE PACKAGES DO NOT MATCH THE HASHES|Hash mismatch for", re.IGNORECASE)
+_CONTRADICTION = re.compile(
+    r"have conflicting dependencies|ResolutionImpossible|requirements are unsatisfiable|we can conclude that"
+)
 _NO_WHEEL = re.compile(
     r"has no wheels with a matching|requires a different Python|requires Python|not a supported wheel"
 )
@@ -67,8 +56,23 @@ def find_pipx(pipx_path: str, environ: Mapping[str, str]) -> list[str]:
     return [found]
 
 
-def pipx_environment(environ: Mapping[str, str], *, home: Path, bin_dir: Path) -> dict[str, str]:
-    """Return the variables for pipx: everything it makes goes below ``home`` and ``bin_dir``."""
+def takes_uv(environ: Mapping[str, str], pipx_path: str) -> bool:
+    """Tell whether pipx is to install with uv, which is much faster than pip: where uv is, unless the user says no."""
+    if (wanted := environ.get("PIPX_DEFAULT_BACKEND", "")) in ("pip", "uv"):
+        return wanted == "uv"
+    if shutil.which("uv", path=environ.get("PATH", "")) is not None:
+        return True
+    # Its own pipx, which is beside us, finds the uv of its environment.
+    return not pipx_path and importlib.util.find_spec("uv") is not None
+
+
+def pipx_environment(
+    environ: Mapping[str, str], *, home: Path, bin_dir: Path, uv: bool = False
+) -> dict[str, str]:
+    """Return the variables for pipx: everything it makes goes below ``home`` and ``bin_dir``.
+
+    What is set for pip holds for ``uv`` too, and the other way round.
+    """
     env = {
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
         "PIP_NO_INPUT": "1",
@@ -76,10 +80,11 @@ def pipx_environment(environ: Mapping[str, str], *, home: Path, bin_dir: Path) -
         # Refreshing pip itself needs the network even when the engine's files are all here.
         "PIPX_DISABLE_SHARED_LIBS_AUTO_UPGRADE": "1",
     }
-    if "PIPX_DEFAULT_BACKEND" not in environ and _only_pip_knows_the_index(environ):
-        env["PIPX_DEFAULT_BACKEND"] = "pip"
     env |= clean_environment(PACKAGES, environ)
+    env |= for_uv(environ) if uv else for_pip(environ)
     return env | {
+        # Said, and not left to pipx: what it is called with depends on it.
+        "PIPX_DEFAULT_BACKEND": "uv" if uv else "pip",
         "PIPX_HOME": str(home),
         "PIPX_BIN_DIR": str(bin_dir),
         "PIPX_MAN_DIR": str(home / "man"),
@@ -92,21 +97,6 @@ def pipx_environment(environ: Mapping[str, str], *, home: Path, bin_dir: Path) -
     }
 
 
-def _only_pip_knows_the_index(environ: Mapping[str, str]) -> bool:
-    """Tell whether the user's index is configured for pip alone; pipx would rather take uv, which is faster."""
-    if any(environ.get(name) for name in _UV_INDEX):
-        return False
-    if any(environ.get(name) for name in _PIP_INDEX):
-        return True
-    home = environ.get("HOME", "")
-    places = [Path(place.replace("~", home, 1)) for place in _PIP_FILES if home or not place.startswith("~")]
-    if "XDG_CONFIG_HOME" in environ:
-        places.append(Path(environ["XDG_CONFIG_HOME"], "pip", "pip.conf"))
-    if "APPDATA" in environ:
-        places.append(Path(environ["APPDATA"], "pip", "pip.ini"))
-    return any(os.access(place, os.R_OK) for place in places)
-
-
 def explain_failure(output: str) -> tuple[str, bool]:
     """Return what ``output`` of a failed pipx says in a few words, and whether another attempt may succeed.
 
@@ -114,6 +104,8 @@ def explain_failure(output: str) -> tuple[str, bool]:
     """
     if _NO_SPACE.search(output):
         return "the disk is full", True
+    if _OTHER_HASH.search(output):
+        return "a file is not the one that the lock of this version names (its hash is another)", False
     if _NO_NETWORK.search(output):
         return (
             "the package index cannot be reached; check the network, the proxy, or the index set for pip or uv",
@@ -127,6 +119,8 @@ def explain_failure(output: str) -> tuple[str, bool]:
         return f"the package index does not have {found[1]}", False
     if _NO_WHEEL.search(output):
         return "there is no build of it for this machine and Python", False
+    if _CONTRADICTION.search(output):
+        return "the packages that it needs contradict each other, or the extra ones do", False
     if found := _NO_RIGHT.search(output):
         return f"permission denied: {found[1]}" if found[1] else "permission denied", True
     errors = _ERROR_LINE.findall(output)

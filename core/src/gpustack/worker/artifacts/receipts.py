@@ -1,15 +1,21 @@
-"""The note beside an installed engine that says that it was proven, and what it looked like then."""
+"""The notes beside an installed engine: that it was proven and what it looked like then, and when it was used last."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
 from gpustack.kit.paths import write_atomic
+from gpustack.worker.artifacts.recipe import Recipe
+
+#: Seconds within which a further use is not noted: starts of engines are to cost no write.
+_NOTED = 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,21 +32,33 @@ class Receipt:
     changed: int
     #: When its own ``--version`` succeeded, in UTC.
     verified: str
+    #: What the version and the deployment wanted in the environment besides; :attr:`extras` are the deployment's.
+    requirements: list[str] = field(default_factory=list)
+    extras: list[str] = field(default_factory=list)
+    #: Bytes that the whole environment takes on the disk; 0 was not measured.
+    disk: int = 0
 
     @classmethod
-    def of(cls, link: Path, *, backend: str, version: str, wheel: str) -> Self:
+    def of(cls, link: Path, recipe: Recipe, *, disk: int = 0) -> Self:
         """Describe what ``link`` leads to now. Raises OSError when it leads nowhere."""
         target = link.resolve(strict=True)
         seen = target.stat()
         return cls(
-            backend=backend,
-            version=version,
-            wheel=wheel,
+            backend=recipe.backend,
+            version=recipe.package.version,
+            wheel=recipe.wheel_digest,
             target=str(target),
             size=seen.st_size,
             changed=seen.st_mtime_ns,
             verified=datetime.now(UTC).isoformat(timespec="seconds"),
+            requirements=list(recipe.requirements),
+            extras=list(recipe.extras),
+            disk=disk,
         )
+
+    def is_of(self, recipe: Recipe) -> bool:
+        """Tell whether it was made from that very recipe. Its lock does not count: it is for those to come."""
+        return self.wheel == recipe.wheel_digest and self.requirements == list(recipe.requirements)
 
     def holds(self, link: Path) -> bool:
         """Tell whether ``link`` still leads to the very file that was proven, and its Python is there."""
@@ -51,6 +69,20 @@ class Receipt:
             return False
         same = (str(target), seen.st_size, seen.st_mtime_ns) == (self.target, self.size, self.changed)
         return same and _interpreter_exists(target)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """An environment that is there and was proven."""
+
+    link: Path
+    receipt: Receipt
+    last_used: datetime
+
+    @property
+    def folder(self) -> Path:
+        """Its folder; of an engine that was put there by hand, the one that it lies in."""
+        return Path(self.receipt.target).parent.parent
 
 
 def write_receipt(link: Path, receipt: Receipt) -> None:
@@ -64,20 +96,52 @@ def read_receipt(link: Path) -> Receipt | None:
 
 
 def remove_receipt(link: Path) -> None:
-    """Remove the receipt beside the link; there need not be one."""
+    """Remove what is noted beside the link; there need not be anything."""
     _beside(link).unlink(missing_ok=True)
+    _used(link).unlink(missing_ok=True)
 
 
 def proven(folder: Path) -> Iterator[Receipt]:
     """Return the receipts in ``folder`` that still hold."""
+    for held in environments(folder):
+        yield held.receipt
+
+
+def environments(folder: Path) -> Iterator[Held]:
+    """Return the environments in ``folder`` that are as they were proven."""
     for path in sorted(folder.glob("*.json")):
+        link = path.with_name(path.name.removesuffix(".json"))
         receipt = _read(path)
-        if receipt is not None and receipt.holds(path.with_name(path.name.removesuffix(".json"))):
-            yield receipt
+        if receipt is not None and receipt.holds(link):
+            yield Held(link=link, receipt=receipt, last_used=last_used(link, receipt))
+
+
+def note_use(link: Path, *, every: float = _NOTED) -> None:
+    """Remember that the engine is used now; not again within ``every`` seconds, and not where nothing may be written."""
+    path = _used(link)
+    with contextlib.suppress(OSError):
+        try:
+            if time.time() - path.stat().st_mtime < every:
+                return
+        except FileNotFoundError:
+            pass
+        path.touch()
+
+
+def last_used(link: Path, receipt: Receipt) -> datetime:
+    """Return when it was used last, or proven when it never was."""
+    try:
+        return datetime.fromtimestamp(_used(link).stat().st_mtime, UTC)
+    except OSError:
+        return datetime.fromisoformat(receipt.verified)
 
 
 def _beside(link: Path) -> Path:
     return link.with_name(f"{link.name}.json")
+
+
+def _used(link: Path) -> Path:
+    return link.with_name(f"{link.name}.used")
 
 
 def _read(path: Path) -> Receipt | None:

@@ -1,0 +1,169 @@
+"""Folders of environments: how much they take, taking them away at once, and what an install that was killed left."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+from packaging.utils import canonicalize_name
+
+from gpustack.kit.paths import write_atomic
+from gpustack.kit.process import end_tree
+from gpustack.worker.artifacts.recipe import Recipe
+
+log = logging.getLogger(__name__)
+
+#: In the environment of everything that installs: the path of the note that it is at work.
+MARKER = "GPUSTACK_INSTALLS"
+_TRASH = ".trash-"
+
+
+def disk_use(folder: Path) -> int:
+    """Return the bytes that ``folder`` takes on its disk, each file once, however many names it has there."""
+    seen: set[tuple[int, int]] = set()
+    total = 0
+    for root, _, names in os.walk(folder, onerror=None):
+        for name in (*names, "."):
+            with contextlib.suppress(OSError):
+                status = os.lstat(os.path.join(root, name))  # noqa: PTH118  # many thousands of files
+                if (key := (status.st_dev, status.st_ino)) not in seen:
+                    seen.add(key)
+                    # Windows does not tell blocks.
+                    total += getattr(status, "st_blocks", -(-status.st_size // 512)) * 512
+    return total
+
+
+def venvs(home: Path) -> Path:
+    """Return the folder of pipx's environments below its ``home``."""
+    return home / "venvs"
+
+
+def folders_of(home: Path, folder: str) -> list[Path]:
+    """Return what pipx has made, or begun, as the environment that it calls ``folder``."""
+    place = venvs(home)
+    if not place.is_dir():
+        return []
+    return [each for each in place.iterdir() if canonicalize_name(each.name) == folder]
+
+
+def discard(home: Path, bin_dir: Path, folder: Path) -> None:
+    """Take an environment away with the links into it; at once out of sight, whatever its size. Raises OSError.
+
+    Running programs of it go on, but will not find what they have not loaded yet.
+    """
+    inside = folder.resolve()
+    for link in _links(bin_dir):
+        if link.resolve().is_relative_to(inside):
+            link.unlink(missing_ok=True)
+    trash = Path(tempfile.mkdtemp(dir=home, prefix=_TRASH))
+    with contextlib.suppress(FileNotFoundError):
+        folder.rename(trash / "it")
+    shutil.rmtree(trash, ignore_errors=True)
+
+
+def _links(bin_dir: Path) -> list[Path]:
+    return [each for each in bin_dir.iterdir() if each.is_symlink()] if bin_dir.is_dir() else []
+
+
+def empty_trash(home: Path) -> None:
+    """Remove what a process that was killed while it took environments away has left."""
+    for trash in home.glob(f"{_TRASH}*"):
+        shutil.rmtree(trash, ignore_errors=True)
+
+
+def users(folder: Path) -> list[psutil.Process]:
+    """Return the processes of this machine that run from the environment in ``folder``, whoever started them."""
+    inside = f"{folder.resolve()}{os.sep}"
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if any(word.startswith(inside) for word in process.cmdline()):
+                found.append(process)
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What is written down while an environment is made, for whoever comes after a crash."""
+
+    name: str
+    folder: str
+    #: There was no such environment before.
+    fresh: bool
+
+
+class Journal:
+    """Notes on the environments that are being made below one ``home``; each is written under the lock of its name."""
+
+    def __init__(self, home: Path, bin_dir: Path) -> None:
+        self._home = home
+        self._bin_dir = bin_dir
+
+    def path(self, name: str) -> Path:
+        """Return where the note about the environment ``name`` is while it is made."""
+        return self._home / f".{name}.busy"
+
+    def begin(self, recipe: Recipe) -> Work:
+        """Note that the environment is made from now on."""
+        fresh = not folders_of(self._home, recipe.folder)
+        work = Work(name=recipe.name, folder=recipe.folder, fresh=fresh)
+        write_atomic(self.path(recipe.name), json.dumps(asdict(work)))
+        return work
+
+    def end(self, work: Work) -> None:
+        """Forget the note: the environment is made, or nothing of it is left."""
+        self.path(work.name).unlink(missing_ok=True)
+
+    def undo(self, work: Work) -> None:
+        """Take away what was made, unless it was there before; a line in the log where that fails."""
+        if work.fresh:
+            self.discard(work.folder)
+        self.end(work)
+
+    def discard(self, folder: str) -> None:
+        """Take away the environment that pipx calls ``folder``; a line in the log where that fails."""
+        for each in folders_of(self._home, folder):
+            try:
+                discard(self._home, self._bin_dir, each)
+            except OSError as error:
+                log.warning("%s cannot be removed: %s", each, error.strerror)
+
+    def unfinished(self) -> Iterator[str]:
+        """Yield the names that are noted; those whose lock is held are just being made."""
+        for path in self._home.glob(".*.busy"):
+            yield path.name.removeprefix(".").removesuffix(".busy")
+
+    def settle(self, name: str) -> bool:
+        """End what a killed worker has left at work on ``name``, and undo it; False when there was nothing.
+
+        The caller holds the lock of the name, so nobody else is at work on it.
+        """
+        path = self.path(name)
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            work = Work(name=name, folder=str(values["folder"]), fresh=bool(values["fresh"]))
+        except FileNotFoundError:
+            return False
+        except (OSError, ValueError, KeyError, TypeError):
+            path.unlink(missing_ok=True)
+            return True
+        for process in list(_at_work(path)):
+            log.info("%s: ending process %d, which a worker that is gone has left", name, process.pid)
+            end_tree(process.pid, grace=1.0)
+        self.undo(work)
+        return True
+
+
+def _at_work(path: Path) -> Iterable[psutil.Process]:
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.environ().get(MARKER) == str(path):
+                yield process
