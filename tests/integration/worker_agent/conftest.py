@@ -39,7 +39,14 @@ class FakeServer:
     """Keeps what workers say, and tells them what is wanted."""
 
     def __init__(self) -> None:
-        self.things: dict[str, dict[int, dict[str, Any]]] = {"model-instances": {}, "model-files": {}}
+        self.things: dict[str, dict[int, dict[str, Any]]] = {
+            "model-instances": {},
+            "model-files": {},
+            "worker-engines": {},
+        }
+        #: What the worker said that it has, each time, and what models run from.
+        self.inventories: list[list[dict[str, Any]]] = []
+        self.wanted: list[dict[str, Any]] = []
         self.models: dict[int, dict[str, Any]] = {}
         self.reports: list[tuple[str, int, dict[str, Any]]] = []
         self.registrations: list[dict[str, Any]] = []
@@ -62,6 +69,7 @@ class FakeServer:
         self._watchers: dict[str, set[asyncio.Queue[bytes]]] = {
             "model-instances": set(),
             "model-files": set(),
+            "worker-engines": set(),
         }
 
     async def start(self) -> None:
@@ -172,6 +180,11 @@ class FakeServer:
             model = self.models.get(int(parts[2]))
             gone = {"code": 404, "message": "it was deleted"}
             await self._send(send, 404 if model is None else 200, model or gone)
+        elif parts[-1] == "inventory":
+            self.inventories.append(json.loads(body)["engines"])
+            await self._send(send, 204, None)
+        elif parts[-1] == "wanted":
+            await self._send(send, 200, {"items": self.wanted})
         elif parts[-1] == "report":
             await self._report(send, parts[1], int(parts[2]), json.loads(body))
         elif "watch" in query:
@@ -208,7 +221,7 @@ class FakeServer:
             await self._send(send, 409, {"code": 409, "message": "it is just being changed"})
             return
         self.reports.append((kind, number, body))
-        if body.get("ended"):
+        if body.get("ended") or body.get("gone"):
             await self._send(send, 200, self.things[kind][number])
             self.drop(kind, number)
             return

@@ -451,12 +451,15 @@ def test_another_shell_is_a_wrong_usage(cli: Cli) -> None:
 
 def a_receipt(bin_dir: Path, version: str) -> None:
     """Write what the installer writes about an engine that was proven."""
+    from gpustack.plugin import PipxPackage
     from gpustack.worker.artifacts.receipts import Receipt, write_receipt
+    from gpustack.worker.artifacts.recipe import Recipe
 
     bin_dir.mkdir(parents=True, exist_ok=True)
     link = bin_dir / f"gpustack-llama-server_{version}"
     link.symlink_to(sys.executable)
-    write_receipt(link, Receipt.of(link, backend="llama-cpp", version=version, wheel=""))
+    package = PipxPackage(package="p", version=version, command="gpustack-llama-server")
+    write_receipt(link, Receipt.of(link, Recipe(backend="llama-cpp", package=package), disk=3 << 20))
 
 
 def test_backends_are_listed_before_the_first_start(cli: Cli, tmp_path: Path) -> None:

@@ -8,14 +8,18 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
-from gpustack.cli import backend_rows
-from gpustack.cli.output import emit_json, emit_table, note
-from gpustack.cli.target import Target, data_dir_option, json_option, server_options
+from gpustack.cli import backend_rows, complete
+from gpustack.cli.output import age, emit_json, emit_table, note
+from gpustack.cli.target import Target, json_option, server_options
+from gpustack.kit.text import human_bytes
 
 if TYPE_CHECKING:
     from gpustack.cli.engines import Places
-    from gpustack.schemas import InferenceBackendPublic
+    from gpustack.client import Client
+    from gpustack.schemas import InferenceBackendPublic, WorkerEnginePublic
+    from gpustack.worker.artifacts.receipts import Held
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -59,19 +63,55 @@ command.add_command(backend_rows.show)
 command.add_command(backend_rows.delete)
 
 
-@command.command("install")
-@click.argument("backend", metavar="BACKEND[@VERSION]")
-@engine_options
-@data_dir_option
-@json_option
-def install_engine(backend: str, bin_dir: str, pipx_path: str, data_dir: str, as_json: bool) -> None:
-    """Install an engine on this machine, in its default version unless one is named.
+_worker = click.option(
+    "--worker",
+    default="",
+    metavar="NAME",
+    shell_complete=complete.workers,
+    help="The worker that does it, through the server; `all` is every worker that has the backend. [default: this machine]",
+)
+_packages = click.option(
+    "--package",
+    "packages",
+    multiple=True,
+    metavar="REQUIREMENT",
+    help="Package beside the engine, as models name them with --backend-package; may be repeated.",
+)
 
-    Models then start without waiting for it. Works while GPUStack runs and before its first start.
+
+@command.command("install")
+@click.argument("backend", metavar="BACKEND[==VERSION]")
+@_packages
+@_worker
+@click.option(
+    "--wait/--no-wait", default=True, help="With --worker: wait until it is there, or return at once."
+)
+@engine_options
+@server_options
+@json_option
+def install_engine(
+    backend: str,
+    packages: tuple[str, ...],
+    worker: str,
+    wait: bool,
+    bin_dir: str,
+    pipx_path: str,
+    target: Target,
+    as_json: bool,
+) -> int:
+    """Install an engine on this machine or on a worker, in its default version unless one is named.
+
+    Models then start without waiting for it. Here it works while GPUStack runs and before its first start.
+    BACKEND@VERSION means the same. Ctrl-C ends the waiting for a worker, not its work.
     """
     from gpustack.cli.engines import install
 
-    where = _places(bin_dir, pipx_path, data_dir)
+    if worker:
+        from gpustack.cli.worker_engines import install_there
+
+        return install_there(target, backend, packages, worker, wait=wait, as_json=as_json)
+    _only_here(target)
+    where = _places(bin_dir, pipx_path, target.data_dir)
     said: list[str] = []
     began = time.monotonic()
 
@@ -79,33 +119,58 @@ def install_engine(backend: str, bin_dir: str, pipx_path: str, data_dir: str, as
         said.append(line)
         note(f"{time.monotonic() - began:6.1f} s  {line}")
 
-    name, version, path = asyncio.run(install(where, backend, say))
+    name, version, path = asyncio.run(install(where, backend, say, packages))
     if as_json:
         emit_json({"backend": name, "version": version, "path": str(path), "installed_now": bool(said)})
     elif said:
         click.echo(f"{name} {version} is installed: {path}")
     else:
         click.echo(f"{name} {version} was installed before: {path}")
+    return 0
 
 
 @command.command("remove")
-@click.argument("backend", metavar="BACKEND@VERSION")
+@click.argument("backend", metavar="BACKEND==VERSION")
+@_packages
+@_worker
 @engine_options
-@data_dir_option
+@server_options
 @json_option
-def remove_engine(backend: str, bin_dir: str, pipx_path: str, data_dir: str, as_json: bool) -> None:
-    """Remove an engine from this machine.
+def remove_engine(
+    backend: str,
+    packages: tuple[str, ...],
+    worker: str,
+    bin_dir: str,
+    pipx_path: str,
+    target: Target,
+    as_json: bool,
+) -> int:
+    """Remove an engine from this machine or from a worker.
 
     One that runs is not removed. A model that needs it later has it installed again.
     """
     from gpustack.cli.engines import remove
 
-    where = _places(bin_dir, pipx_path, data_dir)
-    name, version = asyncio.run(remove(where, backend, note))
+    if worker:
+        from gpustack.cli.worker_engines import remove_there
+
+        return remove_there(target, backend, packages, worker, as_json=as_json)
+    _only_here(target)
+    where = _places(bin_dir, pipx_path, target.data_dir)
+    name, version = asyncio.run(remove(where, backend, note, packages))
     if as_json:
         emit_json({"backend": name, "version": version, "bin_dir": str(where.bin_dir)})
     else:
         click.echo(f"Removed {name} {version} from {where.bin_dir}.")
+    return 0
+
+
+def _only_here(target: Target) -> None:
+    ctx = click.get_current_context()
+    if ctx.get_parameter_source("server") is ParameterSource.COMMANDLINE:
+        raise click.UsageError(
+            f"--server {target.server} is for --worker NAME; without it, this machine is meant"
+        )
 
 
 def _places(bin_dir: str, pipx_path: str, data_dir: str) -> Places:
@@ -120,14 +185,24 @@ def _places(bin_dir: str, pipx_path: str, data_dir: str) -> Places:
 
 
 def _list(target: Target, where: Places, as_json: bool) -> None:
-    backends, asked = _known(target)
-    here = where.installer().installed()
+    from gpustack.cli.worker_engines import documents, emit_engines
+
+    backends, rows, names = _known(target)
+    held = where.installer().environments()
+    here: dict[str, list[str]] = {}
+    for each in held:
+        if not each.receipt.extras:
+            here.setdefault(each.receipt.backend, []).append(each.receipt.version)
     if as_json:
         emit_json(
             [
                 {
                     **each.model_dump(mode="json"),
                     "installed_here": here.get(each.backend_name, []),
+                    "environments_here": [
+                        _held(one) for one in held if one.receipt.backend == each.backend_name
+                    ],
+                    "engines": documents(rows or [], names, each.backend_name),
                     "bin_dir": str(where.bin_dir),
                 }
                 for each in backends
@@ -135,23 +210,75 @@ def _list(target: Target, where: Places, as_json: bool) -> None:
         )
         return
     emit_table(
-        ["NAME", "DEFAULT VERSION", "PLUGIN", "INSTALLED HERE", *(["ON WORKERS"] if asked else [])],
-        ([*_row(each, here), *([_elsewhere(each)] if asked else [])] for each in backends),
+        [
+            "NAME",
+            "DEFAULT VERSION",
+            "PLUGIN",
+            "INSTALLED HERE",
+            *(["ON WORKERS"] if rows is not None else []),
+        ],
+        ([*_row(each, here), *([_elsewhere(each)] if rows is not None else [])] for each in backends),
         empty="No backend is installed; `pip install gpustack-backends` brings ours.",
     )
+    if rows:
+        click.echo()
+        emit_engines(rows, names)
+    elif held:
+        click.echo()
+        emit_table(
+            ["ENGINE HERE", "SIZE", "LAST USED"],
+            (
+                (
+                    _title(each),
+                    human_bytes(each.receipt.disk) if each.receipt.disk else "-",
+                    age(each.last_used),
+                )
+                for each in held
+            ),
+            empty="",
+        )
     if backends:
         note(f"The engines of this machine are in {where.bin_dir}.")
 
 
-def _known(target: Target) -> tuple[list[InferenceBackendPublic], bool]:
-    """Return the server's backends and True, or those of this machine when no server was named and none runs."""
+def _title(held: Held) -> str:
+    receipt = held.receipt
+    extras = f" with {', '.join(receipt.extras)}" if receipt.extras else ""
+    return f"{receipt.backend}=={receipt.version}{extras}"
+
+
+def _held(held: Held) -> dict[str, Any]:
+    return {
+        "version": held.receipt.version,
+        "packages": held.receipt.extras,
+        "path": str(held.link),
+        "disk": held.receipt.disk,
+        "last_used_at": held.last_used.isoformat(timespec="seconds"),
+    }
+
+
+def _known(
+    target: Target,
+) -> tuple[list[InferenceBackendPublic], list[WorkerEnginePublic] | None, dict[int, str]]:
+    """Return the server's backends, what is on its workers, and their names.
+
+    Those of this machine, and None, when no server was named and none runs.
+    """
     from gpustack.cli.engines import known_here
     from gpustack.client.local import NothingRuns
 
     try:
-        return target.ask(lambda client: client.backends.list_all()), True
+        return target.ask(_of_server)
     except NothingRuns:
-        return known_here(), False
+        return known_here(), None, {}
+
+
+async def _of_server(
+    client: Client,
+) -> tuple[list[InferenceBackendPublic], list[WorkerEnginePublic] | None, dict[int, str]]:
+    from gpustack.cli.worker_engines import engines_of_workers
+
+    return await client.backends.list_all(), *await engines_of_workers(client)
 
 
 def _row(backend: InferenceBackendPublic, here: dict[str, list[str]]) -> tuple[str, ...]:

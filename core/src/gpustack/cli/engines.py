@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,48 +91,65 @@ def known_here() -> list[InferenceBackendPublic]:
 
 
 def named(text: str) -> tuple[str, str]:
-    """Return backend and version of ``BACKEND[@VERSION]``; an empty version is not said. Raises InvalidInput."""
-    name, at, version = text.strip().partition("@")
-    if not name or (at and not version.strip()):
-        raise WrongUsage(f"{shorten(text, 160)!r} is not BACKEND or BACKEND@VERSION, such as llama-cpp@1.2.3")
-    if version and not _VERSION.fullmatch(version.strip()):
-        raise WrongUsage(f"{shorten(version, 160)!r} is no version; name one such as {name}@1.2.3")
-    return name, version.strip()
+    """Return backend and version of ``BACKEND[==VERSION]``, or with ``@``; an empty version is not said.
+
+    Raises WrongUsage.
+    """
+    name, sign, version = (part.strip() for part in text.strip().partition("==" if "==" in text else "@"))
+    if not name or (sign and not version):
+        raise WrongUsage(
+            f"{shorten(text, 160)!r} is not BACKEND, BACKEND==VERSION or BACKEND@VERSION, such as llama-cpp==1.2.3"
+        )
+    if version and not _VERSION.fullmatch(version):
+        raise WrongUsage(f"{shorten(version, 160)!r} is no version; name one such as {name}==1.2.3")
+    return name, version
 
 
-async def install(where: Places, text: str, say: Say) -> tuple[str, str, Path]:
+def extras_of(packages: Sequence[str]) -> tuple[str, ...]:
+    """Return what ``--package`` named, in one spelling. Raises WrongUsage."""
+    from gpustack.schemas.packages import normal_packages
+
+    try:
+        return normal_packages(packages)
+    except ValueError as error:
+        raise WrongUsage(f"--package: {error}") from error
+
+
+async def install(where: Places, text: str, say: Say, packages: Sequence[str] = ()) -> tuple[str, str, Path]:
     """Install an engine unless it is there; return backend, version and the path of its executable."""
     name, version = named(text)
-    async with _package(where, name, version) as package:
-        path = await where.installer().ensure(name, package, say)
+    extras = extras_of(packages)
+    async with package_of(where, name, version) as package:
+        path = await where.installer().ensure(name, package, say, extras)
         return name, package.version, path
 
 
-async def remove(where: Places, text: str, say: Say) -> tuple[str, str]:
+async def remove(where: Places, text: str, say: Say, packages: Sequence[str] = ()) -> tuple[str, str]:
     """Remove an engine; return backend and version. Raises NotFound when it is not there, Conflict while it runs."""
     from gpustack.cli.processes import using
 
     name, version = named(text)
+    extras = extras_of(packages)
     installed = where.installer().installed().get(name, [])
     if not version:
-        raise WrongUsage(f"which version? {_have(where, name, installed)}; name one as {name}@VERSION")
-    async with _package(where, name, version) as package:
+        raise WrongUsage(f"which version? {_have(where, name, installed)}; name one as {name}==VERSION")
+    async with package_of(where, name, version) as package:
         installer = where.installer()
-        if users := using(where.data_dir, installer.link(package)):
+        if users := using(where.data_dir, installer.link(package, extras)):
             raise Conflict(
                 f"{name} {version} runs as {', '.join(users)}; remove those models or change their version first"
             )
-        if not await installer.remove(name, package, say):
+        if not await installer.remove(name, package, say, extras):
             raise NotFound(f"{name} {version} is not installed here: {_have(where, name, installed)}")
         return name, version
 
 
 def _have(where: Places, name: str, installed: list[str]) -> str:
-    return f"{where.bin_dir} has {', '.join(f'{name}@{each}' for each in installed) or f'no {name}'}"
+    return f"{where.bin_dir} has {', '.join(f'{name}=={each}' for each in installed) or f'no {name}'}"
 
 
 @asynccontextmanager
-async def _package(where: Places, name: str, version: str) -> AsyncIterator[PipxPackage | ReleaseBinary]:
+async def package_of(where: Places, name: str, version: str) -> AsyncIterator[PipxPackage | ReleaseBinary]:
     """Give what the backend is installed from on this machine. Raises NotFound, and Refused for a wrong version."""
     import logging
     import platform

@@ -82,6 +82,7 @@ from gpustack.schemas.worker_engines import (
     WorkerEngineInventory,
     WorkerEnginePublic,
     WorkerEngineReport,
+    engine_key,
 )
 from gpustack.schemas.workers import (
     ContainerEngineStatus,
@@ -198,6 +199,7 @@ __all__ = [
     "WorkerRegistration",
     "WorkerState",
     "WorkerStatus",
+    "engine_key",
     "source_key",
     "source_name",
 ]
