@@ -125,6 +125,7 @@ async def test_what_does_not_run_is_removed_again(index: Index, an_installer: Ma
     assert says(await an_installer(environ=fresh).ensure("acme", an_engine())) == "acme-engine 1.0\n"
 
 
+@pytest.mark.slow
 async def test_what_does_not_import_is_removed_again(index: Index, an_installer: Maker) -> None:
     index.add("acme-engine", "1.0", command="acme")
 
@@ -133,6 +134,7 @@ async def test_what_does_not_import_is_removed_again(index: Index, an_installer:
     assert "importing acme_kernels failed: ModuleNotFoundError: No module named 'acme_kernels'" in str(error)
 
 
+@pytest.mark.slow
 async def test_a_version_that_does_not_exist(index: Index, an_installer: Maker) -> None:
     index.add("acme-engine", "1.0", command="acme")
 
@@ -142,6 +144,7 @@ async def test_a_version_that_does_not_exist(index: Index, an_installer: Maker) 
     assert not error.again
 
 
+@pytest.mark.slow
 async def test_packages_that_contradict_each_other(index: Index, an_installer: Maker) -> None:
     index.add("acme-engine", "1.0", command="acme", requires=("dep<2",))
     for version in ("1.0", "2.0"):
@@ -153,6 +156,7 @@ async def test_packages_that_contradict_each_other(index: Index, an_installer: M
     assert not error.again
 
 
+@pytest.mark.slow
 async def test_an_index_that_is_away_comes_back(index: Index, an_installer: Maker) -> None:
     index.add("acme-engine", "1.0", command="acme")
     index.down = True
@@ -176,6 +180,7 @@ async def test_a_second_worker_of_the_machine_installs_nothing(index: Index, an_
     assert not (command.parents[1] / "two" / "pipx").exists()
 
 
+@pytest.mark.slow
 async def test_what_is_set_for_pip_in_a_file_holds(index: Index, an_installer: Maker, tmp_path: Path) -> None:
     """An index that knows the engine, and a folder with what it needs; nothing is set for uv."""
     from support.packages import a_wheel
@@ -194,6 +199,7 @@ async def test_what_is_set_for_pip_in_a_file_holds(index: Index, an_installer: M
     assert imported(command, "dep") == "1.0"
 
 
+@pytest.mark.slow
 async def test_a_use_is_noted_once_in_a_while(index: Index, an_installer: Maker) -> None:
     index.add("acme-engine", "1.0", command="acme")
     installer = an_installer()

@@ -82,6 +82,7 @@ async def test_an_engine_is_installed_when_the_server_asks_and_removed_again(
     assert list(fleet.config.bin_dir.iterdir()) == []
 
 
+@pytest.mark.slow
 async def test_an_index_that_comes_back_is_asked_again_and_a_wrong_version_is_not(
     fleet: Any, server: Any, until: Any, index: Index
 ) -> None:
@@ -113,6 +114,7 @@ async def test_a_backend_that_is_not_here_is_said(fleet: Any, server: Any, until
     assert said == "backend 'nope' is not installed on this worker; it has: fake"
 
 
+@pytest.mark.slow
 async def test_what_was_being_installed_when_the_worker_ended_is_taken_up(
     fleet: Any, server: Any, until: Any, index: Index
 ) -> None:
@@ -129,6 +131,7 @@ async def test_what_was_being_installed_when_the_worker_ended_is_taken_up(
     await until(lambda: state(server) == "installed", seconds=40)
 
 
+@pytest.mark.slow
 async def test_what_nobody_wants_or_uses_goes_after_its_time(
     fleet: Any, server: Any, until: Any, index: Index
 ) -> None:

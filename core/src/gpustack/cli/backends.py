@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -12,8 +13,8 @@ from click.core import ParameterSource
 
 from gpustack.cli import backend_rows, complete
 from gpustack.cli.output import age, emit_json, emit_table, note
-from gpustack.cli.target import Target, json_option, server_options
-from gpustack.kit.text import human_bytes
+from gpustack.cli.target import Target, data_dir_option, json_option, server_options
+from gpustack.kit.text import human_bytes, plural
 
 if TYPE_CHECKING:
     from gpustack.cli.engines import Places
@@ -163,6 +164,70 @@ def remove_engine(
     else:
         click.echo(f"Removed {name} {version} from {where.bin_dir}.")
     return 0
+
+
+@command.command("export")
+@click.argument("backend", metavar="BACKEND[==VERSION]")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@_packages
+@engine_options
+@data_dir_option
+@json_option
+def export_engine(
+    backend: str,
+    file: Path,
+    packages: tuple[str, ...],
+    bin_dir: str,
+    pipx_path: str,
+    data_dir: str,
+    as_json: bool,
+) -> None:
+    """Write FILE with all wheels of an engine's environment, for machines without a network.
+
+    The engine is installed here first. FILE serves machines with the same system, processor and Python.
+    """
+    from gpustack.cli.engines import export_archive
+
+    where = _places(bin_dir, pipx_path, data_dir)
+    manifest = asyncio.run(export_archive(where, backend, file.absolute(), note, packages))
+    size = file.stat().st_size
+    if as_json:
+        emit_json(
+            {
+                "backend": manifest.backend,
+                "version": manifest.version,
+                "packages": manifest.packages,
+                "file": str(file.absolute()),
+                "size": size,
+                "wheels": [each.file for each in manifest.wheels],
+            }
+        )
+    else:
+        count = plural(len(manifest.wheels), "wheel")
+        click.echo(
+            f"{file} has {manifest.backend} {manifest.version}: {count}, {human_bytes(size)}, for {manifest.system} "
+            f"{manifest.machine} with Python {manifest.python}."
+        )
+
+
+@command.command("import")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@engine_options
+@data_dir_option
+@json_option
+def import_engine(file: Path, bin_dir: str, pipx_path: str, data_dir: str, as_json: bool) -> None:
+    """Install an engine on this machine from FILE, which `gpustack backends export` wrote; no network is needed.
+
+    The wheels are kept below the data directory: the environment is made anew from them when it has to be.
+    """
+    from gpustack.cli.engines import import_archive
+
+    where = _places(bin_dir, pipx_path, data_dir)
+    manifest, path = asyncio.run(import_archive(where, file.absolute(), note))
+    if as_json:
+        emit_json({"backend": manifest.backend, "version": manifest.version, "path": str(path)})
+    else:
+        click.echo(f"{manifest.backend} {manifest.version} is installed: {path}")
 
 
 def _only_here(target: Target) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from gpustack.plugin import PipxPackage, ReleaseBinary
     from gpustack.schemas import InferenceBackendPublic
     from gpustack.worker.artifacts import ArtifactInstaller
+    from gpustack.worker.artifacts.archive import Manifest
 
 Say = Callable[[str], None]
 _VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+_-]{0,63}")
@@ -142,6 +144,32 @@ async def remove(where: Places, text: str, say: Say, packages: Sequence[str] = (
         if not await installer.remove(name, package, say, extras):
             raise NotFound(f"{name} {version} is not installed here: {_have(where, name, installed)}")
         return name, version
+
+
+async def export_archive(
+    where: Places, text: str, file: Path, say: Say, packages: Sequence[str] = ()
+) -> Manifest:
+    """Write an archive of an engine, installing it first if need be; return what is in it."""
+    from gpustack.worker.artifacts.archive import export_engine
+    from gpustack.worker.artifacts.recipe import Recipe
+
+    name, version = named(text)
+    extras = extras_of(packages)
+    async with package_of(where, name, version) as package:
+        return await export_engine(where.installer(), Recipe.of(name, package, extras), file, say)
+
+
+async def import_archive(where: Places, file: Path, say: Say) -> tuple[Manifest, Path]:
+    """Install an engine from an archive; return what was in it and the path of the executable."""
+    from gpustack.worker.artifacts.archive import import_engine, read_manifest
+    from gpustack.worker.artifacts.recipe import Recipe
+
+    manifest = await asyncio.to_thread(read_manifest, file)
+    name, version = named(f"{manifest.backend}=={manifest.version}")
+    extras = extras_of(manifest.packages)
+    async with package_of(where, name, version) as package:
+        path = await import_engine(where.installer(), Recipe.of(name, package, extras), file, say)
+        return manifest, path
 
 
 def _have(where: Places, name: str, installed: list[str]) -> str:

@@ -44,7 +44,12 @@ def due(held: Iterable[Held], unused: Unused, now: datetime) -> list[Held]:
 
 async def collect(installer: ArtifactInstaller, unused: Unused) -> list[Held]:
     """Take away what is due and runs nowhere on this machine; return it. What runs counts as used now."""
-    held = [each for each in await asyncio.to_thread(installer.environments) if installer.owns(each)]
+    held = [
+        each
+        for each in await asyncio.to_thread(installer.environments)
+        # What was imported cannot be fetched again.
+        if installer.owns(each) and not Wheels(installer.home, each.link.name).exists()
+    ]
     gone: list[Held] = []
     for each in due(held, unused, datetime.now(UTC)):
         try:

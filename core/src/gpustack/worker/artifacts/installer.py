@@ -19,7 +19,7 @@ from gpustack.worker.artifacts.archives import ArchiveInstaller
 from gpustack.worker.artifacts.child import run_child
 from gpustack.worker.artifacts.errors import InstallError
 from gpustack.worker.artifacts.folders import MARKER, Journal, disk_use, empty_trash, venvs
-from gpustack.worker.artifacts.pins import Pins
+from gpustack.worker.artifacts.pins import Pins, a_pip
 from gpustack.worker.artifacts.pipx import explain_failure, find_pipx, pipx_environment, takes_uv
 from gpustack.worker.artifacts.proof import trouble_of
 from gpustack.worker.artifacts.receipts import (
@@ -165,6 +165,29 @@ class ArtifactInstaller:
             await asyncio.to_thread(wheels.forget)
         self._on_installed()
         return True
+
+    async def fetch(
+        self, recipe: Recipe, link: Path, requirements: list[str], folder: Path, say: Progress
+    ) -> None:
+        """Put the wheels of ``requirements`` for the Python of an environment into ``folder``, and nothing besides.
+
+        What has no wheel is built. Raises InstallError with one line.
+        """
+        output = make_dir(self._log_dir, what="--log-dir") / f"export_{recipe.name}.log"
+        output.write_bytes(b"")
+
+        async def run(command: list[str], what: str) -> int:
+            say(what)
+            return await self._run(command, link=link, output=output, verb="export")
+
+        pip = await a_pip(self.home, run)
+        listed = folder / "requirements.txt"
+        write_atomic(listed, "".join(f"{each}\n" for each in requirements))
+        python = str(_environment(link) / ("Scripts/python.exe" if os.name == "nt" else "bin/python"))
+        command = [*pip, "--python", python, "wheel", "--no-deps", "-r", str(listed), "-w", str(folder)]
+        if await run(command, f"fetching the {len(requirements)} packages of {recipe.title}"):
+            why, again = explain_failure(_read(output))
+            raise InstallError(f"{recipe.name} cannot be exported: {why}; see {output}", again=again)
 
     async def settle(self) -> list[str]:
         """Undo what installs that were killed have left; return their names. What is just being made stays."""

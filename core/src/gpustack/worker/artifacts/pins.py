@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import sys
+import sysconfig
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,12 +88,14 @@ class Pins:
 
 
 async def a_pip(home: Path, run: Run) -> list[str]:
-    """Return a command that is pip: pipx's own, that of our environment, or one made for this below ``home``."""
+    """Return a command that is pip: pipx's own, that of our environment or of our Python, or one made below ``home``."""
     for place in (home / "shared", home / "pip"):
         if (python := _python(place)).exists():
             return [str(python), "-m", "pip", "--disable-pip-version-check"]
     if importlib.util.find_spec("pip") is not None:
         return [sys.executable, "-P", "-m", "pip", "--disable-pip-version-check"]
+    if (wheel := _bundled_pip()) is not None:
+        return [sys.executable, "-P", str(wheel / "pip"), "--disable-pip-version-check"]
     if await run([sys.executable, "-m", "venv", "--clear", str(home / "pip")], "making a place for pip"):
         shutil.rmtree(home / "pip", ignore_errors=True)
         raise InstallError(
@@ -100,6 +103,12 @@ async def a_pip(home: Path, run: Run) -> list[str]:
             "(Debian, Ubuntu: apt install python3-venv), or uv"
         )
     return [str(_python(home / "pip")), "-m", "pip", "--disable-pip-version-check"]
+
+
+def _bundled_pip() -> Path | None:
+    """Return the wheel of pip that Python makes environments with, which runs as it is; Debian's Python has none."""
+    folder = Path(sysconfig.get_path("stdlib"), "ensurepip", "_bundled")
+    return max(folder.glob("pip-*.whl"), default=None)
 
 
 def sha256_of(path: Path) -> str:

@@ -11,7 +11,8 @@ from typing import Any
 from gpustack.kit.errors import InvalidInput
 from gpustack.worker.artifacts.errors import InstallError
 
-_LIST = "manifest.json"
+#: What says which wheels there are, with their hashes; in an archive too.
+MANIFEST = "manifest.json"
 
 
 class Wheels:
@@ -23,7 +24,7 @@ class Wheels:
 
     def exists(self) -> bool:
         """Tell whether there are any."""
-        return (self.folder / _LIST).is_file()
+        return (self.folder / MANIFEST).is_file()
 
     def lock(self) -> list[str]:
         """Return the lines of their lock: versions and hashes."""
@@ -49,9 +50,9 @@ class Wheels:
 
     def _files(self) -> list[dict[str, Any]]:
         try:
-            document = json.loads((self.folder / _LIST).read_text(encoding="utf-8"))
+            document = json.loads((self.folder / MANIFEST).read_text(encoding="utf-8"))
             return [dict(each) for each in document["wheels"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InvalidInput(
-                f"{self.folder / _LIST} cannot be read: {error}; import the archive again"
+                f"{self.folder / MANIFEST} cannot be read: {error}; import the archive again"
             ) from error
