@@ -31,6 +31,11 @@ sys.path.insert(0, sys.argv[1])
 from gpustack.worker.artifacts import ArtifactInstaller
 from support.packages import an_engine
 root = Path(sys.argv[2])
+if len(sys.argv) > 3:
+    # Not before: this Python may be another's who lets nobody in.
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
 installer = ArtifactInstaller(bin_dir=root / "bin dir", data_dir=root / "data dir", log_dir=root / "log")
 try:
     print(asyncio.run(installer.ensure("acme", an_engine(), lambda line: print(line, flush=True))))
@@ -134,17 +139,12 @@ def test_folders_of_another_owner(index: Index, with_uv: bool, others: str) -> N
         if others == "data dir":
             (root / others / "pipx").mkdir()
         ended = subprocess.run(
-            command(root),
+            [*command(root), "somebody else"],
             env=index.environ(root, uv=with_uv),
             capture_output=True,
             text=True,
             timeout=120,
-            user=65534,
-            group=65534,
-            extra_groups=[],
         )
-    if "ModuleNotFoundError" in ended.stderr or "can't open" in ended.stderr:
-        pytest.skip("this clone cannot be read by others")
     assert ended.returncode == 1
     assert ended.stderr.count("\n") == 1, ended.stderr
     what = "data directory" if others == "data dir" else "--bin-dir"

@@ -13,8 +13,8 @@ _EVERY = 0.5
 _MOST = 1 << 20
 _SAID = (
     (re.compile(r"^\s*Downloading (\S+)(?: (\([^)]*\)))?"), "downloading"),
-    (re.compile(r"^\s*Building (\S+)"), "building"),
     (re.compile(r"^\s*Building wheels? for (?:collected packages: )?(\S+)"), "building"),
+    (re.compile(r"^\s*Building (\S+)"), "building"),
     (re.compile(r"^\s*Collecting (\S+)"), "looking for"),
     (re.compile(r"^DEBUG Selecting: (\S+)"), "looking for"),
     (re.compile(r"^\s*Installing collected packages: (.*)"), "unpacking"),
