@@ -99,6 +99,68 @@ def test_an_engine_that_runs_is_not_removed(stack: Running, tiny: str, engine: I
     assert engine.command.exists()
 
 
+def test_engines_of_workers_are_shown_asked_for_and_not_removed_while_they_run(
+    stack: Running, tiny: str, engine: InstalledEngine
+) -> None:
+    def engines() -> list[dict[str, object]]:
+        found: list[dict[str, object]] = json.loads(stack.cli("backends", "list", "--json").stdout)[0][
+            "engines"
+        ]
+        return found
+
+    here = f"llama-cpp=={engine.version}"
+    eventually(
+        lambda: any(each["version"] == engine.version for each in engines()), "the worker tells what it has"
+    )
+
+    done = stack.cli("backends", "install", here, "--worker", "all")
+
+    assert f"{here} is installed on " in done.stdout
+    (row,) = [each for each in engines() if each["version"] == engine.version]
+    assert row["state"] == "installed"
+    assert row["last_used_at"]
+    listed = stack.cli("backends").stdout
+    assert "LAST USED" in listed
+    assert here in listed
+    worker = str(row["worker_name"])
+    refused = stack.cli("backends", "remove", here, "--worker", worker, check=False)
+    assert refused.returncode == 1
+    assert "another GPUStack installed" in refused.stderr, "tests share the folder of engines"
+    wrong = stack.cli("backends", "install", "llama-cpp==no.version", "--worker", worker, check=False)
+    assert wrong.returncode == 1
+    assert "is no version of xllamacpp" in wrong.stderr
+    nowhere = stack.cli("backends", "install", here, "--worker", f"{worker}x", check=False)
+    assert (nowhere.returncode, nowhere.stderr.count("\n")) == (1, 1)
+    assert f"did you mean {worker}" in nowhere.stderr
+
+
+@pytest.mark.slow
+def test_an_engine_is_carried_to_a_machine_without_a_network(
+    stack: Running, engine: InstalledEngine, place: Path
+) -> None:
+    """The commands of docs/engines.md, with the real engine, from its lock."""
+    there = ["--data-dir", str(place / "air gap")]
+    file = place / "llama-cpp.tar"
+
+    said = stack.cli("backends", "export", "llama-cpp", str(file), timeout=600).stdout
+    assert "1 wheel" in said
+    cut_off = {"PIP_INDEX_URL": "http://127.0.0.1:9/", "PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull}
+    done = subprocess.run(
+        [COMMAND, "backends", "import", str(file), *there],
+        env={**stack._env, **cut_off, "PIP_FIND_LINKS": "", "PIP_EXTRA_INDEX_URL": ""},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+    assert done.returncode == 0, done.stderr
+    link = place / "air gap" / "bin" / engine.command.name
+    assert engine.version in subprocess.run([link, "--version"], capture_output=True, text=True).stdout
+    removed = stack.cli("backends", "remove", f"llama-cpp=={engine.version}", *there)
+    assert "Removed" in removed.stdout
+    assert list((place / "air gap" / "pipx" / "wheels").glob("gpustack-llama-server*")) == []
+
+
 def test_an_engine_is_installed_before_the_first_start_and_removed(
     stack: Running, engine: InstalledEngine, place: Path
 ) -> None:
