@@ -142,6 +142,8 @@ def an_index(folder: Path) -> Iterator[Index]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
+    # Those who ask are killed in tests.
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]
     index.url = f"http://127.0.0.1:{server.server_address[1]}/simple/"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()

@@ -14,7 +14,7 @@ from gpustack.cli.names import meant
 from gpustack.cli.output import age, clean, emit_json, emit_table, first_line, note
 from gpustack.cli.target import Target
 from gpustack.cli.usage import WrongUsage
-from gpustack.kit.errors import GPUStackError, NotFound
+from gpustack.kit.errors import NotFound
 from gpustack.kit.text import human_bytes
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ async def engines_of_workers(client: Client) -> tuple[list[WorkerEnginePublic], 
     """Return what workers have and are to have, with the workers' names; nothing from a server older than that."""
     try:
         rows = await client.worker_engines.list_all(sort_by="backend,version,worker_id")
-    except GPUStackError:
+    except NotFound:
         return [], {}
     return rows, _names(await client.workers.list_all()) if rows else {}
 

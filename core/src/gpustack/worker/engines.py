@@ -218,12 +218,8 @@ class Engines:
         try:
             if held is None:
                 await self._desk.remove_engine(engine.backend, engine.version, tuple(engine.packages))
-            elif self._installer.owns(held):
-                await take_away(self._installer, held)
             else:
-                raise Conflict(
-                    f"{held.link} leads to {held.folder}, which another GPUStack installed; remove it there"
-                )
+                await take_away(self._installer, held)
         except Conflict as error:
             self._say(engine, EngineState.INSTALLED, error.message)
         except (GPUStackError, OSError) as error:

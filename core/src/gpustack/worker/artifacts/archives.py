@@ -24,7 +24,8 @@ from gpustack.plugin import ReleaseBinary
 from gpustack.worker.artifacts.child import run_child
 from gpustack.worker.artifacts.errors import InstallError
 from gpustack.worker.artifacts.fetching import Fetcher, Source, elsewhere, shown
-from gpustack.worker.artifacts.receipts import Receipt, read_receipt, remove_receipt, write_receipt
+from gpustack.worker.artifacts.folders import disk_use
+from gpustack.worker.artifacts.receipts import Receipt, read_receipt, releases, remove_receipt, write_receipt
 from gpustack.worker.artifacts.unpacking import BadArchive, Bounds, unpack
 from gpustack.worker.environment import DEVICES, clean_environment
 
@@ -300,6 +301,7 @@ def _receipt(link: Path, backend: str, artifact: ReleaseBinary) -> Receipt:
         size=seen.st_size,
         changed=seen.st_mtime_ns,
         verified=datetime.now(UTC).isoformat(timespec="seconds"),
+        disk=disk_use(releases(link.parent) / link.name),
     )
 
 

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 from gpustack.kit.errors import Conflict
 from gpustack.worker.artifacts.folders import discard, users
@@ -48,7 +49,7 @@ async def collect(installer: ArtifactInstaller, unused: Unused) -> list[Held]:
         each
         for each in await asyncio.to_thread(installer.environments)
         # What was imported cannot be fetched again.
-        if installer.owns(each) and not Wheels(installer.home, each.link.name).exists()
+        if installer.root_of(each) is not None and not Wheels(installer.home, each.link.name).exists()
     ]
     gone: list[Held] = []
     for each in due(held, unused, datetime.now(UTC)):
@@ -66,16 +67,24 @@ async def collect(installer: ArtifactInstaller, unused: Unused) -> list[Held]:
 async def take_away(
     installer: ArtifactInstaller, held: Held, *, unless_used_since: datetime | None = None
 ) -> None:
-    """Take an environment of ours away, whether its backend is known or not.
+    """Take an environment away, whether its backend is known or not.
 
-    Raises Conflict with one line while something runs from it, or where it was used since that time; OSError.
+    Raises Conflict with one line while something runs from it, when another GPUStack installed it, or where it was used
+    since that time; OSError.
     """
-    async with installer.alone(held.link.name, lambda _line: None):
-        await asyncio.to_thread(_take_away, installer, held, unless_used_since)
+    root = installer.root_of(held)
+    if root is None:
+        raise Conflict(
+            f"{held.link} leads to {held.folder}, which another GPUStack installed; remove it there, with its --data-dir"
+        )
+    async with installer.alone(held.link.name, lambda _line: None, root):
+        await asyncio.to_thread(_take_away, installer, root, held, unless_used_since)
     installer.changed()
 
 
-def _take_away(installer: ArtifactInstaller, held: Held, unless_used_since: datetime | None) -> None:
+def _take_away(
+    installer: ArtifactInstaller, root: Path, held: Held, unless_used_since: datetime | None
+) -> None:
     if running := users(held.folder):
         names = ", ".join(f"process {process.pid}" for process in running[:3])
         raise Conflict(
@@ -85,7 +94,7 @@ def _take_away(installer: ArtifactInstaller, held: Held, unless_used_since: date
         raise Conflict(f"{held.link.name} was used meanwhile")
     # First, so that nobody takes it for proven meanwhile.
     remove_receipt(held.link)
-    discard(installer.home, installer.bin_dir, held.folder)
+    discard(root, installer.bin_dir, held.folder)
     held.link.unlink(missing_ok=True)
     Wheels(installer.home, held.link.name).forget()
 

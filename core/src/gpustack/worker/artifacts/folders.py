@@ -54,10 +54,10 @@ def folders_of(home: Path, folder: str) -> list[Path]:
     return [each for each in place.iterdir() if canonicalize_name(each.name) == folder]
 
 
-def discard(home: Path, bin_dir: Path, folder: Path) -> None:
-    """Take an environment away with the links into it; at once out of sight, whatever its size. Raises OSError.
+def hide(home: Path, bin_dir: Path, folder: Path) -> Path:
+    """Take an environment, and the links into it, out of sight at once; return what is to be removed. Raises OSError.
 
-    Running programs of it go on, but will not find what they have not loaded yet.
+    Running programs of it go on, but will not find what they have not loaded yet. ``home`` is on the same disk.
     """
     inside = folder.resolve()
     for link in _links(bin_dir):
@@ -66,7 +66,18 @@ def discard(home: Path, bin_dir: Path, folder: Path) -> None:
     trash = Path(tempfile.mkdtemp(dir=home, prefix=_TRASH))
     with contextlib.suppress(FileNotFoundError):
         folder.rename(trash / "it")
-    shutil.rmtree(trash, ignore_errors=True)
+    return trash
+
+
+def throw_away(trash: Iterable[Path]) -> None:
+    """Remove what was hidden, which may take a while. What stays behind, :func:`empty_trash` removes."""
+    for each in trash:
+        shutil.rmtree(each, ignore_errors=True)
+
+
+def discard(home: Path, bin_dir: Path, folder: Path) -> None:
+    """Take an environment away for good. Raises OSError."""
+    throw_away([hide(home, bin_dir, folder)])
 
 
 def _links(bin_dir: Path) -> list[Path]:
@@ -122,19 +133,21 @@ class Journal:
         """Forget the note: the environment is made, or nothing of it is left."""
         self.path(work.name).unlink(missing_ok=True)
 
-    def undo(self, work: Work) -> None:
-        """Take away what was made, unless it was there before; a line in the log where that fails."""
-        if work.fresh:
-            self.discard(work.folder)
+    def undo(self, work: Work) -> list[Path]:
+        """Take out of sight what was made, unless it was there before; return what is to be thrown away. Quick."""
+        trash = self.discard(work.folder) if work.fresh else []
         self.end(work)
+        return trash
 
-    def discard(self, folder: str) -> None:
-        """Take away the environment that pipx calls ``folder``; a line in the log where that fails."""
+    def discard(self, folder: str) -> list[Path]:
+        """Take out of sight what pipx calls ``folder``; a line in the log where that fails."""
+        trash = []
         for each in folders_of(self._home, folder):
             try:
-                discard(self._home, self._bin_dir, each)
+                trash.append(hide(self._home, self._bin_dir, each))
             except OSError as error:
                 log.warning("%s cannot be removed: %s", each, error.strerror)
+        return trash
 
     def unfinished(self) -> Iterator[str]:
         """Yield the names that are noted; those whose lock is held are just being made."""
@@ -158,7 +171,7 @@ class Journal:
         for process in list(_at_work(path)):
             log.info("%s: ending process %d, which a worker that is gone has left", name, process.pid)
             end_tree(process.pid, grace=1.0)
-        self.undo(work)
+        throw_away(self.undo(work))
         return True
 
 

@@ -18,7 +18,7 @@ from gpustack.plugin import Artifact, PipxPackage, Refused, ReleaseBinary
 from gpustack.worker.artifacts.archives import ArchiveInstaller
 from gpustack.worker.artifacts.child import run_child
 from gpustack.worker.artifacts.errors import InstallError
-from gpustack.worker.artifacts.folders import MARKER, Journal, disk_use, empty_trash, venvs
+from gpustack.worker.artifacts.folders import MARKER, Journal, disk_use, empty_trash, throw_away, venvs
 from gpustack.worker.artifacts.pins import Pins, a_pip
 from gpustack.worker.artifacts.pipx import explain_failure, find_pipx, pipx_environment, takes_uv
 from gpustack.worker.artifacts.proof import trouble_of
@@ -29,6 +29,7 @@ from gpustack.worker.artifacts.receipts import (
     note_use,
     proven,
     read_receipt,
+    releases,
     remove_receipt,
     write_receipt,
 )
@@ -96,9 +97,15 @@ class ArtifactInstaller:
         """Return all environments that were proven to work, with how much they take and when they were used."""
         return list(environments(self.bin_dir))
 
-    def owns(self, held: Held) -> bool:
-        """Tell whether it was installed by a GPUStack with this data directory, and not put there by another."""
-        return held.folder.resolve().is_relative_to(venvs(self.home).resolve())
+    def root_of(self, held: Held) -> Path | None:
+        """Return the folder with the lock of an environment that is ours to take away, on the same disk.
+
+        None for one that a GPUStack with another data directory installed, or that was put there by hand.
+        """
+        for root, inside in ((self.home, venvs(self.home)), (releases(self.bin_dir), releases(self.bin_dir))):
+            if held.folder.resolve().is_relative_to(inside.resolve()):
+                return root
+        return None
 
     async def ensure(
         self,
@@ -195,14 +202,15 @@ class ArtifactInstaller:
             return []
         settled = []
         for name in list(self.journal.unfinished()):
-            lock = self._lock(name)
+            lock = FileLock(self.home / f".{name}.lock")
             if lock.acquire():
                 try:
                     if await asyncio.to_thread(self.journal.settle, name):
                         settled.append(name)
                 finally:
                     lock.release()
-        await asyncio.to_thread(empty_trash, self.home)
+        for root in (self.home, releases(self.bin_dir)):
+            await asyncio.to_thread(empty_trash, root)
         return settled
 
     def changed(self) -> None:
@@ -260,25 +268,28 @@ class ArtifactInstaller:
             await self._run_pipx(recipe, link, output, say, pins)
             say(f"checking {link.name}")
             if (trouble := await self._trouble(recipe, link, output)) is not None:
-                await asyncio.to_thread(self.journal.discard, recipe.folder)
+                await asyncio.to_thread(lambda: throw_away(self.journal.discard(recipe.folder)))
                 raise InstallError(
                     f"{link.name} was installed but does not work, and was removed again: {trouble}; see {output}"
                 )
         except asyncio.CancelledError:
-            # Not awaited: who cancels wants to go on. What a process that ends now leaves is settled by the next.
-            threading.Thread(target=self.journal.undo, args=(work,), daemon=True).start()
+            # Out of sight while the lock is held; who cancels does not wait for the rest.
+            threading.Thread(target=throw_away, args=(self.journal.undo(work),), daemon=True).start()
             raise
         except Exception:
-            await asyncio.to_thread(self.journal.undo, work)
+            await asyncio.to_thread(lambda: throw_away(self.journal.undo(work)))
             raise
         finally:
             pins.forget(recipe)
         self.journal.end(work)
 
     @asynccontextmanager
-    async def alone(self, name: str, say: Progress) -> AsyncIterator[None]:
-        """Keep other processes from the same engine. The lock ends with its holder, however that ends."""
-        lock = self._lock(name)
+    async def alone(self, name: str, say: Progress, root: Path | None = None) -> AsyncIterator[None]:
+        """Keep other processes from the same engine. The lock ends with its holder, however that ends.
+
+        ``root`` has the locks of its kind; None is where packages are.
+        """
+        lock = FileLock((root or self.home) / f".{name}.lock")
         waiting = False
         while not lock.acquire():
             if not waiting:
@@ -289,9 +300,6 @@ class ArtifactInstaller:
             yield
         finally:
             lock.release()
-
-    def _lock(self, name: str) -> FileLock:
-        return FileLock(self.home / f".{name}.lock")
 
     def _pins(self) -> Pins:
         uv = takes_uv(self._environ, self._pipx_path)

@@ -81,8 +81,17 @@ class Held:
 
     @property
     def folder(self) -> Path:
-        """Its folder; of an engine that was put there by hand, the one that it lies in."""
-        return Path(self.receipt.target).parent.parent
+        """Its folder: the Python environment, or what came out of an archive."""
+        target = Path(self.receipt.target)
+        unpacked = releases(self.link.parent).resolve()
+        if target.is_relative_to(unpacked):
+            return unpacked / target.relative_to(unpacked).parts[0]
+        return target.parent.parent
+
+
+def releases(bin_dir: Path) -> Path:
+    """Return where engines lie that came as archives."""
+    return bin_dir / "releases"
 
 
 def write_receipt(link: Path, receipt: Receipt) -> None:

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 #: Seconds between two looks at what they wrote: it goes to a file, since they may outlive us.
-_EVERY = 0.5
+_EVERY = 2.0
 _MOST = 1 << 20
 _SAID = (
     (re.compile(r"^\s*Downloading (\S+)(?: (\([^)]*\)))?"), "downloading"),
@@ -36,7 +36,7 @@ def step_of(line: str) -> str:
 
 @asynccontextmanager
 async def told(output: Path, title: str, say: Callable[[str], None]) -> AsyncIterator[None]:
-    """While the block runs, say what is written to ``output`` as steps of ``title``, the newest at most twice a second."""
+    """While the block runs, say what is written to ``output`` as steps of ``title``, the newest every other second at most."""
     task = asyncio.create_task(_follow(output, title, say), name=f"steps of {title}")
     try:
         yield
