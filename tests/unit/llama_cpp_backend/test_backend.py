@@ -256,3 +256,13 @@ def test_the_plugin_brings_it() -> None:
     import gpustack_backends
 
     assert "llama-cpp" in [each.name for each in gpustack_backends.register_inference_backends()]
+
+
+def test_the_default_version_has_a_lock_with_hashes_and_others_have_none(backend) -> None:
+    from gpustack.worker.artifacts.pins import hashes_of
+
+    locked = backend.artifact(backend.default_version, LINUX)
+    assert f"xllamacpp=={backend.default_version} " in locked.constraints, "run `make lock`"
+    assert len(hashes_of(locked.constraints)["xllamacpp"]) > 5
+    assert "http" not in locked.constraints
+    assert backend.artifact("2026.8.10566", LINUX).constraints == ""

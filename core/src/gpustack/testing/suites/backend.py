@@ -34,7 +34,7 @@ from gpustack.plugin import (
     SuggestsLess,
 )
 from gpustack.testing.suites.base import ExtensionSuite
-from gpustack.testing.suites.checks import are_texts, is_count, is_text, is_url
+from gpustack.testing.suites.checks import are_texts, is_count, is_requirement, is_text, is_url
 from gpustack.testing.suites.samples import (
     FLEETS,
     MODELS,
@@ -536,6 +536,14 @@ def _check_package(package: PipxPackage) -> None:
         "verify is empty: without it nobody knows that the engine works; --version is usual"
     )
     assert all(map(is_text, package.verify)), f"verify is {package.verify!r}; every item is text"
+    for each in package.requirements:
+        assert is_requirement(each), f"requirements has {each!r}, which pip would not understand"
+    for line in package.constraints.replace("\\\n", " ").splitlines():
+        wanted = line.split("#")[0].split(" --hash")[0].strip()
+        assert not wanted or is_requirement(wanted), f"constraints has the line {line!r}"
+    assert all(re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", each) for each in package.imports), (
+        f"imports is {package.imports!r}; every item is the name of a module"
+    )
     if package.wheel is None:
         return
     assert re.fullmatch(r"[^/\\]+\.whl", package.wheel_name), (

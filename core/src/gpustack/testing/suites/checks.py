@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
 
+from packaging.requirements import InvalidRequirement, Requirement
+
 
 def is_text(value: object) -> bool:
     """Tell whether it is a text that says something."""
@@ -39,3 +41,12 @@ def is_url(value: object) -> bool:
         return parts.scheme in ("http", "https") and bool(parts.hostname)
     except ValueError:
         return False
+
+
+def is_requirement(value: object) -> bool:
+    """Tell whether it names a package as pip's requirements do."""
+    try:
+        Requirement(str(value))
+    except InvalidRequirement:
+        return False
+    return isinstance(value, str)

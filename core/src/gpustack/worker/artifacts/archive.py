@@ -110,7 +110,11 @@ async def import_engine(installer: ArtifactInstaller, recipe: Recipe, file: Path
 
 def _pins(link: Path, recipe: Recipe) -> list[str]:
     """Return what is in the environment, as requirements; but not what GPUStack supplied."""
-    ours = canonicalize_name(recipe.package.package) if recipe.package.wheel is not None else ""
+    ours = (
+        canonicalize_name(recipe.package.package.partition("[")[0])
+        if recipe.package.wheel is not None
+        else ""
+    )
     pins = []
     for found in importlib.metadata.distributions(path=[str(_site_packages(link))]):
         name = canonicalize_name(found.metadata["Name"])

@@ -48,7 +48,8 @@ class Recipe:
     @property
     def folder(self) -> str:
         """What pipx calls the folder of the environment; to compare with those that are there."""
-        return canonicalize_name(f"{self.package.package}{self.suffix}")
+        # Without its extras, as in package[extra].
+        return canonicalize_name(f"{self.package.package.partition('[')[0]}{self.suffix}")
 
     @property
     def requirements(self) -> tuple[str, ...]:
