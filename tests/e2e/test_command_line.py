@@ -14,12 +14,15 @@ import time
 from pathlib import Path
 from typing import Self
 
+import psutil
 import pytest
 
-from support.engine import InstalledEngine
+from support.engine import InstalledEngine, install_engine
 from support.running import COMMAND, Running, eventually
 
 pytestmark = pytest.mark.xdist_group("e2e-command-line")
+
+OLDER = "2026.8.10566"
 
 
 @pytest.fixture(scope="module")
@@ -262,3 +265,42 @@ class Terminal:
         if select.select([self._main], [], [], 0.2)[0]:
             with contextlib.suppress(OSError):
                 self.output += os.read(self._main, 65536).decode(errors="replace")
+
+
+@pytest.mark.slow
+def test_two_versions_and_an_environment_with_a_package_serve_at_once(
+    stack: Running, tiny: str, engine: InstalledEngine, tiny_gguf: Path
+) -> None:
+    older = install_engine(OLDER)
+    stack.cli("deploy", str(tiny_gguf), "--name", "older", "--backend-version", OLDER, timeout=600)
+    stack.cli(
+        *("deploy", str(tiny_gguf), "--name", "extra", "--env", "GPUSTACK_BACKEND_DEPS=iniconfig>=2"),
+        timeout=600,
+    )
+
+    found = {str(each["model_name"]): int(str(each["pid"])) for each in instances(stack)}
+    programs = {name: " ".join(psutil.Process(pid).cmdline()) for name, pid in found.items()}
+
+    assert str(engine.command) in programs[tiny]
+    assert str(older.command) in programs["older"]
+    with_package = next(word for word in programs["extra"].split() if engine.command.name in word)
+    assert with_package.startswith(f"{engine.command}_")
+    python = Path(with_package).resolve().parent / "python"
+    assert subprocess.run([python, "-c", "import iniconfig"], capture_output=True).returncode == 0
+    for name in (tiny, "older", "extra"):
+        assert stack.cli("chat", name, "--once", "Hello", "--max-tokens", "2").stdout.strip()
+    listed = stack.cli("backends", "list").stdout
+    assert f"llama-cpp=={engine.version} with iniconfig>=2" in listed
+    stack.cli("rm", "older", "extra")
+    stack.cli(
+        *(
+            "backends",
+            "remove",
+            f"llama-cpp=={engine.version}",
+            "--package",
+            "iniconfig>=2",
+            "--worker",
+            "all",
+        )
+    )
+    assert not Path(with_package).exists()
