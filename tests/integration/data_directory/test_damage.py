@@ -21,8 +21,10 @@ from gpustack.db.embedded import port as ports
 from gpustack.db.embedded.cluster import recorded_password
 from gpustack.kit.errors import GPUStackError
 from gpustack.kit.paths import write_atomic
+from gpustack.plugin import PipxPackage
 from gpustack.server.config import kept_secret
 from gpustack.worker.artifacts.receipts import Receipt, read_receipt, write_receipt
+from gpustack.worker.artifacts.recipe import Recipe
 from gpustack.worker.identity import Identity
 from gpustack.worker.runners.records import EngineRecord, read_records, write_record
 
@@ -89,7 +91,8 @@ def installed(data_dir: Path) -> None:
     (data_dir / "engine").write_text("engine")
     link.unlink(missing_ok=True)
     link.symlink_to(data_dir / "engine")
-    write_receipt(link, Receipt.of(link, backend="b", version="1", wheel=""))
+    package = PipxPackage(package="engine", version="1", command="engine")
+    write_receipt(link, Receipt.of(link, Recipe(backend="b", package=package)))
     assert read_receipt(link) is not None
 
 
