@@ -144,12 +144,13 @@ async def delete_model(
 async def _check_backend(request: Req, wanted: ModelCreate | ModelUpdate) -> None:
     """Give the backend the name that it has here. Raises InvalidInput when the model cannot be run with it."""
     if wanted.backend:
-        known = await _known_backends(request)
+        known = await known_backends(request)
         wanted.backend = known.named(wanted.backend)
         known.engine(wanted, wanted.backend)
 
 
-async def _known_backends(request: Req) -> KnownBackends:
+async def known_backends(request: Req) -> KnownBackends:
+    """Return the backends of plugins and rows as they are now."""
     parts = services(request)
     versions = {name: each.cls.default_version for name, each in parts.catalogue.backends.items()}
     return KnownBackends(versions, (await parts.store.inference_backends.list(page=-1)).items)
@@ -159,7 +160,7 @@ async def _for_instance(request: Req, model: ModelPublic, instance_id: int) -> M
     instance = await services(request).store.instances.get(instance_id)
     if instance.model_id != model.id or not request.user.may_see(instance.worker_id):
         raise NotFound(f"there is no instance {instance_id} of model {model.name} on this worker")
-    known = await _known_backends(request)
+    known = await known_backends(request)
     return for_worker(model, known, backend=instance.backend, version=instance.backend_version)
 
 

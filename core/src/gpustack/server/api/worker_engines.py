@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 from litestar import Response, delete, get, post
 from litestar.params import FromPath, FromQuery, JSONBody
 
@@ -16,9 +19,11 @@ from gpustack.schemas.worker_engines import (
     WorkerEngineReport,
 )
 from gpustack.server.api.listing import Select, listed
+from gpustack.server.api.models import known_backends
 from gpustack.server.auth.caller import Access, Req, Via
 from gpustack.server.body import Body, nothing, one
 from gpustack.server.body import page as page_answer
+from gpustack.server.known_backends import Engine
 from gpustack.server.services import services
 
 _WORKER = {"access": Access.WORKER}
@@ -143,37 +148,36 @@ async def report_inventory(request: Req, data: JSONBody[WorkerEngineInventory]) 
 async def list_wanted(request: Req) -> Response[EnginesWanted]:
     """Return what models run from, or would if they had instances; workers take away what nobody wants or uses."""
     parts = services(request)
-    defaults = {name: each.cls.default_version for name, each in parts.catalogue.backends.items()}
+    known = await known_backends(request)
     models = (await parts.store.models.list(page=-1)).items
-    instances = (await parts.store.instances.list(page=-1)).items
     by_id = {model.id: model for model in models}
-    found = {name for model in models for name in _engines_of(model, defaults)}
-    for instance in instances:
-        version = instance.backend_version or defaults.get(instance.backend, "")
-        model = by_id.get(instance.model_id)
-        found.add((instance.backend, version, () if model is None else _packages(model)))
+    found = {
+        wanted for model in models for engine in known.engines(model) for wanted in _wanted(model, engine)
+    }
+    for instance in (await parts.store.instances.list(page=-1)).items:
+        if (model := by_id.get(instance.model_id)) is not None and instance.backend:
+            with contextlib.suppress(InvalidInput):  # its backend is gone, and what is left of it ends
+                engine = known.engine(model, instance.backend, instance.backend_version)
+                found.update(_wanted(model, engine))
     return one(
         EnginesWanted(
             items=[
                 EngineName(backend=backend, version=version, packages=list(packages))
                 for backend, version, packages in sorted(found)
-                if version
             ]
         )
     )
 
 
-def _engines_of(model: ModelPublic, defaults: dict[str, str]) -> set[tuple[str, str, tuple[str, ...]]]:
-    """Return what the model may run from; without a backend of its choice, any."""
-    backends = [model.backend] if model.backend else list(defaults)
-    return {(each, model.backend_version or defaults.get(each, ""), _packages(model)) for each in backends}
-
-
-def _packages(model: ModelPublic) -> tuple[str, ...]:
+def _wanted(model: ModelPublic, engine: Engine) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """Yield what is installed for the model to be run so; nothing for a command or an image of somebody's own."""
+    if not engine.installs:
+        return
     try:
-        return model.extra_packages
+        packages = model.extra_packages(engine.config.packages)
     except InvalidInput:  # described before packages were looked at; it never gets an environment
-        return ()
+        packages = ()
+    yield engine.served_by, engine.version, packages
 
 
 def _only_workers(request: Req) -> None:
