@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -17,11 +17,12 @@ from support.running import Running, a_port_range, processes_of, spawn, wait_rea
 
 @dataclass
 class Machine:
-    """A worker on its own host. ``env`` is what it is started with; the token is needed once."""
+    """A worker on its own host, with ``env`` besides; the token is needed once."""
 
     host: Host
     place: Path
     flags: list[str]
+    env: dict[str, str] = field(default_factory=dict)
     running: Running | None = None
 
     @property
@@ -31,7 +32,8 @@ class Machine:
     def switch_on(self, env: dict[str, str] | None = None) -> Running:
         """Start the worker without waiting for anything."""
         home = self.place / f"home {self.host.name}"
-        self.running = spawn(self.data_dir, home, self.flags, env=env, prefix=self.host.prefix)
+        full = {**self.env, **(env or {})}
+        self.running = spawn(self.data_dir, home, self.flags, env=full, prefix=self.host.prefix)
         return self.running
 
     def start(self) -> None:
@@ -57,11 +59,18 @@ class Machine:
 
 @contextlib.contextmanager
 def joined(
-    server: Running, net: Network, place: Path, engine: InstalledEngine, *, ports: int = 4
+    server: Running,
+    net: Network,
+    place: Path,
+    engine: InstalledEngine | None = None,
+    *,
+    ports: int = 4,
+    flags: Sequence[str] = (),
+    env: dict[str, str] | None = None,
 ) -> Iterator[dict[str, Machine]]:
     """Run what ``workers join-command`` prints on every host; gives the machines by address once all have joined.
 
-    ``ports`` is how many engines each may have.
+    ``ports`` is how many engines each may have; ``flags`` and ``env`` are given to each.
     """
     words = shlex.split(server.cli("workers", "join-command").stdout)
     variable, token = words[0].split("=", 1)
@@ -69,8 +78,9 @@ def joined(
     machines = {}
     with contextlib.ExitStack() as stack:
         for host in net.hosts:
-            flags = [*words[3:], "--worker-port", "10150", "--bin-dir", str(engine.bin_dir)]
-            machine = Machine(host, place, [*flags, "--service-port-range", a_port_range(ports)])
+            bin_dir = place / "bin" if engine is None else engine.bin_dir
+            own = [*words[3:], "--worker-port", "10150", "--bin-dir", str(bin_dir), *flags]
+            machine = Machine(host, place, [*own, "--service-port-range", a_port_range(ports)], env or {})
             stack.callback(machine.stop)
             machine.switch_on(env={variable: token})
             machines[host.address] = machine

@@ -284,6 +284,9 @@ class _Repository:
             raise NotFound(f"{self._topic} {number} does not exist")
         return self.all[number]
 
+    async def locked(self, number: int) -> Any:
+        return await self.get(number)
+
     async def delete(self, number: int) -> None:
         await self.get(number)
         self._store.remove(self._topic, number)
@@ -342,14 +345,16 @@ class _Instances(_Repository):
         given = []
         for number, columns in sorted(wanted.items()):
             row = self.all.get(number)
-            worker = self._store.rows["workers"].get(columns["worker_id"])
-            if (
-                row is not None
-                and row.state is expect[number]
-                and worker is not None
-                and worker.state is _READY
-            ):
-                given.append(await self.update(number, state=InstanceState.SCHEDULED, **columns))
+            members = columns.get("members", [])
+            ids = [each.worker_id for each in members] or [columns["worker_id"]]
+            workers = {each: self._store.rows["workers"].get(each) for each in ids}
+            ready = all(each is not None and each.state is _READY for each in workers.values())
+            if row is not None and row.state is expect[number] and ready:
+                named = [
+                    each.model_copy(update={"worker_name": workers[each.worker_id].name}) for each in members
+                ]
+                new = {**columns, "members": named, "attempt": row.attempt + 1}
+                given.append(await self.update(number, state=InstanceState.SCHEDULED, **new))
         return given
 
     async def drain(

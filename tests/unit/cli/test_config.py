@@ -143,7 +143,7 @@ def test_check_tells_what_is_worth_a_line_for_who_asks(
         monkeypatch.setattr(ports, name, tmp_path / name)
     ended = cli("config", "check", *free)
     assert (ended.status, ended.out) == (0, "The settings can be used.\n")
-    assert ended.err.startswith("Warning: --service-port-range 40000-40063: ")
+    assert ended.err.startswith("Warning: --service-port-range 40000-40063, --distributed-")
 
 
 def test_check_of_wrong_settings(cli: Cli, free: list[str], tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from gpustack.kit.errors import Unavailable
 from gpustack.worker.ports import PortPool
+from support.running import free_ports
 
 
 @pytest.fixture
@@ -115,3 +116,18 @@ def test_many_holders_are_counted_not_listed() -> None:
 def test_an_empty_range_is_said() -> None:
     with pytest.raises(Unavailable, match="it is empty"):
         PortPool([]).take("a")
+
+
+def test_chosen_ports_are_given_together_or_not_at_all() -> None:
+    pool, (first, second) = PortPool([]), free_ports(2)
+    leases = pool.take_these([first, second], "one")
+    assert leases is not None
+    assert [each.port for each in leases] == [first, second]
+    assert pool.take_these([second], "two") is None
+
+    leases[0].free()
+    assert pool.take_these([first, second], "two") is None, "the second is taken still"
+    again = pool.take_these([first], "two")
+    assert again is not None, "and the first was given back"
+    for each in (*leases, *again):
+        each.free()

@@ -126,6 +126,40 @@ def test_members_over_several_workers_need_them_all() -> None:
     assert simulate(fleet(apart), wanted, PLAIN).placed == 0
 
 
+def test_members_that_differ_each_find_a_worker_that_is_large_enough() -> None:
+    workers = {
+        "workers": [
+            {"name": "small", "gpus": {"memory": "10GiB"}},
+            {"name": "large", "gpus": {"count": 2, "memory": "10GiB"}},
+        ]
+    }
+    members = [{"gpus": 2, "vram": "9GiB"}, {"vram": "9GiB", "ram": "1GiB"}]
+    report = simulate(
+        fleet(workers), a_workload({"name": "a", "at": 0, "members": members, "count": 2}), PLAIN
+    )
+    assert (report.placed, report.waiting) == (1, 1)
+    assert report.kinds["a"].impossible == ""
+
+    members = [{"gpus": 2, "vram": "9GiB"}] * 2
+    report = simulate(fleet(workers), a_workload({"name": "a", "at": 0, "members": members}), PLAIN)
+    assert report.placed == 0
+    assert "small: one of 2 members; needs 2 GPUs, has 1" in report.kinds["a"].impossible
+
+
+def test_what_could_never_be_placed_is_told_with_the_reason() -> None:
+    report = simulate(
+        fleet(ONE_GPU),
+        a_workload(
+            {"name": "huge", "at": 0, "vram": "11GiB"},
+            {"name": "first", "at": 0, "vram": "9GiB"},
+            {"name": "late", "at": 1, "vram": "9GiB"},
+        ),
+        PLAIN,
+    )
+    assert report.kinds["huge"].impossible.startswith("no worker is large enough, even when empty: ")
+    assert report.kinds["late"].impossible == "", "it would fit if the first one ended"
+
+
 def test_links_labels_and_backends_are_heeded() -> None:
     described = {
         "workers": [
@@ -257,6 +291,9 @@ def test_a_wrong_fleet_is_one_line_with_its_place(document: Any, message: str) -
         ({"name": "a", "at": 0, "linked": "yes"}, "requests[0].linked: expected true or false"),
         ({"name": "a", "at": 0, "vrma": 1}, "requests[0].vrma: a kind of request has no 'vrma'"),
         ({"every": 1}, "requests[0]: name is missing"),
+        ({"name": "a", "at": 0, "members": [{"ram": "1GiB"}]}, "requests[0].members: expected 2 to 64"),
+        ({"name": "a", "at": 0, "members": [{}, {"gpus": 1}]}, "requests[0].members[1]: vram is missing"),
+        ({"name": "a", "at": 0, "members": [{}, {}], "ram": "1GiB"}, "requests[0].ram: with `members`"),
     ],
 )
 def test_a_wrong_workload_is_one_line_with_its_place(request_: Any, message: str) -> None:

@@ -36,6 +36,11 @@ async def run(configuration: dict[str, Any], sockets: dict[str, socket.socket], 
         gateway=settings.gateway,
         urls=tuple(configuration["urls"]),
         limits=limits_of(settings.model_dump()),
+        ray_ports={
+            "gcs": settings.ray_port,
+            "client": settings.ray_client_server_port,
+            "dashboard": settings.ray_dashboard_port,
+        },
     )
     supervisor = os.getppid()
     await run_server(

@@ -35,16 +35,23 @@ _POLL = 0.5
     metavar="N",
     help="Begin with the last N lines. [default: all]",
 )
+@click.option(
+    "--member",
+    type=click.IntRange(0),
+    default=0,
+    metavar="N",
+    help="Of a copy over several workers, which member; 0 leads.",
+)
 @click.option("--previous", "-p", is_flag=True, help="The log of the start before this one.")
 @server_options
-def command(name: str, follow: bool, tail: int, previous: bool, target: Target) -> int:
+def command(name: str, follow: bool, tail: int, member: int, previous: bool, target: Target) -> int:
     """Show the log of an engine.
 
     NAME is an instance, or a model; with several instances each line begins with its instance's name.
     """
     if previous and follow:
         raise click.UsageError("--previous shows a log that has ended; leave --follow out")
-    wish = _Wish(follow=follow, tail=tail, previous=previous)
+    wish = _Wish(follow=follow, tail=tail, previous=previous, member=member)
     return target.ask(lambda client: _show(client, name, wish))
 
 
@@ -55,6 +62,7 @@ class _Wish:
     follow: bool
     tail: int
     previous: bool
+    member: int = 0
 
 
 async def _show(client: Client, name: str, wish: _Wish) -> int:
@@ -95,7 +103,9 @@ async def _log(client: Client, instance: ModelInstancePublic, wish: _Wish) -> As
     told = False
     while True:
         try:
-            log = client.logs(instance.id, tail=wish.tail, follow=wish.follow, previous=wish.previous)
+            log = client.logs(
+                instance.id, tail=wish.tail, follow=wish.follow, previous=wish.previous, member=wish.member
+            )
             async for chunk in log:
                 yield chunk
             return

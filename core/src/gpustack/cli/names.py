@@ -31,6 +31,11 @@ def state_of(instance: ModelInstancePublic) -> str:
     return "draining" if instance.draining_since is not None else str(instance.state)
 
 
+def workers_of(instance: ModelInstancePublic) -> str:
+    """Return the workers that an instance is on, the leader's first of several; ``-`` for none."""
+    return ", ".join(each.worker_name for each in instance.members) or instance.worker_name or "-"
+
+
 def meant(name: str, known: list[str]) -> str:
     """Return a question that goes on after "there is no …", empty when nothing is near."""
     lowered = {each.lower(): each for each in known}

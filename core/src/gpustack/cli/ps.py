@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gpustack.cli.names import state_of
+from gpustack.cli.names import state_of, workers_of
 from gpustack.cli.output import age, emit_documents, emit_table, first_line
 from gpustack.cli.target import Target, json_option, server_options
 from gpustack.kit.text import plural
@@ -46,7 +46,7 @@ def command(live: bool, target: Target, as_json: bool) -> int:
                 each.name,
                 each.model_name,
                 state_of(each),
-                each.worker_name or "-",
+                workers_of(each),
                 each.pid or "-",
                 each.port or "-",
                 " ".join(filter(None, [each.backend, each.backend_version])) or "-",
@@ -69,9 +69,7 @@ def _watch(target: Target, *, as_json: bool) -> int:
         kind=ModelInstancePublic,
         headers=["NAME", "STATE", "FOR", "WORKER", "PORT", "RESTARTS", "MESSAGE"],
         row=_row,
-        line=lambda each: (
-            f"{each.name}  {state_of(each)}  {each.worker_name or '-'}  {_progress(each)}".rstrip()
-        ),
+        line=lambda each: f"{each.name}  {state_of(each)}  {workers_of(each)}  {_progress(each)}".rstrip(),
         summary=_summary,
         empty=_EMPTY,
     )
@@ -83,7 +81,7 @@ def _row(each: ModelInstancePublic) -> tuple[object, ...]:
         each.name,
         state_of(each),
         age(each.draining_since or each.state_since),
-        each.worker_name or "-",
+        workers_of(each),
         each.port or "-",
         each.restart_count,
         _progress(each),

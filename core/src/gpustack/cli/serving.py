@@ -66,6 +66,10 @@ _OPTIONS = (
         "workers, or pack GPUs full.",
     ),
     _Option(
+        "--across-workers", "", "distributed_inference_across_workers", click.BOOL, "Whether a copy that fits on "
+        "no single worker may be divided over several; by default it may.",
+    ),
+    _Option(
         "--connect-timeout", "timeouts", "connect", Finite(min=0.001), "Seconds for a connection to a copy.",
     ),
     _Option(
@@ -129,4 +133,6 @@ def _keyword(option: _Option) -> str:
 def _metavar(option: _Option) -> str | None:
     if isinstance(option.kind, click.Choice):
         return None  # it shows its values
+    if option.kind is click.BOOL:
+        return "true|false"
     return "N" if isinstance(option.kind, click.IntRange) else "NUMBER"

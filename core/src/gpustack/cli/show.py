@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gpustack.cli import complete
-from gpustack.cli.names import state_of
+from gpustack.cli.names import state_of, workers_of
 from gpustack.cli.output import age, clean, coloured, emit_json, emit_table
 from gpustack.cli.target import Target, json_option, server_options
 from gpustack.kit.errors import NotFound
@@ -135,7 +135,7 @@ def _print_instances(shown: Shown) -> None:
                 each.name,
                 _state(each, model),
                 age(each.state_since),
-                each.worker_name or "-",
+                workers_of(each),
                 each.port or "-",
                 " ".join(filter(None, [each.backend, each.backend_version])) or "-",
                 _memory(each),
@@ -149,6 +149,20 @@ def _print_instances(shown: Shown) -> None:
         if each.state_message and state_of(each) != "running":
             text = clean(each.state_message, keep="\n\t").replace("\n", "\n    ")
             click.echo(f"\n  {each.name} is {state_of(each)}: {text}")
+    for each in shown.instances:
+        _print_members(each)
+
+
+def _print_members(instance: ModelInstancePublic) -> None:
+    """Say where the members of a copy over several workers are, and how."""
+    if not instance.members:
+        return
+    click.echo(f"\n  {instance.name} spans {len(instance.members)} workers:")
+    for each in instance.members:
+        role = "leads" if each.number == 0 else f"member {each.number}"
+        ports = f", ports {', '.join(map(str, each.ports))}" if each.ports else ""
+        where = f"{each.host or each.worker_ip}{ports}"
+        click.echo(f"    {clean(each.worker_name)}  {role}, {each.state}  ({clean(where)})")
 
 
 def _state(instance: ModelInstancePublic, model: ModelPublic) -> str:

@@ -264,6 +264,9 @@ def _print(reports: Sequence[Report]) -> None:
         empty="",
     )
     click.echo("(WAIT: 95 of 100 of those that were placed waited no longer)")
+    for name, kind in first.kinds.items():
+        if kind.impossible:
+            click.echo(f"{name} fits nowhere, whatever else runs: {kind.impossible}")
 
 
 def _time(seconds: float) -> str:

@@ -204,7 +204,7 @@ async def _spare(client: Client, worker: WorkerPublic) -> None:
     """Raise Conflict when the worker runs copies of models: who removes it ends their engines."""
     from gpustack.kit.errors import Conflict
 
-    copies = sorted(each.name for each in await client.instances.list_all() if each.worker_id == worker.id)
+    copies = sorted(each.name for each in await client.instances.list_all() if worker.id in each.worker_ids)
     if copies:
         named = ", ".join(copies[:3]) + (f" and {len(copies) - 3} more" if len(copies) > 3 else "")
         raise Conflict(

@@ -22,6 +22,7 @@ from gpustack.schemas import (
     Event,
     FleetPublic,
     GpuDevicePublic,
+    GroupOrders,
     Heartbeat,
     InferenceBackendPublic,
     InstanceEventPublic,
@@ -206,6 +207,12 @@ class Client:
         """Return all workers in short; NotFound from a server older than that."""
         return read_as(FleetPublic, await self._transport.send("GET", "/v2/fleet"))
 
+    async def group_orders(self, instance_id: int) -> GroupOrders:
+        """Return what the members of an instance share, to the worker of one of them."""
+        return read_as(
+            GroupOrders, await self._transport.send("GET", f"/v2/model-instances/{instance_id}/group")
+        )
+
     async def set_maintenance(self, number: int, *, on: bool) -> WorkerPublic:
         """Take a worker out of service, or back."""
         body = {"maintenance": on}
@@ -263,16 +270,18 @@ class Client:
     # Streams --------------------------------------------------------------------------------------------
 
     async def logs(
-        self, number: int, *, tail: int = -1, follow: bool = False, previous: bool = False
+        self, number: int, *, tail: int = -1, follow: bool = False, previous: bool = False, member: int = 0
     ) -> AsyncGenerator[bytes, None]:
         """Yield the log of an instance in pieces as they come; ``tail`` is a count of lines, -1 for all.
 
         With ``follow`` it ends when the instance is deleted. A quiet engine is no reason to stop. ``previous`` asks for
-        the log of the start before; NotFound when there was none.
+        the log of the start before; NotFound when there was none. ``member`` is one of those on several workers.
         """
         path, params = f"/v2/model-instances/{number}/logs", {"tail": tail, "follow": follow}
         if previous:
             params["previous"] = True
+        if member:
+            params["member"] = member
         timeout = None if follow else READ_TIMEOUT
         async with self._transport.stream("GET", path, params=params, read_timeout=timeout) as response:
             try:

@@ -141,6 +141,7 @@ class Model(Table, tablename="models", db=DIALECT):
     placement_strategy = Varchar(length=32)
     worker_selector = JSON()
     gpu_selector = JSON(default=None, null=True)
+    distributed_inference_across_workers = Boolean(default=True)
     backend = Varchar(length=64)
     backend_version = Varchar(length=64)
     backend_parameters = JSON()
@@ -238,6 +239,11 @@ class ModelInstance(Table, tablename="model_instances", db=DIALECT):
     spec_digest = Varchar(length=64)
     restart_count = Integer(default=0)
     last_restart_time = Timestamptz(default=None, null=True)
+    members = JSON()
+    #: The workers of members but the leader's, with a space before and after each id: what lists by worker look in.
+    follower_ids = Text(default=" ")
+    attempt = Integer(default=0)
+    failed_attempts = Integer(default=0)
     created_at = Timestamptz(default=None)
     updated_at = Timestamptz(default=None)
 

@@ -88,6 +88,8 @@ def _config(running: Running, name: str) -> WorkerConfig:
         bin_dir=make_dir(settings.bin_dir, what="bin_dir"),
         log_dir=make_dir(settings.log_dir, what="log_dir"),
         service_ports=tuple(settings.service_port_range.ports()),
+        group_ports=tuple(settings.distributed_worker_port_range.ports()),
+        ray_ports=settings.ray_node_ports,
         pipx_path=settings.pipx_path,
         tools_url=settings.tools_download_base_url,
         container_registry=settings.system_default_container_registry,

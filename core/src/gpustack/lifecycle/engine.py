@@ -25,6 +25,7 @@ from gpustack.lifecycle.engine_words import (
     Event,
     Exited,
     Failed,
+    Halted,
     Install,
     Installed,
     Instruction,
@@ -54,6 +55,7 @@ __all__ = [
     "Event",
     "Exited",
     "Failed",
+    "Halted",
     "Install",
     "Installed",
     "Instruction",
@@ -68,6 +70,7 @@ __all__ = [
     "StartTimedOut",
     "Withdrawn",
     "failed_start",
+    "retrying",
     "step",
     "will_retry",
 ]
@@ -177,6 +180,8 @@ def step(life: EngineLife, event: Event, limits: EngineLimits) -> tuple[EngineLi
                     Install(),
                 ),
             )
+        case Halted() if life.state in (_S.INITIALIZING, _S.STARTING, _S.RUNNING):
+            return replace(life, state=_S.SCHEDULED, missed=0), (Kill(), Report(_S.SCHEDULED))
         case Resumed() if life.state is _S.SCHEDULED:
             wait = min(max(0.0, event.seconds), limits.backoff_limit)
             new = replace(life, state=_S.ERROR, failures=event.failures)
@@ -238,15 +243,18 @@ def _fail(
         else delay(life.failures - 1, first=limits.backoff, limit=limits.backoff_limit)
     )
     retry = again and life.restarts
+    text = f"{message}{_TAIL}{tail}" if tail else message
     if retry:
-        text = f"{message}; {_AGAIN} in {wait:.0f} s" if wait else f"{message}; {_AGAIN} now"
-    else:
-        text = message
-    if tail:
-        text = f"{text}{_TAIL}{tail}"
+        text = retrying(text, wait)
     new = replace(life, state=_S.ERROR, failures=life.failures + 1, missed=0)
     instructions: tuple[Instruction, ...] = (Kill(), Report(_S.ERROR, text))
     return new, (*instructions, RestartAfter(wait)) if retry else instructions
+
+
+def retrying(message: str, wait: float) -> str:
+    """Return the message of an error after which the engine is started again in ``wait`` seconds."""
+    how, tail, lines = message.partition(_TAIL)
+    return f"{how}; {_AGAIN} in {wait:.0f} s{tail}{lines}" if wait else f"{how}; {_AGAIN} now{tail}{lines}"
 
 
 def will_retry(message: str) -> bool:

@@ -92,6 +92,11 @@ class Drained:
 
 
 @dataclass(frozen=True, slots=True)
+class Halted:
+    """Another member of its instance failed: it ends, and waits for the next attempt."""
+
+
+@dataclass(frozen=True, slots=True)
 class Withdrawn:
     """The server took the instance back: it was deleted or moved."""
 
@@ -109,6 +114,7 @@ Event = (
     | Resumed
     | Draining
     | Drained
+    | Halted
     | Withdrawn
 )
 

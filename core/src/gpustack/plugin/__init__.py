@@ -44,6 +44,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gpustack.plugin.contracts import (
+        ArrangesMembers,
         BundledModel,
         Extension,
         GpuDetector,
@@ -80,6 +81,7 @@ if TYPE_CHECKING:
     )
     from gpustack.plugin.values import (
         Adapter,
+        Arrangement,
         Artifact,
         Category,
         ContainerImage,
@@ -119,7 +121,7 @@ _HOMES = {
     name: module
     for module, names in {
         "gpustack.plugin.contracts": (
-            "BundledModel ComesAsImage Extension GpuDetector Host InferenceBackend NoSettings SpansWorkers "
+            "ArrangesMembers BundledModel ComesAsImage Extension GpuDetector Host InferenceBackend NoSettings SpansWorkers "
             "SuggestsLess SystemDetector UsesAdapters "
         ),
         "gpustack.plugin.databases": (
@@ -133,7 +135,7 @@ _HOMES = {
             "Limits Principal Route RoutingDelta RoutingTable Target Timeouts UsageRecord "
         ),
         "gpustack.plugin.values": (
-            "Adapter Artifact Category ContainerImage DeviceExposure DeviceRequest EstimateRequest Filesystem "
+            "Adapter Arrangement Artifact Category ContainerImage DeviceExposure DeviceRequest EstimateRequest Filesystem "
             "GpuDevice GpuProcess GpuUsage LaunchPlan LaunchRequest Member ModelCard ModelFacts OnWorker PipxPackage "
             "Platform Preference Probe "
             "ReleaseBinary ResourceClaim Suggestion SystemReading Verdict "
@@ -148,6 +150,8 @@ _HOMES = {
 __all__ = [
     "API_VERSION",
     "Adapter",
+    "Arrangement",
+    "ArrangesMembers",
     "Artifact",
     "AuthProvider",
     "BundledModel",

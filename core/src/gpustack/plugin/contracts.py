@@ -20,6 +20,7 @@ from typing import ClassVar, Generic, Protocol, Self, TypeVar, runtime_checkable
 from pydantic import BaseModel, ConfigDict
 
 from gpustack.plugin.values import (
+    Arrangement,
     Artifact,
     ContainerImage,
     DeviceExposure,
@@ -178,7 +179,9 @@ def _value_of(line: str, wanted: set[str]) -> float | None:
 class SpansWorkers(Protocol):
     """What a backend can besides, whose engine serves one model on several workers at once: just these methods.
 
-    Experimental: GPUStack spans no workers yet, and the first engines that do will settle it.
+    Experimental. GPUStack asks when a model fits on no single worker. The members of an instance get their room, their
+    ports and their start together, or not at all: when one of them fails, all are ended and started anew, so an engine
+    needs no recovery of its own. Members reach each other by :attr:`Member.host` and :attr:`Member.ports`.
     """
 
     def members(
@@ -186,13 +189,15 @@ class SpansWorkers(Protocol):
     ) -> Sequence[ResourceClaim]:
         """Return what each member takes when there is one on each of ``workers``, given by their devices; the leader first.
 
-        Pure. Raises Refused in words for a division that the engine cannot make.
+        A claim may ask for fewer GPUs than there are, never for pieces. Pure. Raises Refused in words for a division
+        that the engine cannot make.
         """
 
     def launch_member(self, request: LaunchRequest) -> LaunchPlan:
         """Return the process of the member ``request.member``; pure, as :meth:`InferenceBackend.launch`.
 
-        Members may be started in any order and wait for each other; each is started again by itself when it ends.
+        Only the leader's answers requests, on ``request.host`` and ``request.port``. Called for each attempt, when the
+        ports of all members are known and free.
         """
 
 
@@ -206,6 +211,14 @@ class ComesAsImage(Protocol):
         Asked when a version is to run in a container and its configuration names no image. Pure. Raises Refused when
         there is none.
         """
+
+
+@runtime_checkable
+class ArrangesMembers(SpansWorkers, Protocol):
+    """What a backend that spans workers can besides, whose members need more than a few ports in any order."""
+
+    def arrangement(self, request: LaunchRequest) -> Arrangement:
+        """Return how the members come together. Pure; ``request.members`` have no ports yet."""
 
 
 @runtime_checkable

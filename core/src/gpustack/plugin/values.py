@@ -426,6 +426,25 @@ class Member:
     #: Ports of that worker that are this member's alone: for what the members say to each other, never for requests.
     ports: tuple[int, ...] = ()
     devices: tuple[GpuDevice, ...] = ()
+    #: The network interface that has :attr:`host`, as in ``eth0``; empty is unknown.
+    interface: str = ""
+    #: What it was given there.
+    claim: ResourceClaim = field(default_factory=lambda: ResourceClaim(ram=0))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrangement:
+    """How the members of one instance come together; see :meth:`ArrangesMembers.arrangement`."""
+
+    #: How many ports each member gets for itself.
+    ports: int = 8
+    #: Whose processes start first: with ``leader`` the others start once its process is there, with ``followers`` it
+    #: starts once all of them are ready.
+    first: Literal["any", "leader", "followers"] = "any"
+    #: They run in a Ray of their own: its head is beside the leader, and no member but the leader has another process
+    #: than Ray's, which gets the environment of the member's plan. The leader's process starts once all nodes are there,
+    #: and finds them by ``RAY_ADDRESS``.
+    ray: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -474,9 +493,15 @@ class LaunchRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """How the worker learns that an engine answers: GET ``path``, where a status below 300 means yes."""
+    """How the worker learns that an engine answers: GET ``path``, where a status below 300 means yes.
+
+    Of an instance that spans workers only the leader answers requests: the others are ready once ``address`` takes
+    connections, and without one as soon as they run.
+    """
 
     path: str = "/health"
+    #: Host and port on this machine.
+    address: tuple[str, int] | None = None
     #: Seconds one attempt may take.
     timeout: float = 2.0
 

@@ -65,7 +65,8 @@ def propose(
             placed += [made] if made is not None else []
             found = made or found
         if isinstance(found, Placed):
-            plan.snapshot = plan.snapshot.hold(found.holding())
+            for holding in found.holdings():
+                plan.snapshot = plan.snapshot.hold(holding)
     for worker_id, gpu in _least_filled(plan):
         plan = _emptied(plan, worker_id, gpu) or plan
     # What waited takes GPUs, too, and none of that is gained or lost by moving.
@@ -114,6 +115,8 @@ class _Plan:
         placed = place(self.snapshot.hold(cordon), anew, Packing.BEST_FIT)
         if not isinstance(placed, Placed) or _stays(placed, holding) or _is_worse(placed, holding):
             return False
+        if placed.followers:
+            return False  # what is on one worker is not taken apart for others
         if request.strategy is PlacementStrategy.SPREAD and self._meets(placed, holding):
             return False
         self.steps.append(

@@ -59,8 +59,85 @@ class MeasuredPeak(FromWorker):
     vram: int = Field(default=0, ge=0, le=1 << 60)
 
 
+class MemberState(StrEnum):
+    """Where one member of an instance over several workers is; ``gpustack.lifecycle.group`` says what follows what."""
+
+    #: Its worker has said nothing of it yet.
+    ASSIGNED = "assigned"
+    #: Its engine and files come.
+    PREPARING = "preparing"
+    #: It holds its ports and waits for the others.
+    PREPARED = "prepared"
+    #: It reaches all others.
+    CHECKED = "checked"
+    STARTING = "starting"
+    RUNNING = "running"
+    FAILED = "failed"
+    #: Its process is gone, and what it held is free.
+    ENDED = "ended"
+    #: Its worker is silent.
+    UNREACHABLE = "unreachable"
+
+
+class MemberDevice(FromWorker):
+    """A GPU of a member, as far as other members need to know it."""
+
+    index: int
+    uuid: str = Field(default="", max_length=128)
+    vendor: str = Field(default="", max_length=64)
+    name: str = Field(default="", max_length=255)
+    type: str = Field(default="", max_length=64)
+    memory_total: int = 0
+
+
+class InstanceMember(Output):
+    """One process of an instance that spans workers. Number 0 leads, and is the one that answers requests."""
+
+    number: int
+    worker_id: int
+    worker_name: str = ""
+    worker_ip: str = ""
+    computed_resource_claim: Claim = Claim()
+    gpu_indexes: list[int] = []
+    resolved_path: str = ""
+    state: MemberState = MemberState.ASSIGNED
+    #: Why it is in this state.
+    state_message: str = ""
+    #: Where the others reach it, as its worker says: an address, its interface, and ports for the members alone.
+    host: str = ""
+    interface: str = ""
+    ports: list[int] = []
+    devices: list[MemberDevice] = []
+    pid: int | None = None
+    #: It failed in a way that trying again cannot help.
+    final: bool = False
+
+
+class GroupOrders(Output):
+    """What the members of one instance share and nobody else is to know."""
+
+    #: A secret of this attempt.
+    token: str
+    #: The ports of the first Ray head on a host: ``gcs``, ``client`` and ``dashboard``.
+    ray_ports: dict[str, int] = {}
+
+
+class MemberReport(FromWorker):
+    """What a worker says of the member that it has; always the whole."""
+
+    number: int = Field(ge=0, le=1023)
+    #: Which attempt of the instance this is about.
+    attempt: int = Field(ge=1)
+    state: MemberState
+    final: bool = False
+    host: str = Field(default="", max_length=255)
+    interface: str = Field(default="", max_length=64)
+    ports: list[int] = Field(default_factory=list, max_length=1024)
+    devices: list[MemberDevice] = Field(default_factory=list, max_length=64)
+
+
 class ModelInstancePublic(Record):
-    """One copy of a model on one worker."""
+    """One copy of a model: on one worker, or with a member on each of several."""
 
     name: str
     model_id: int
@@ -96,6 +173,23 @@ class ModelInstancePublic(Record):
     spec_digest: str = ""
     restart_count: int = 0
     last_restart_time: datetime | None = None
+    #: Of an instance that spans workers, the leader first; ``worker_id`` and its like are the leader's.
+    members: list[InstanceMember] = []
+    #: Counts the attempts to start its members together.
+    attempt: int = 0
+    #: Those in a row that failed.
+    failed_attempts: int = 0
+
+    def member_on(self, worker_id: int) -> InstanceMember | None:
+        """Return the member on a worker; None when there is none, or the instance spans no workers."""
+        return next((each for each in self.members if each.worker_id == worker_id), None)
+
+    @property
+    def worker_ids(self) -> tuple[int, ...]:
+        """The workers that it is on, the leader's first; none when it has no place."""
+        if self.members:
+            return tuple(each.worker_id for each in self.members)
+        return () if self.worker_id is None else (self.worker_id,)
 
 
 class InstanceReport(FromWorker):
@@ -118,6 +212,8 @@ class InstanceReport(FromWorker):
     peak: MeasuredPeak | None = None
     #: True when a draining instance has ended for good.
     ended: bool = False
+    #: Of an instance that spans workers: which member this is about, whose ``state`` counts.
+    member: MemberReport | None = None
 
 
 class InstanceEventPublic(Record):

@@ -129,6 +129,8 @@ class _Spec(Input):
     worker_selector: dict[str, str] = Field(default_factory=dict)
     #: GPUs chosen by hand; null lets GPUStack choose.
     gpu_selector: GpuSelector | None = None
+    #: Where it fits on no single worker, an instance may be divided over several, if its backend can do that.
+    distributed_inference_across_workers: bool = True
     #: Name of the backend; empty lets GPUStack choose.
     backend: Title = Field(default="", max_length=64)
     #: Version of the engine; empty is the backend's default.
@@ -300,6 +302,7 @@ class ModelPatch(Input):
     placement_strategy: PlacementStrategy | None = None
     worker_selector: dict[str, str | None] | None = None
     gpu_selector: GpuSelectorPatch | None = None
+    distributed_inference_across_workers: bool | None = None
     backend: str | None = None
     backend_version: str | None = None
     backend_parameters: list[str] | None = None
@@ -368,6 +371,7 @@ class ModelPublic(Record):
     placement_strategy: PlacementStrategy = PlacementStrategy.SPREAD
     worker_selector: dict[str, str] = {}
     gpu_selector: GpuSelector | None = None
+    distributed_inference_across_workers: bool = True
     backend: str = ""
     backend_version: str = ""
     backend_parameters: list[str] = []

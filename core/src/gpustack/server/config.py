@@ -64,6 +64,8 @@ class ServerConfig:
     urls: tuple[str, ...] = ()
     #: What clients may take where no gateway stands before the server.
     limits: Limits = field(default_factory=Limits)
+    #: Of the head of the first Ray on a host, as :class:`gpustack.schemas.GroupOrders` names them.
+    ray_ports: Mapping[str, int] = field(default_factory=dict)
     #: Connections to the database: kept, and at most.
     pool: tuple[int, int] = (1, 10)
     database_wait: float = 10.0

@@ -23,8 +23,9 @@ from gpustack.server.decisions import DecisionLog, recorded
 from gpustack.server.reconcile import Limits, byhand, hub
 from gpustack.server.reconcile.choosing import why
 from gpustack.server.reconcile.lore import Known, Lore, wish
-from gpustack.server.reconcile.questions import Backends, Question, ask, questions
+from gpustack.server.reconcile.questions import Backends, Question, ask, questions, spanning
 from gpustack.server.reconcile.reading import read_rows
+from gpustack.server.reconcile.spanning import may_span, widened
 from gpustack.server.reconcile.state import State
 from gpustack.server.unread import unread
 
@@ -95,8 +96,13 @@ class Explainer:
         rows = await read_rows(self._store)
         versions = {name: backend.default_version for name, (backend, _) in self._backends.items()}
         state = State(Limits(), versions, now=time.monotonic())
+        state.spanning = spanning(self._backends)
         await asyncio.to_thread(state.replace_rows, rows, now=time.monotonic(), wall=datetime.now(UTC))
         return state
+
+
+def _asked_for(model: ModelPublic, instance_id: int, known: Known) -> Request:
+    return replace(wish(model, instance_id), **{name: getattr(known, name) for name in _KNOWN})
 
 
 class _Look:
@@ -265,10 +271,21 @@ class _Look:
         for _ in range(_MOST_ROUNDS):
             known = self._known(model, everybody=everybody)
             if not known.open:
-                values = {name: getattr(known, name) for name in _KNOWN}
-                return replace(wish(model, instance_id), **values)
+                request = _asked_for(model, instance_id, known)
+                known = await asyncio.to_thread(self._divided, model, request, known, everybody)
+                if not known.open:
+                    return _asked_for(model, instance_id, known)
             await self._answer(known.open)
         return None
+
+    def _divided(self, model: ModelPublic, request: Request, known: Known, everybody: bool) -> Known:
+        """Return what is known with the ways over several workers, of a model that no single one can hold."""
+        refused = self.state.fleet.place(request)
+        if not isinstance(refused, Refused) or not may_span(self.state, model, refused):
+            return known
+        now = time.monotonic()
+        spread = widened(self.state, Lore(self.state, now, everybody=everybody), model, known, now)
+        return known if spread is None else spread.known
 
     async def _answer(self, asked: Iterable[Question]) -> None:
         some = list(asked)

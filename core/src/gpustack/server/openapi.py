@@ -62,6 +62,7 @@ _READ = (
     workers.WorkerUpdate,
 )
 _WRITTEN = (
+    schemas.GroupOrders,
     *_PAGED,
     *(schemas.Page[each] for each in _PAGED),  # type: ignore[valid-type]  # built at run time
     schemas.InferenceBackendList,

@@ -62,6 +62,8 @@ def replacement(instance: ModelInstancePublic, seconds: float, now: datetime) ->
 
 def where(instance: ModelInstancePublic) -> InstanceExplanation:
     """Return where an instance is, by its row."""
+    if instance.members:
+        return _members(instance)
     claim = instance.computed_resource_claim
     gpus = ", ".join(map(str, sorted(claim.vram)))
     place = f"worker {instance.worker_name}" + (
@@ -82,6 +84,32 @@ def where(instance: ModelInstancePublic) -> InstanceExplanation:
                 ram_mib=mib_needed(claim.ram),
                 vram_mib={index: mib_needed(size) for index, size in sorted(claim.vram.items())},
             )
+        ],
+    )
+
+
+def _members(instance: ModelInstancePublic) -> InstanceExplanation:
+    """Return where the members of an instance are."""
+    names = ", ".join(each.worker_name for each in instance.members)
+    return InstanceExplanation(
+        instance_id=instance.id,
+        instance_name=instance.name,
+        state=instance.state,
+        outcome=Outcome.PLACED,
+        summary=f"{_VERBS.get(instance.state, 'starts')} on workers {names}: it fits on no single one",
+        backend=instance.backend,
+        backend_version=instance.backend_version,
+        seats=[
+            Seat(
+                worker_id=each.worker_id,
+                worker_name=each.worker_name,
+                ram_mib=mib_needed(each.computed_resource_claim.ram),
+                vram_mib={
+                    index: mib_needed(size)
+                    for index, size in sorted(each.computed_resource_claim.vram.items())
+                },
+            )
+            for each in instance.members
         ],
     )
 

@@ -43,7 +43,6 @@ from gpustack.settings.kinds import (
 from gpustack.settings.option import Option
 from gpustack.settings.resources import Resources
 
-_RAY = "models that span machines by Ray"
 _METRICS = "metrics"
 _KUBERNETES = "Kubernetes"
 
@@ -120,21 +119,20 @@ class Settings(BaseModel):
     ] = False
     ray_node_manager_port: Annotated[
         FixedPort,
-        Option(group="Common", later=_RAY, help="Port of Ray node manager. Used when Ray is enabled."),
+        Option(group="Common", help="Port of Ray node manager. Used when Ray is enabled."),
     ] = 40098
     ray_object_manager_port: Annotated[
         FixedPort,
-        Option(group="Common", later=_RAY, help="Port of Ray object manager. Used when Ray is enabled."),
+        Option(group="Common", help="Port of Ray object manager. Used when Ray is enabled."),
     ] = 40099
     ray_runtime_env_agent_port: Annotated[
         FixedPort,
-        Option(group="Common", later=_RAY, help="Port of Ray runtime env agent. Used when Ray is enabled."),
+        Option(group="Common", help="Port of Ray runtime env agent. Used when Ray is enabled."),
     ] = 40100
     ray_dashboard_agent_grpc_port: Annotated[
         FixedPort,
         Option(
             group="Common",
-            later=_RAY,
             help="Port for Ray dashboard agent gRPC listen. Used when Ray is enabled.",
         ),
     ] = 40101
@@ -142,13 +140,12 @@ class Settings(BaseModel):
         FixedPort,
         Option(
             group="Common",
-            later=_RAY,
             help="Port for Ray dashboard agent HTTP listen. Used when Ray is enabled.",
         ),
     ] = 52365
     ray_metrics_export_port: Annotated[
         FixedPort,
-        Option(group="Common", later=_RAY, help="Port for Ray metrics export. Used when Ray is enabled."),
+        Option(group="Common", help="Port for Ray metrics export. Used when Ray is enabled."),
     ] = 40103
     bin_dir: Annotated[
         AbsolutePath,
@@ -296,14 +293,12 @@ class Settings(BaseModel):
             help="Path or URL to the model catalog file.",
         ),
     ] = ""
-    ray_port: Annotated[
-        FixedPort, Option(later=_RAY, help="Port of Ray (GCS server). Used when Ray is enabled.")
-    ] = 40096
+    ray_port: Annotated[FixedPort, Option(help="Port of Ray (GCS server). Used when Ray is enabled.")] = 40096
     ray_client_server_port: Annotated[
-        FixedPort, Option(later=_RAY, help="Port of Ray Client Server. Used when Ray is enabled.")
+        FixedPort, Option(help="Port of Ray Client Server. Used when Ray is enabled.")
     ] = 40097
     ray_dashboard_port: Annotated[
-        FixedPort, Option(later=_RAY, help="Port of Ray dashboard. Used when Ray is enabled.")
+        FixedPort, Option(help="Port of Ray dashboard. Used when Ray is enabled.")
     ] = 8265
     enable_cors: Annotated[
         bool, Option(reload=True, help="Enable Cross-Origin Resource Sharing (CORS) on the server.")
@@ -441,7 +436,6 @@ class Settings(BaseModel):
         Ports,
         Option(
             group="Worker",
-            later="models that span machines",
             help="Generic port range for distributed worker processes (e.g., NCCL/TCP communication), specified as "
             "a string in the form 'N1-N2'. Both ends of the range are inclusive.",
         ),
@@ -510,6 +504,18 @@ class Settings(BaseModel):
     #: The gateway that ``gateway_mode`` means, and what it has to have run. Found out where the plugins are known, so that
     #: the supervisor needs none of them.
     gateway: ChosenGateway = NO_GATEWAY
+
+    @property
+    def ray_node_ports(self) -> dict[str, int]:
+        """The ports of a node of Ray, by the names of :data:`gpustack.worker.runners.ray.NODE`."""
+        return {
+            "node_manager": self.ray_node_manager_port,
+            "object_manager": self.ray_object_manager_port,
+            "runtime_env_agent": self.ray_runtime_env_agent_port,
+            "agent_grpc": self.ray_dashboard_agent_grpc_port,
+            "agent_listen": self.ray_dashboard_agent_listen_port,
+            "metrics": self.ray_metrics_export_port,
+        }
 
     @model_validator(mode="before")
     @classmethod

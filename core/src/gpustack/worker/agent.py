@@ -180,6 +180,8 @@ class Agent:
                 reports.put,
                 hub,
                 bundled,
+                PortPool(self._config.group_ports, option="--distributed-worker-port-range", host=""),
+                self._client.group_orders,
             )
             instances = Instances(shop, reports)
             reports.on_gone = instances.withdraw

@@ -29,6 +29,10 @@ class WorkerConfig:
     log_dir: Path
     #: Ports for engines, in order.
     service_ports: Sequence[int]
+    #: Ports for what members of instances over several workers say to each other.
+    group_ports: Sequence[int] = ()
+    #: Ports of the first Ray node on this machine, by the names of :data:`gpustack.worker.runners.ray.NODE`.
+    ray_ports: Mapping[str, int] = field(default_factory=dict)
     #: The port of the door before this worker, where the server reaches it; 0: there is none, its own port is the one.
     door_port: int = 0
     #: Empty: find pipx.

@@ -18,6 +18,7 @@ from gpustack.kit.net import LOOPBACK
 from gpustack.plugin import (
     Adapter,
     Artifact,
+    GpuDevice,
     Host,
     InferenceBackend,
     LaunchPlan,
@@ -35,7 +36,9 @@ from gpustack.schemas import BackendVersionConfig, ModelForWorker, ModelInstance
 from gpustack.worker.artifacts import ArtifactInstaller
 from gpustack.worker.contained import contained, image_of, made_ready
 from gpustack.worker.facts import read_adapters_within, read_facts_within, read_sizes_within
+from gpustack.worker.groups.launch import MemberLaunch, planned
 from gpustack.worker.programs import find_program
+from gpustack.worker.runners import ray
 from gpustack.worker.runners.engine import Container
 from gpustack.worker.runners.images import Images
 from gpustack.worker.status import Machine
@@ -180,9 +183,18 @@ class Desk:
         return artifact
 
     async def plan(
-        self, installed: Installed, instance: ModelInstancePublic, model: ModelForWorker, *, port: int
+        self,
+        installed: Installed,
+        instance: ModelInstancePublic,
+        model: ModelForWorker,
+        *,
+        port: int,
+        launch: MemberLaunch | None = None,
     ) -> Todo:
-        """Return what to run on ``port``, with what shows it the chosen devices and no others."""
+        """Return what to run on ``port``, with what shows it the chosen devices and no others.
+
+        With ``launch`` it is one member of an instance that spans workers.
+        """
         by_index = {device.index: device for device in self._machine.devices}
         if missing := [index for index in instance.gpu_indexes if index not in by_index]:
             raise InvalidInput(
@@ -210,10 +222,10 @@ class Desk:
             adapters=installed.adapters,
             run_command=installed.config.run_command,
         )
-        plan: LaunchPlan = await Guard.call(installed.plugin, installed.backend.launch, request)
+        plan = await planned(installed.plugin, installed.backend, request, launch)
         if request.run_command and installed.backend.name != _CUSTOM:
             plan = replace(plan, argv=(*described(request), *fill(request, *request.parameters)))
-        if model.health_check_path:
+        if model.health_check_path and (launch is None or launch.number == 0):
             plan = replace(plan, ready=Probe(path=model.health_check_path, timeout=plan.ready.timeout))
         exposure = await self._machine.expose(devices)
         own = {name: fill(request, value)[0] for name, value in installed.config.env.items()}
@@ -232,6 +244,17 @@ class Desk:
             logger.warning("instance %s: why its engine ended is not known: %s", instance.name, error)
             return ""
         return " ".join(str(why).split())[:_LONGEST]
+
+    async def ray(self, command: str, say: Callable[[str], None]) -> str:
+        """Return the Ray for the engine ``command``: its own, or one that is installed for it. Raises GPUStackError."""
+        found = ray.beside(command) or str(await self._installer.ensure("ray", ray.RAY, say))
+        await asyncio.to_thread(ray.check_version, found)
+        return found
+
+    @property
+    def devices(self) -> tuple[GpuDevice, ...]:
+        """The GPUs of this machine."""
+        return tuple(self._machine.devices)
 
     async def load_path(self, instance: ModelInstancePublic) -> str:
         """Return what of its engine says how full its KV cache is; empty for nothing. Raises GPUStackError."""

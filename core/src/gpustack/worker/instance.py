@@ -15,6 +15,7 @@ from gpustack.kit.tasks import Tasks, persist
 from gpustack.lifecycle import engine as life
 from gpustack.plugin import Refused
 from gpustack.schemas import (
+    InstanceMember,
     InstanceReport,
     InstanceState,
     ModelForWorker,
@@ -31,7 +32,7 @@ from gpustack.worker.leftovers import clear, end_all, make_way
 from gpustack.worker.measuring import Peak
 from gpustack.worker.memory import Notebook, first_event
 from gpustack.worker.ports import Lease
-from gpustack.worker.probe import answers
+from gpustack.worker.probe import ready
 from gpustack.worker.runners import engine as engines
 from gpustack.worker.runners.ending import own_record
 from gpustack.worker.runners.engine import Engine, Launch
@@ -79,6 +80,18 @@ class InstanceDriver:
     def log_path(self) -> Path:
         """The log of its engine; there is none before the first start."""
         return log_path(self._shop.config.log_dir, self.instance.name)
+
+    def suits(self, name: str, member: InstanceMember | None) -> bool:
+        """Tell whether it drives what the server now has under its number: restored data may make that another thing."""
+        return self.instance.name == name and member is None
+
+    @property
+    def leads(self) -> bool:
+        """Tell whether its engine is the one that answers requests."""
+        return True
+
+    def update(self, instance: ModelInstancePublic) -> None:
+        """Take in how the instance is now; only what has other members goes by that."""
 
     @property
     def serves(self) -> bool:
@@ -257,12 +270,22 @@ class InstanceDriver:
             self._model = await self._shop.model(self.instance, self._model)
             path = await self._files(self._model)
             installed = await self._shop.desk.install(self.instance, self._model, path, self._say)
+            self._installed = installed
+            await self._before_start(installed)
         except GPUStackError as error:
             self._failed(error)
             return
-        self._installed = installed
         self.life = replace(self.life, weight_bytes=installed.facts.weight_bytes)
         self._post(generation, life.Installed())
+
+    async def _before_start(self, installed: Installed) -> None:
+        """Do what is to be done once the engine is installed and before it is started: alone, nothing."""
+
+    async def _plan(self, port: int) -> Any:
+        """Return what to run, as the desk lays it out. Raises GPUStackError."""
+        assert self._installed is not None
+        assert self._model is not None
+        return await self._shop.desk.plan(self._installed, self.instance, self._model, port=port)
 
     async def _files(self, model: ModelPublic) -> str:
         """Return what the engine loads, once it is on this machine."""
@@ -294,7 +317,7 @@ class InstanceDriver:
             self._lease.free()
         lease = self._shop.ports.take(instance.name)
         try:
-            todo = await self._shop.desk.plan(self._installed, instance, self._model, port=lease.port)
+            todo = await self._plan(lease.port)
             self._engine = engine = await engines.start(
                 config.run_dir,
                 Launch(
@@ -307,6 +330,7 @@ class InstanceDriver:
                     env=(*todo.env, self._model.env),
                     container=todo.container,
                     memory_limit=self._installed.config.memory_limit,
+                    attempt=instance.attempt,
                 ),
             )
         except BaseException:
@@ -337,7 +361,7 @@ class InstanceDriver:
     async def _probe(self, engine: Engine, seconds: float) -> None:
         generation, record = self._generation, engine.record
         await asyncio.sleep(seconds)
-        if await answers(record.port, record.ready_path, timeout=record.ready_timeout):
+        if await ready(record):
             # From here on: a long time of loading is no proof that it runs well.
             self._answering_since = self._answering_since or moment()
             self._post(generation, life.Answered(moment() - self._answering_since))

@@ -12,7 +12,16 @@ from pydantic import ValidationError
 
 from gpustack.kit.backoff import Backoff
 from gpustack.kit.tasks import Tasks
-from gpustack.schemas import Event, EventType, InstanceReport, InstanceState, ModelInstancePublic
+from gpustack.schemas import (
+    Event,
+    EventType,
+    InstanceMember,
+    InstanceReport,
+    InstanceState,
+    MemberState,
+    ModelInstancePublic,
+)
+from gpustack.worker.groups.driver import MemberDriver
 from gpustack.worker.instance import InstanceDriver
 from gpustack.worker.measuring import GpuMemory
 from gpustack.worker.memory import Memory, forget_all_but, remember
@@ -78,7 +87,8 @@ class Instances:
             elif event.type is EventType.DELETED:
                 named.discard(event.id)
                 # What was placed elsewhere, or is only missing in a replay, is deleted for this watch alone.
-                mine = event.data.get("worker_id") == worker_id
+                some = (event.data, *event.data.get("members", ()))
+                mine = any(each.get("worker_id") == worker_id for each in some)
                 (self.withdraw if mine else self._leave)(event.id)
             else:
                 (named.add if self._placed(event, worker_id) else named.discard)(event.id)
@@ -121,7 +131,10 @@ class Instances:
         return [
             latest
             for number, driver in self._drivers.items()
-            if driver.serves and (latest := self._latest.get(number)) is not None and latest.port
+            if driver.serves
+            and driver.leads
+            and (latest := self._latest.get(number)) is not None
+            and latest.port
         ]
 
     async def tend_logs(self, *, every: float = 30.0) -> None:
@@ -155,11 +168,12 @@ class Instances:
                 "instance %d: the server describes it in a way that is not understood: %s", event.id, error
             )
             return True  # a newer server's, perhaps: its engine serves on as it is
-        if instance.worker_id != worker_id or instance.state in _NOT_PLACED:
+        if worker_id not in instance.worker_ids or instance.state in _NOT_PLACED:
             self._leave(instance.id)
             return False
         driver = self._drivers.get(instance.id)
-        if driver is not None and driver.instance.name != instance.name:
+        member = instance.member_on(worker_id)
+        if driver is not None and not driver.suits(instance.name, member):
             # Restored data of the server may give a number to another instance.
             self.withdraw(instance.id)
             driver = None
@@ -167,7 +181,13 @@ class Instances:
         if driver is not None and driver.life.state is instance.state:
             self._refused.pop(instance.id, None)
         if driver is None:
-            self._drive(instance)
+            # One that has drained is not taken up again while it waits for the others.
+            if member is None or instance.draining_since is None or member.state is not MemberState.ENDED:
+                self._drive(instance, member)
+        elif member is not None:
+            driver.update(instance)
+            if instance.state is InstanceState.UNREACHABLE:
+                driver.report_again()
         elif instance.draining_since is not None:
             driver.drain(instance)
         elif instance.state is InstanceState.UNREACHABLE or (
@@ -203,10 +223,14 @@ class Instances:
         if self._latest.get(instance.id) is latest and self._drivers.get(instance.id) is driver:
             driver.assign(instance)
 
-    def _drive(self, instance: ModelInstancePublic) -> None:
+    def _drive(self, instance: ModelInstancePublic, member: InstanceMember | None) -> None:
         if (earlier := self._leaving.get(instance.id)) is not None:
             earlier.withdraw()  # it came back here, and waits for the memory of the engine before
-        driver = self._drivers[instance.id] = InstanceDriver(self._shop, instance)
+        driver = self._drivers[instance.id] = (
+            InstanceDriver(self._shop, instance)
+            if member is None
+            else MemberDriver(self._shop, instance, member.number)
+        )
         before = self._ending.get(instance.id)
         task = self._tasks.start(instance.name, self._run(driver, before))
         self._ending[instance.id] = task

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from gpustack.kit.errors import Unavailable
-from gpustack.kit.net import hold
+from gpustack.kit.net import LOOPBACK, hold
 
 #: Seconds after which another attempt may find a port that an engine gave back.
 _RETRY = 10.0
@@ -30,6 +30,12 @@ class Lease:
             self._held.close()
             self._held = None
 
+    def listening(self) -> socket.socket:
+        """Return a socket of its own, to be closed by the caller, that listens on the port while it is held."""
+        assert self._held is not None, "only a port that is held can be listened on"
+        self._held.listen(64)
+        return self._held.dup()
+
     def free(self) -> None:
         """Give the port back; again is harmless."""
         self.let_go()
@@ -44,8 +50,12 @@ class PortPool:
     Whoever routes requests learns of an engine's death a little later, and must not meet what has its port next.
     """
 
-    def __init__(self, ports: Sequence[int], *, option: str = "--service-port-range") -> None:
+    def __init__(
+        self, ports: Sequence[int], *, option: str = "--service-port-range", host: str = LOOPBACK
+    ) -> None:
+        """``host`` is the address at which ports are held: an empty one is all of this machine."""
         self._ports = ports
+        self._host = host
         self._option = option
         self._leases: dict[int, Lease] = {}
         #: Ports that were used, the longest unused one first.
@@ -59,11 +69,24 @@ class PortPool:
         unused = (port for port in self._ports if port not in self._used)
         again = (port for port in list(self._used) if port in self._ports)
         for port in itertools.chain(unused, again):
-            if port not in self._leases and (held := hold(port)) is not None:
+            if port not in self._leases and (held := hold(port, host=self._host)) is not None:
                 self.rest(port)
                 lease = self._leases[port] = Lease(port, owner, self, held)
                 return lease
         raise Unavailable(self._exhausted(), retry_after=_RETRY)
+
+    def take_these(self, ports: Sequence[int], owner: str) -> list[Lease] | None:
+        """Return exactly these ports, also of outside the range, held for ``owner``; None when one of them is not free."""
+        found: list[Lease] = []
+        for port in ports:
+            if port in self._leases or (held := hold(port, host=self._host)) is None:
+                for lease in found:
+                    lease.free()
+                return None
+            self.rest(port)
+            lease = self._leases[port] = Lease(port, owner, self, held)
+            found.append(lease)
+        return found
 
     def adopt(self, port: int, owner: str) -> Lease:
         """Return a lease on the port that an engine found running uses already."""

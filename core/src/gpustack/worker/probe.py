@@ -6,9 +6,26 @@ import asyncio
 import contextlib
 
 from gpustack.kit.net import LOOPBACK
+from gpustack.worker.runners.records import EngineRecord
 
 _LONGEST_LINE = 1024
 _LONGEST_ANSWER = 1 << 20
+
+
+async def ready(record: EngineRecord) -> bool:
+    """Tell whether an engine is ready, as its plan says that this is known. Never raises for trouble."""
+    if record.ready_path:
+        return await answers(record.port, record.ready_path, timeout=record.ready_timeout)
+    if record.ready_address is None:
+        return True
+    host, port = record.ready_address
+    try:
+        async with asyncio.timeout(record.ready_timeout):
+            _, writer = await asyncio.open_connection(host, port)
+    except OSError:
+        return False
+    writer.close()
+    return True
 
 
 async def answers(port: int, path: str, *, timeout: float) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from gpustack.extensions import BundledModels
 from gpustack.kit.backoff import Backoff
 from gpustack.kit.errors import GPUStackError, NotFound
-from gpustack.schemas import InstanceReport, ModelForWorker, ModelInstancePublic
+from gpustack.schemas import GroupOrders, InstanceReport, ModelForWorker, ModelInstancePublic
 from gpustack.worker.artifacts.hub import HubFiles
 from gpustack.worker.config import WorkerConfig
 from gpustack.worker.desk import Desk
@@ -32,6 +32,10 @@ class Workshop:
     report: Callable[[int, InstanceReport], None]
     hub: HubFiles
     bundled: BundledModels
+    #: For what members of instances over several workers say to each other.
+    group_ports: PortPool
+    #: Returns what the members of an instance share.
+    fetch_group: Callable[[int], Awaitable[GroupOrders]]
 
     async def model_if_any(
         self, instance: ModelInstancePublic, known: ModelForWorker | None

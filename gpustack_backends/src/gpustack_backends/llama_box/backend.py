@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from gpustack.plugin import (
+    Arrangement,
     EstimateRequest,
     GpuDevice,
     InferenceBackend,
@@ -110,6 +111,10 @@ class LlamaBox(InferenceBackend[LlamaBoxSettings]):
         if is_painter(request.model):
             raise Refused("a model that makes pictures runs on one worker")
         return claims_of_members(self._case(request), workers)
+
+    def arrangement(self, request: LaunchRequest) -> Arrangement:
+        """Have the RPC servers first: the leader asks them as it starts."""
+        return Arrangement(ports=1, first="followers")
 
     def launch_member(self, request: LaunchRequest) -> LaunchPlan:
         """Return the server for the leader, which talks to the RPC servers of the others."""

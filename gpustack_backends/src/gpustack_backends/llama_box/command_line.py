@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import PurePath
 
-from gpustack.plugin import GpuDevice, LaunchPlan, LaunchRequest, Member, ModelFacts, Refused
+from gpustack.plugin import GpuDevice, LaunchPlan, LaunchRequest, Member, ModelFacts, Probe, Refused
 from gpustack.plugin.memory.llama import (
     Engine,
     Flags,
@@ -79,7 +79,8 @@ def lender(request: LaunchRequest, member: Member) -> LaunchPlan:
         # Of those that it sees; -1 lends the processor and its memory.
         *("--rpc-server-main-gpu", "0" if member.devices else "-1"),
     ]
-    return LaunchPlan(argv=tuple(argv), env=_libraries(request.command))
+    ready = Probe(path="", address=(member.host, member.ports[0]))
+    return LaunchPlan(argv=tuple(argv), env=_libraries(request.command), ready=ready)
 
 
 def _language(model: ModelFacts, parameters: Parameters, shape: Shape) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gpustack.plugin import (
+    Arrangement,
     ContainerImage,
     EstimateRequest,
     GpuDevice,
@@ -138,6 +139,10 @@ class Vllm(InferenceBackend[NoSettings]):
     ) -> Sequence[ResourceClaim]:
         """Return the same for all: as many GPUs of each, layers cut within workers and dealt out between them."""
         return spanning.members(request, workers)
+
+    def arrangement(self, request: LaunchRequest) -> Arrangement:
+        """Say whether Ray brings the members together; vLLM's own way needs no order."""
+        return Arrangement(ray=spanning.by_ray(request))
 
     def launch_member(self, request: LaunchRequest) -> LaunchPlan:
         """Return the leader with its requests, or one of those that work for it."""

@@ -78,7 +78,8 @@ def launch_member(request: LaunchRequest) -> LaunchPlan:
     network, more = together(request, own), list[str]()
     if by_ray(request):
         if own.number:
-            raise Refused("with Ray only the leader of an instance runs vLLM; the others run Ray alone")
+            # Ray's node alone runs there, in this environment, and starts vLLM's processes.
+            return replace(line.plan(network=network), argv=(request.command,))
         if not asked.flags.has(_EXECUTOR):
             more += [_EXECUTOR, "ray"]
         return line.plan(*more, network=network)

@@ -46,8 +46,8 @@ class _Use:
     name: str
     first: int
     last: int
-    #: This version does not open them yet.
-    later: bool
+    #: This version does not open them yet, or takes others where they are not free, as for Ray.
+    spare: bool
 
     def overlaps(self, other: _Use) -> bool:
         return self.first <= other.last and other.first <= self.last
@@ -64,8 +64,8 @@ def used_twice(loaded: Loaded) -> Iterator[Finding]:
             continue
         names = (one.name, other.name)
         given = any(name in loaded.given for name in names)
-        if one.later or other.later:
-            # Nothing is open there yet, and nobody chose the two defaults.
+        if one.spare or other.spare:
+            # Nothing depends on them, and nobody chose the two defaults.
             if given:
                 yield Finding(level="warning", options=names, text=_twice(loaded, one, other))
         else:
@@ -103,11 +103,12 @@ def _uses(loaded: Loaded) -> list[_Use]:
     }
     found = []
     for name in (name for name in loaded.options if name in names and not unused.get(name)):
-        value, later = getattr(settings, name), bool(loaded.options[name].option.later)
+        value = getattr(settings, name)
+        spare = bool(loaded.options[name].option.later) or name.startswith("ray_")
         if isinstance(value, PortRange):
-            found.append(_Use(name, value.first, value.last, later))
+            found.append(_Use(name, value.first, value.last, spare))
         elif value:  # 0 is any free one
-            found.append(_Use(name, value, value, later))
+            found.append(_Use(name, value, value, spare))
     return found
 
 
@@ -150,7 +151,7 @@ def ephemeral(loaded: Loaded) -> Iterator[Finding]:
         reserved = _RESERVED.read_text(encoding="ascii").strip()
     except (OSError, ValueError):
         return  # another system than Linux
-    ours = [use for use in _uses(loaded) if not use.later and use.first <= high and use.last >= low]
+    ours = [use for use in _uses(loaded) if not use.spare and use.first <= high and use.last >= low]
     kept = _ports(reserved)
     ours = [use for use in ours if not set(range(max(use.first, low), min(use.last, high) + 1)) <= kept]
     if not ours:

@@ -29,6 +29,7 @@ from gpustack.db.migrations import (
     m0012_request_ids,
     m0013_engines,
     m0014_inference_backends,
+    m0015_groups,
 )
 from gpustack.kit.errors import NewerData, SettingsError
 from gpustack.plugin.databases import DatabaseConnection, DatabaseError, Trouble
@@ -49,6 +50,7 @@ STEPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("0012_request_ids", m0012_request_ids.STATEMENTS),
     ("0013_engines", m0013_engines.STATEMENTS),
     ("0014_inference_backends", m0014_inference_backends.STATEMENTS),
+    ("0015_groups", m0015_groups.STATEMENTS),
 )
 
 #: What records the steps.

@@ -111,9 +111,7 @@ class Repository(Generic[P]):
         """Return the rows of one page, and where it lies in the whole list."""
         listing.check_page(page, per_page)
         order = listing.order(self.table, sort_by, self.sortable)
-        where = [
-            getattr(self.table, name) == _plain(value) for name, value in filters.items() if value is not None
-        ]
+        where = [self._condition(name, value) for name, value in filters.items() if value is not None]
         if search:
             where.append(listing.containing(self.searched, search))
         query = self.table.select(*self._columns).where(*where)
@@ -127,6 +125,10 @@ class Repository(Generic[P]):
         elif page > 1:
             total += (page - 1) * per_page
         return rows, listing.pagination(page, per_page, total)
+
+    def _condition(self, name: str, value: Any) -> Any:
+        """Return what must hold of a row for the filter ``name`` to let it pass."""
+        return getattr(self.table, name) == _plain(value)
 
     def _parse(self, rows: Iterable[Row]) -> list[P]:
         """Turn rows into public objects."""

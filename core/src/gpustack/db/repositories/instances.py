@@ -13,7 +13,13 @@ from gpustack.db.repositories.history import happenings
 from gpustack.db.tables import Model, ModelInstance, Worker
 from gpustack.kit.errors import Conflict, NotFound
 from gpustack.schemas.common import Page
-from gpustack.schemas.instances import Claim, InstanceMemory, InstanceState, ModelInstancePublic
+from gpustack.schemas.instances import (
+    Claim,
+    InstanceMember,
+    InstanceMemory,
+    InstanceState,
+    ModelInstancePublic,
+)
 from gpustack.schemas.models import ModelPublic, Rollout
 from gpustack.schemas.workers import WorkerState
 
@@ -102,6 +108,9 @@ class Instances(Repository[ModelInstancePublic]):
         filters = {"model_id": model_id, "worker_id": worker_id, "cluster_id": cluster_id, "state": state}
         return await self._page(page, per_page, search, sort_by, filters)
 
+    def _condition(self, name: str, value: Any) -> Any:
+        return _on_worker(value) if name == "worker_id" else super()._condition(name, value)
+
     async def create(self, model: ModelPublic, name: str) -> ModelInstancePublic:
         """Add a PENDING instance; NotFound when the model is gone, Conflict when the name is taken."""
         values = {
@@ -131,6 +140,9 @@ class Instances(Repository[ModelInstancePublic]):
             "spec_digest": model.spec_digest,
             "restart_count": 0,
             "last_restart_time": None,
+            "members": [],
+            "attempt": 0,
+            "failed_attempts": 0,
         }
         taken = {"model_instances_name_key": f"an instance named {name!r} exists already"}
         gone = {"model_instances_cluster_id_fkey": f"there is no cluster {model.cluster_id}"}
@@ -160,6 +172,8 @@ class Instances(Repository[ModelInstancePublic]):
         async with self._session.writing() as tx:
             if "worker_id" in columns:
                 columns |= await _worker(tx, columns["worker_id"])
+            if "members" in columns:
+                columns["follower_ids"] = _followers(columns["members"])
             old = await self._get(tx, instance_id, lock=True)
             _expect(old, expect_state)
             if "state" in columns and columns["state"] != old.state:
@@ -186,21 +200,29 @@ class Instances(Repository[ModelInstancePublic]):
     async def _schedule(
         self, tx: Writing, wanted: Mapping[int, Mapping[str, Any]], expect: Mapping[int, InstanceState]
     ) -> Sequence[ModelInstancePublic]:
-        workers = await _ready_workers(tx, {columns["worker_id"] for columns in wanted.values()})
+        workers = await _ready_workers(
+            tx, {each for columns in wanted.values() for each in _workers_of(columns)}
+        )
         changes = []
         moment = now()
         for old in await self._find(tx, ModelInstance.id.is_in(filled([*wanted])), lock=True):
             columns = wanted[old.id]
-            worker = workers.get(columns["worker_id"])
-            if worker is not None and old.state is expect[old.id]:
-                scheduled = {"state": InstanceState.SCHEDULED, "state_since": moment}
-                changes.append((old, {**columns, **worker, **scheduled}))
+            if old.state is not expect[old.id] or not workers.keys() >= _workers_of(columns):
+                continue
+            scheduled = {"state": InstanceState.SCHEDULED, "state_since": moment, "attempt": old.attempt + 1}
+            members = [each.model_copy(update=workers[each.worker_id]) for each in columns.get("members", ())]
+            group = {"members": members, "follower_ids": _followers(members), "failed_attempts": 0}
+            changes.append((old, {**columns, **workers[columns["worker_id"]], **scheduled, **group}))
         return await self._change_many(tx, changes)
 
     async def follow_worker(self, tx: Writing, worker_id: int, name: str, ip: str) -> None:
         """Give the instances on a worker its new name and address. The caller has locked the worker's row."""
-        for old in await self._find(tx, ModelInstance.worker_id == worker_id, lock=True):
-            await self._change(tx, old, {"worker_name": name, "worker_ip": ip})
+        for old in await self._find(tx, _on_worker(worker_id), lock=True):
+            new = {"worker_name": name, "worker_ip": ip}
+            columns: dict[str, Any] = new if old.worker_id == worker_id else {}
+            if old.members:
+                columns = columns | {"members": _with(old.members, worker_id, new)}
+            await self._change(tx, old, columns)
 
     async def drain(
         self,
@@ -262,6 +284,23 @@ async def _drain_seconds(tx: Writing, instance_id: int) -> int:
     )
     rows = await tx.fetch(query)
     return Rollout.model_validate_json(rows[0]["rollout"]).drain_seconds if rows else 0
+
+
+def _on_worker(worker_id: int) -> Any:
+    """Return the condition that an instance has a member on the worker, or is there as a whole."""
+    return (ModelInstance.worker_id == worker_id) | ModelInstance.follower_ids.like(f"% {worker_id} %")
+
+
+def _followers(members: Sequence[InstanceMember]) -> str:
+    return " ".join(["", *(str(each.worker_id) for each in members[1:]), ""]) or " "
+
+
+def _workers_of(columns: Mapping[str, Any]) -> set[int]:
+    return {columns["worker_id"], *(each.worker_id for each in columns.get("members", ()))}
+
+
+def _with(members: Sequence[InstanceMember], worker_id: int, new: Mapping[str, str]) -> list[InstanceMember]:
+    return [each.model_copy(update=new) if each.worker_id == worker_id else each for each in members]
 
 
 async def _worker(tx: Writing, worker_id: int | None) -> dict[str, str]:

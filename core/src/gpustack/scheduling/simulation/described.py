@@ -27,7 +27,8 @@ class Kind:
 
     name: str
     claim: ResourceClaim
-    members: int
+    #: Of one on several workers, the claims of the other members.
+    followers: tuple[ResourceClaim, ...]
     linked: bool
     strategy: PlacementStrategy
     selector: dict[str, str]
@@ -48,7 +49,7 @@ class Kind:
                 backend=backend,
                 version="",
                 claim=self.claim,
-                followers=(self.claim,) * (self.members - 1),
+                followers=self.followers,
                 linked=self.linked,
             )
             for backend in sorted(backends)
@@ -181,7 +182,7 @@ def _island(part: Part, count: int) -> int:
 
 _WORKLOAD = ("duration", "requests", "failures", "seed")
 _REQUEST = (
-    *("name", "gpus", "vram", "ram", "workers", "linked", "strategy", "selector", "priority"),
+    *("name", "gpus", "vram", "ram", "workers", "members", "linked", "strategy", "selector", "priority"),
     *("every", "at", "count", "lasts"),
 )
 
@@ -206,17 +207,14 @@ def workload(document: object) -> Workload:
 
 def _kind(item: object, place: Place) -> Kind:
     part = Part(item, place, _REQUEST, "a kind of request")
-    gpus = part.whole("gpus", 1 if "vram" in part else 0, most=64)
-    vram = part.size("vram", "0") if gpus else 0
-    if gpus and not vram:
-        raise WrongValue(place, "vram is missing: the memory that it takes on each of its GPUs")
-    if "vram" in part and not gpus:
-        raise part.wrong("vram", "without GPUs there is no memory of GPUs")
+    claim, *followers = (
+        _members(part) if "members" in part else [_claim(part)] * part.whole("workers", 1, least=1, most=64)
+    )
     every, at, count = _times(part)
     return Kind(
         name=part.text("name"),
-        claim=ResourceClaim(ram=part.size("ram", "0"), vram=vram * gpus, gpus=gpus),
-        members=part.whole("workers", 1, least=1, most=64),
+        claim=claim,
+        followers=tuple(followers),
         linked=part.flag("linked", default=False),
         strategy=part.choice("strategy", _STRATEGIES, PlacementStrategy.BINPACK.value),
         selector=part.texts("selector"),
@@ -226,6 +224,27 @@ def _kind(item: object, place: Place) -> Kind:
         count=count if every is not None or count is not None else 1,
         lasts=part.seconds("lasts") if "lasts" in part else None,
     )
+
+
+def _claim(part: Part) -> ResourceClaim:
+    gpus = part.whole("gpus", 1 if "vram" in part else 0, most=64)
+    vram = part.size("vram", "0") if gpus else 0
+    if gpus and not vram:
+        raise WrongValue(part.place, "vram is missing: the memory that it takes on each of its GPUs")
+    if "vram" in part and not gpus:
+        raise part.wrong("vram", "without GPUs there is no memory of GPUs")
+    return ResourceClaim(ram=part.size("ram", "0"), vram=vram * gpus, gpus=gpus)
+
+
+def _members(part: Part) -> list[ResourceClaim]:
+    """Return what the members of a request take that are not alike, the leader's first."""
+    for name in ("gpus", "vram", "ram", "workers"):
+        if name in part:
+            raise part.wrong(name, "with `members`, each of them says what it takes")
+    items = part.items("members")
+    if not 2 <= len(items) <= 64:
+        raise WrongValue(part.at("members"), f"expected 2 to 64 members, not {len(items)}")
+    return [_claim(Part(item, place, ("gpus", "vram", "ram"), "a member")) for item, place in items]
 
 
 def _times(part: Part) -> tuple[float | None, float, int | None]:

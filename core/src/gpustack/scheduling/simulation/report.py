@@ -37,6 +37,8 @@ class OfKind:
     placed: int
     at_once: int
     waits: Waits
+    #: Why none of them could be placed even when nothing else ran; empty for those that can be.
+    impossible: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

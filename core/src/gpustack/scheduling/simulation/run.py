@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from itertools import count
 
+from gpustack.scheduling.explain import explain
 from gpustack.scheduling.fleet import Fleet, Watch
 from gpustack.scheduling.plan import Packing, Placed, Refused
 from gpustack.scheduling.records.entry import Answer, verdict
@@ -168,14 +169,16 @@ class _Run:
 
     def _arrive(self, now: float, arrival: Arrival) -> None:
         number = next(self._ids)
-        request = arrival.kind.request(number, self._kinds, self._backends)
-        request = replace(request, cluster_id=self._cluster)
-        if self._policy.strategy is not None:
-            request = replace(request, strategy=self._policy.strategy)
+        request = self._request_of(arrival.kind, number)
         instance = _Instance(number, arrival.kind, request, arrival.lasts, asks=now)
         self._counts[arrival.kind.name].arrived += 1
         if not self._try(now, instance):
             self._waiting[number] = instance
+
+    def _request_of(self, kind: Kind, number: int) -> Request:
+        request = kind.request(number, self._kinds, self._backends)
+        request = replace(request, cluster_id=self._cluster)
+        return request if self._policy.strategy is None else replace(request, strategy=self._policy.strategy)
 
     def _try(self, now: float, instance: _Instance) -> bool:
         if instance.watch is not None and not self._fleet.stirred(instance.watch):
@@ -271,6 +274,13 @@ class _Run:
         self._fleet.put_worker(worker)
         self._meter.touch([worker.id])
 
+    def _impossible(self, name: str) -> str:
+        """Return why requests of a kind fit nowhere in the empty fleet, in a line; empty when they do."""
+        kind = next(each for each in self._workload.kinds if each.name == name)
+        empty = Fleet(self._original.values())
+        answer = empty.place(self._request_of(kind, 0))
+        return ": ".join(explain(answer)[:2]) if isinstance(answer, Refused) else ""
+
     def report(self, seed: int) -> Report:
         """Return what came of it."""
         counts = self._counts
@@ -302,6 +312,7 @@ class _Run:
                     placed=each.placed,
                     at_once=each.at_once,
                     waits=Waits.of(by_kind[name]),
+                    impossible="" if each.placed else self._impossible(name),
                 )
                 for name, each in counts.items()
             },

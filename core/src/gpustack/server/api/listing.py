@@ -250,15 +250,22 @@ def _event_line(event: StoredEvent, filters: Mapping[str, Any]) -> bytes | None:
     What enters the filtered set is CREATED for this watcher, and what leaves it, such as an instance that moves to
     another worker, is DELETED.
     """
-    shows = all(event.data.get(name) == value for name, value in filters.items())
+    shows = all(_passes(event.data, name, value) for name, value in filters.items())
     kind = event.type
     if kind is EventType.UPDATED and filters:
-        before = {name: event.changed_fields.get(name, [event.data.get(name)])[0] for name in filters}
-        showed = before == dict(filters)
+        before = event.data | {name: values[0] for name, values in event.changed_fields.items()}
+        showed = all(_passes(before, name, value) for name, value in filters.items())
         if shows != showed:
             kind = EventType.CREATED if shows else EventType.DELETED
             shows = True
     return _line(kind, event.id, event.data, event.changed_fields, event.number) if shows else None
+
+
+def _passes(data: Mapping[str, Any], name: str, value: Any) -> bool:
+    """Tell whether a filter lets a thing pass: an instance is on the workers of all its members."""
+    if data.get(name) == value:
+        return True
+    return name == "worker_id" and any(each["worker_id"] == value for each in data.get("members", ()))
 
 
 def _line(kind: EventType, identity: int, data: Any, changed: Any, number: int) -> bytes:

@@ -22,6 +22,8 @@ from gpustack.schemas import (
 )
 from gpustack.server.api.listing import Select, listed
 from gpustack.server.api.logs import log_stream
+from gpustack.server.api.members import HANDLERS as MEMBERS
+from gpustack.server.api.members import member_said
 from gpustack.server.auth.caller import Access, Req, Via
 from gpustack.server.body import Body, one
 from gpustack.server.reconcile.learned import first_peak, memory_key
@@ -55,7 +57,7 @@ async def list_instances(
 async def get_instance(request: Req, instance_id: FromPath[int]) -> Response[ModelInstancePublic]:
     """Return one instance."""
     instance = await services(request).store.instances.get(instance_id)
-    if not request.user.may_see(instance.worker_id):
+    if not any(map(request.user.may_see, instance.worker_ids or (None,))):
         raise NotFound(f"there is no model instance {instance_id} on this worker")
     return one(instance)
 
@@ -88,6 +90,8 @@ async def report_instance(
     request: Req, instance_id: FromPath[int], data: JSONBody[InstanceReport]
 ) -> Response[ModelInstancePublic]:
     """Take what a worker says of an instance it runs; 409 when it is not its own, or the step is not allowed."""
+    if data.member is not None:
+        return one(await member_said(request, instance_id, data))
     if data.ended:
         return one(await _ended(request, instance_id))
     columns = data.model_dump(
@@ -155,6 +159,8 @@ def check_reporter(request: Req, instance: ModelInstancePublic) -> None:
     """Raise Conflict or Forbidden unless the caller is the worker that has ``instance``."""
     if request.user.via is not Via.WORKER:
         raise Forbidden("only the worker that runs an instance reports on it")
+    if instance.members:
+        raise Conflict(f"instance {instance.name} has members; say which one it is about")
     if instance.worker_id != request.user.worker_id:
         raise Conflict(f"instance {instance.name} is not on worker {request.user.username} any more")
 
@@ -173,9 +179,12 @@ async def get_logs(
     tail: Annotated[int, QueryParameter(ge=-1, description="Last lines to begin with; -1 is all.")] = -1,
     follow: Annotated[bool, QueryParameter(description="Go on with what is written later.")] = False,
     previous: Annotated[bool, QueryParameter(description="The log of the start before this one.")] = False,
+    member: Annotated[
+        int, QueryParameter(ge=0, description="Of an instance over several workers, which member; 0 leads.")
+    ] = 0,
 ) -> Response[str]:
     """Return the engine's log, from the worker that runs it."""
-    return await log_stream(request, instance_id, tail=tail, follow=follow, previous=previous)
+    return await log_stream(request, instance_id, tail=tail, follow=follow, previous=previous, member=member)
 
 
-HANDLERS = [list_instances, get_instance, delete_instance, report_instance, get_logs]
+HANDLERS = [list_instances, get_instance, delete_instance, report_instance, get_logs, *MEMBERS]

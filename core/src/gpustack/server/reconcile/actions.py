@@ -85,6 +85,8 @@ class Schedule:
     note: str = ""
     #: The estimate, and what the peak that will be measured is kept by.
     memory: InstanceMemory = field(default_factory=InstanceMemory)
+    #: What each of the other members loads, on its worker.
+    paths: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +136,13 @@ class Move:
 
 
 @dataclass(frozen=True, slots=True)
+class Again:
+    """Begin the next attempt to start the members of an instance, whose last one has failed and is over."""
+
+    instance_id: int
+
+
+@dataclass(frozen=True, slots=True)
 class LoseWorker:
     """Note that a worker is silent, and with it its instances."""
 
@@ -177,6 +186,7 @@ Action = (
     | Fail
     | Restart
     | Move
+    | Again
     | LoseWorker
     | ReturnWorker
     | SetReady

@@ -6,8 +6,17 @@ from bisect import bisect_left
 from collections.abc import Iterator
 
 from gpustack.lifecycle.instance import HOLDS_CLAIM, overdue
-from gpustack.schemas import InstanceState, ModelInstancePublic, WorkerPublic, WorkerState
-from gpustack.server.reconcile.actions import Action, Fail, Finish, LoseWorker, Move, Restart, ReturnWorker
+from gpustack.schemas import InstanceState, MemberState, ModelInstancePublic, WorkerPublic, WorkerState
+from gpustack.server.reconcile.actions import (
+    Action,
+    Again,
+    Fail,
+    Finish,
+    LoseWorker,
+    Move,
+    Restart,
+    ReturnWorker,
+)
 from gpustack.server.reconcile.placing import prints
 from gpustack.server.reconcile.state import State
 
@@ -19,8 +28,9 @@ def workers(state: State, now: float) -> Iterator[Action]:
     spared = cut_off(state, now)
     placed: dict[int, list[ModelInstancePublic]] = {}
     for each in state.instances.values():
-        if each.worker_id is not None and each.state is not _S.UNREACHABLE:
-            placed.setdefault(each.worker_id, []).append(each)
+        if each.state is not _S.UNREACHABLE:
+            for worker_id in each.worker_ids:
+                placed.setdefault(worker_id, []).append(each)
     for worker in sorted(state.workers.values(), key=lambda each: each.id):
         quiet = silence(state, worker, now)
         lost = worker.state is WorkerState.UNREACHABLE
@@ -101,8 +111,8 @@ def instances(state: State, now: float) -> Iterator[Action]:
             if instance.worker_id is None or (due := state.due(instance)) is None or due <= now:
                 yield Finish(instance.id, "its time to end is over")
         elif _lost_its_worker(state, instance):
-            yield _without_worker(instance)
-        elif instance.worker_id in spared:
+            yield _without_worker(state, instance)
+        elif spared.intersection(instance.worker_ids):
             continue
         elif (due := state.due(instance)) is not None and due <= now:
             yield from _overdue(state, instance)
@@ -111,28 +121,48 @@ def instances(state: State, now: float) -> Iterator[Action]:
 def _lost_its_worker(state: State, instance: ModelInstancePublic) -> bool:
     if instance.worker_id is None:
         return instance.state in HOLDS_CLAIM and instance.state is not _S.ERROR
-    return instance.worker_id not in state.workers
+    return not all(each in state.workers for each in instance.worker_ids)
 
 
-def _without_worker(instance: ModelInstancePublic) -> Action:
-    message = f"worker {instance.worker_name} was removed; placing the instance again"
+def _without_worker(state: State, instance: ModelInstancePublic) -> Action:
+    message = f"worker {_gone(state, instance)} was removed; placing the instance again"
     # A running instance may only leave its worker by way of UNREACHABLE.
     if instance.state is _S.RUNNING:
         return Move(instance.id, _S.UNREACHABLE, message)
     return Restart(instance.id, message)
 
 
+def _whose(instance: ModelInstancePublic) -> str:
+    """Return the names of the workers that an overdue instance waits for."""
+    slow = {MemberState.UNREACHABLE} if instance.state is _S.UNREACHABLE else {MemberState.ASSIGNED}
+    names = [each.worker_name for each in instance.members if each.state in slow]
+    return ", ".join(names) or instance.worker_name
+
+
+def _gone(state: State, instance: ModelInstancePublic) -> str:
+    gone = (each.worker_name for each in instance.members if each.worker_id not in state.workers)
+    return next(gone, instance.worker_name)
+
+
 def _overdue(state: State, instance: ModelInstancePublic) -> Iterator[Action]:
+    if instance.state is _S.ERROR:
+        yield Again(instance.id)
+        return
     seconds = state.allowed(instance) or 0.0
-    step = overdue(instance.state, instance.worker_name, seconds)
+    step = overdue(instance.state, _whose(instance), seconds)
     if step is None:
+        return
+    if instance.members and step.state is _S.ERROR:
+        # What its members wait for does not come: others may do better.
+        yield Restart(instance.id, f"{step.message}\nplacing the instance again")
         return
     if instance.state is _S.ANALYZING:
         model = state.models.get(instance.model_id)
         spec = instance.spec_digest if model is None else model.spec_digest
         yield Fail(instance.id, step.message, prints(state, instance), spec)
     elif step.state is _S.PENDING:
-        avoid = instance.worker_id if instance.state is _S.SCHEDULED else None
+        alone = not instance.members  # of several it may be any
+        avoid = instance.worker_id if alone and instance.state is _S.SCHEDULED else None
         yield Restart(instance.id, step.message, avoid)
     else:
         yield Move(instance.id, step.state, step.message)

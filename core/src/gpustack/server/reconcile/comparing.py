@@ -9,7 +9,8 @@ from gpustack.server.reconcile.questions import no_containers
 
 def wish_of(model: ModelPublic) -> tuple[object, ...]:
     """Return what of a model decides how and where it can run."""
-    return model.spec_digest, model.worker_selector, model.cluster_id
+    divided = model.distributed_inference_across_workers
+    return model.spec_digest, model.worker_selector, model.cluster_id, divided
 
 
 def offers_of(worker: WorkerPublic) -> tuple[object, ...]:

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from itertools import groupby
 from typing import Any, TypeVar
 
-from gpustack.db import Store
+from gpustack.db import Store, Transaction
 from gpustack.kit.errors import Conflict, NotFound
 from gpustack.kit.text import random_suffix
-from gpustack.schemas import Claim, InstanceMemory, InstanceState, ModelInstancePublic, WorkerState
+from gpustack.lifecycle import group as groups
+from gpustack.schemas import (
+    Claim,
+    InstanceMember,
+    InstanceMemory,
+    InstanceState,
+    ModelInstancePublic,
+    WorkerState,
+)
 from gpustack.server.reconcile.actions import (
     Action,
+    Again,
     Analyze,
     Ask,
     Create,
@@ -50,6 +60,7 @@ _UNPLACED: dict[str, Any] = {
     "memory": InstanceMemory(),
     "gpu_indexes": [],
     "download_progress": 0.0,
+    "members": [],
 }
 
 
@@ -104,6 +115,8 @@ class Execute:
                 await self._restart(action)
             case Move():
                 await self._update(action.instance_id, state=action.state, state_message=action.message)
+            case Again():
+                await self._again(action)
             case LoseWorker():
                 await self._lose(action)
             case ReturnWorker():
@@ -199,7 +212,8 @@ class Execute:
         for action in actions:
             if action.placed.instance_id in late:
                 log.debug("%s came too late", action)
-                await self._reread_worker(action.placed.worker_id)
+                for holding in action.placed.holdings():
+                    await self._reread_worker(holding.worker_id)
                 await self._reread_instance(action.placed.instance_id)
                 for holding in action.placed.holdings():
                     self._state.fleet.touch(holding.worker_id)
@@ -228,6 +242,25 @@ class Execute:
             avoid = {action.avoid} if action.avoid is not None else set()
             self._state.notes[action.instance_id] = Notes(since=notes.since, avoid=notes.avoid | avoid)
 
+    async def _again(self, action: Again) -> None:
+        """Begin the next attempt of members that have all ended, by what their row says at the moment of writing."""
+        async with self._store.transaction() as tx:
+            instance = await tx.instances.locked(action.instance_id)
+            if instance.state is not _S.ERROR or not groups.is_over(instance.members):
+                raise Conflict(f"instance {instance.name} is not over")
+            before = groups.of(instance)
+            changed = await tx.instances.update(
+                instance.id,
+                expect_state=_S.ERROR,
+                pid=None,
+                port=None,
+                restart_count=instance.restart_count + 1,
+                last_restart_time=datetime.now(UTC),
+                **groups.columns(before, groups.again(before)),
+            )
+        log.warning("instance %s: its members start again, attempt %d", changed.name, changed.attempt)
+        self._state.put_instance(changed, self._clock())
+
     async def _lose(self, action: LoseWorker) -> None:
         worker = _row(self._state.workers, action.worker_id)
         message = f"worker {worker.name} is unreachable: {action.message}"
@@ -239,6 +272,7 @@ class Execute:
                     expect_state=self._expected[each],
                     state=_S.UNREACHABLE,
                     state_message=message,
+                    **await self._lost_members(tx, each, worker.id),
                 )
                 for each in action.instances
             ]
@@ -246,6 +280,12 @@ class Execute:
         self._state.put_worker(lost, self._clock())
         for instance in changed:
             self._state.put_instance(instance, self._clock())
+
+    async def _lost_members(self, tx: Transaction, instance_id: int, worker_id: int) -> dict[str, Any]:
+        instance = self._state.instances.get(instance_id)
+        if instance is None or not instance.members:
+            return {}
+        return {"members": list(groups.lost(groups.of(await tx.instances.locked(instance_id)), [worker_id]))}
 
     async def _return(self, action: ReturnWorker) -> None:
         back = await self._store.workers.set_state(action.worker_id, WorkerState.READY, "")
@@ -274,7 +314,7 @@ class Execute:
                 for worker_id in action.request:
                     await self._reread_worker(worker_id)
                 await self._reread_instance(action.instance_id)
-            case Drain() | Finish() | Park() | Fail() | Restart() | Move():
+            case Drain() | Finish() | Park() | Fail() | Restart() | Move() | Again():
                 await self._reread_instance(action.instance_id)
             case Ask() | Schedule():
                 pass
@@ -298,6 +338,25 @@ class Execute:
             self._state.drop_instance(instance_id)
 
 
+def _members(action: Schedule) -> list[InstanceMember]:
+    """Return the members of an instance that is placed on several workers, the leader first."""
+    placed = action.placed
+    if not placed.followers:
+        return []
+    return [
+        InstanceMember(
+            number=number,
+            worker_id=each.worker_id,
+            computed_resource_claim=Claim(ram=each.ram, vram=dict(each.vram)),
+            gpu_indexes=sorted(each.vram),
+            resolved_path=path,
+        )
+        for number, (each, path) in enumerate(
+            zip(placed.holdings(), (action.path, *action.paths), strict=True)
+        )
+    ]
+
+
 def _columns(action: Schedule) -> dict[str, Any]:
     placed = action.placed
     return {
@@ -311,6 +370,7 @@ def _columns(action: Schedule) -> dict[str, Any]:
         "memory": action.memory,
         "gpu_indexes": sorted(placed.vram),
         "spec_digest": action.spec,
+        "members": _members(action),
     }
 
 

@@ -32,6 +32,8 @@ class Known:
     kinds: dict[str, Offer] = field(default_factory=dict)
     local: frozenset[int] = frozenset()
     gpus: Mapping[str, frozenset[int]] | None = None
+    #: What the files say, where that is the same for all workers.
+    facts: ModelFacts | None = None
     #: What backends are to be asked before anything can be decided.
     open: dict[Question, None] = field(default_factory=dict)
     #: Some reason may go away by itself.
@@ -102,6 +104,7 @@ class Lore:
             files_elsewhere=_THERE,
             local=frozenset(each.worker_id for each in files if each.state is ModelFileState.READY),
             gpus=self.gpus(model),
+            facts=facts,
         )
         if model.gpu_selector is not None:
             for worker in self.workers(model):
@@ -135,6 +138,10 @@ class Lore:
             known.files_elsewhere = _THERE if known.files else None
             known.files, known.offers = {}, {}
         return known
+
+    def facts_on(self, worker: WorkerPublic, model: ModelPublic) -> ModelFacts | None:
+        """Return what the files say that a worker has of its own; None where that is not known."""
+        return self._files_on(worker, model)[1]
 
     def _files_on(self, worker: WorkerPublic, model: ModelPublic) -> tuple[FilesThere, ModelFacts | None]:
         if lacks_plugin(model, worker):

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from gpustack.scheduling import Placed, Refused, Request, explain
 from gpustack.schemas import (
+    InstanceMemory,
     InstanceState,
     ModelFilePublic,
     ModelFileState,
@@ -25,6 +26,7 @@ from gpustack.server.reconcile.lore import READING, Known, Lore, candidates, wis
 from gpustack.server.reconcile.notes import Notes
 from gpustack.server.reconcile.precedence import Precedence, Promises, precedence, promise_of, rank
 from gpustack.server.reconcile.questions import Question, facts_of, questions
+from gpustack.server.reconcile.spanning import may_span, widened
 from gpustack.server.reconcile.state import State, worker_print
 
 _S = InstanceState
@@ -161,6 +163,8 @@ class _Look:
         self._old = old
         self._lore = lore
         self._promises = promises
+        #: Why backends do not divide it over several workers.
+        self._undivided: tuple[str, ...] = ()
         #: Who is to leave for it.
         self.drains: list[Drain] = []
         self._instance = instance
@@ -187,7 +191,13 @@ class _Look:
     def wish(self) -> tuple[Request, list[Question]]:
         """Return what would be asked for, and what backends have to say before."""
         known = self._known()
-        return self._request(known), [*known.open]
+        request = self._request(known)
+        if known.open:
+            return request, [*known.open]
+        answer = self._state.fleet.place(request)
+        if isinstance(answer, Refused) and (wider := self._over_several(known, answer)) is not None:
+            return self._request(wider), [*wider.open]
+        return request, []
 
     def _pending(self) -> Action | None:
         state, notes = self._state, self._notes
@@ -256,7 +266,16 @@ class _Look:
         if known.open:
             return Ask(tuple(known.open))
         request = self._request(known)
-        match self._state.fleet.decide(request):
+        answer = self._state.fleet.place(request)
+        if isinstance(answer, Refused) and not (others_reading or known.passing):
+            wider = self._over_several(known, answer)
+            if wider is not None and wider.open:
+                return Ask(tuple(wider.open))
+            if wider is not None:
+                known, request = wider, self._request(wider)
+                answer = self._state.fleet.place(request)
+        self._state.fleet.record(request, answer)
+        match answer:
             case Placed() as placed:
                 return self._schedule(placed)
             case Refused() as refused if refused.for_room_only or known.passing:
@@ -264,13 +283,21 @@ class _Look:
             case Refused() as refused:
                 return None if others_reading else self._fail(refused)
 
+    def _over_several(self, known: Known, refused: Refused) -> Known | None:
+        """Return what is known with ways over several workers; None for a model that is for single ones."""
+        if not may_span(self._state, self._model, refused):
+            return None
+        spread = widened(self._state, self._lore, self._model, known, self._now)
+        self._undivided = () if spread is None else tuple(spread.reasons)
+        return None if spread is None else spread.known
+
     def _known(self) -> Known:
         if self._hub is None:
             return self._lore.of_workers(self._model)
         return self._lore.of_hub(self._model, self._hub.facts(self._notes.asked))
 
     def _wait_for_room(self, refused: Refused) -> Park:
-        lines = explain(refused)
+        lines = [*explain(refused), *(f"divided over several: {each}" for each in self._undivided)]
         if refused.for_room_only and (found := precedence(self._state, self._promises, refused.request)):
             self.drains += [self._drain(each) for each in found.victims]
             promise = promise_of(self._state, found, refused.request, self._now)
@@ -314,6 +341,7 @@ class _Look:
         headline = f"no worker can serve model {name}"
         # A table has room for the first line alone.
         lines = [f"{headline}: {reasons[0]}"] if len(reasons) == 1 else [headline, *reasons]
+        lines += [f"divided over several: {each}" for each in self._undivided]
         lines += byhand.missing(self._model, self._state.workers.values())
         lines.append(self._what_to_do())
         tried = frozenset(worker_print(w) for w in self._workers)
@@ -325,15 +353,21 @@ class _Look:
 
     def _schedule(self, placed: Placed) -> Schedule:
         path, spec = self._path(placed.worker_id), self._model.spec_digest
+        paths = tuple(self._path(each.worker_id) for each in placed.followers)
         asked = self._asked(placed)
-        memory, why = (
-            memory_of(asked, self._state.answers, placed, self._state.peaks),
-            self._why(asked, placed),
-        )
+        memory, why = self._memory(asked, placed), self._why(asked, placed)
         if self._hub is None or (file := self._hub.answer(self._notes.asked)) is None:
-            return Schedule(placed, path, spec, note=why, memory=memory)
+            return Schedule(placed, path, spec, note=why, memory=memory, paths=paths)
         note = "; ".join(filter(None, (file.state_message, why)))
-        return Schedule(placed, "", spec, file.resolved_revision, note, memory=memory)
+        paths = tuple("" for _ in paths)
+        return Schedule(placed, "", spec, file.resolved_revision, note, memory=memory, paths=paths)
+
+    def _memory(self, asked: Sequence[Question], placed: Placed) -> InstanceMemory:
+        """Return the estimate that the placement rests on, and what its measured peak will be kept by."""
+        if placed.followers:
+            # Its members differ, and what each takes tells nothing of another division.
+            return InstanceMemory(estimated_ram=placed.ram, estimated_vram=sum(placed.vram.values()))
+        return memory_of(asked, self._state.answers, placed, self._state.peaks)
 
     def _why(self, asked: Sequence[Question], placed: Placed) -> str:
         """Return why its backend was chosen, when the model names none."""

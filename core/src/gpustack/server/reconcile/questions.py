@@ -25,10 +25,11 @@ from gpustack.plugin import (
     Preference,
     Refused,
     ResourceClaim,
+    SpansWorkers,
     TryAgain,
 )
 from gpustack.schemas import FactsDocument, GpuStatus, ModelPublic, WorkerPublic
-from gpustack.server.known_backends import KnownBackends
+from gpustack.server.known_backends import Engine, KnownBackends
 from gpustack.server.reconcile import byhand
 
 #: Backend instances with the names of their plugins, by backend name, in the order in which they are asked.
@@ -68,6 +69,8 @@ class Question:
     contained: bool = False
     #: Why engines cannot run in containers there; empty where they can, or nobody says.
     no_containers: str = ""
+    #: Of an instance over several workers, the devices of each member; ``devices`` are the leader's.
+    workers: tuple[tuple[GpuDevice, ...], ...] = ()
 
     @property
     def asked(self) -> str:
@@ -85,6 +88,8 @@ class Answer:
     others: tuple[ResourceClaim, ...] = ()
     #: How gladly it is taken for a model that names no backend.
     preference: Preference = field(default_factory=Preference)
+    #: Of a question about several workers, the claims of the other members.
+    followers: tuple[ResourceClaim, ...] = ()
     refused_by: Literal["", "model", "platform", "parameters", "trouble"] = ""
     reason: str = ""
     expires: float | None = None
@@ -93,6 +98,11 @@ class Answer:
     def claims(self) -> tuple[ResourceClaim, ...]:
         """Return the claims of all ways, the best first; nothing for a refusal."""
         return () if self.claim is None else (self.claim, *self.others)
+
+
+def spanning(backends: Backends) -> frozenset[str]:
+    """Return the names of the backends that span workers."""
+    return frozenset(name for name, (backend, _) in backends.items() if isinstance(backend, SpansWorkers))
 
 
 def facts_of(document: FactsDocument) -> ModelFacts:
@@ -174,22 +184,28 @@ def questions(
     devices = alike(devices_of(worker))
     by_hand = _chosen(model, worker)
     return [
-        Question(
-            backend=engine.backend,
-            served_by="" if engine.served_by == engine.backend else engine.served_by,
-            installs=engine.installs,
-            contained=engine.config.runner == "container",
-            version=engine.version,
-            facts=facts,
-            parameters=engine.parameters,
-            devices=each,
-            platform=platform_of(worker),
-            by_hand=by_hand is not None,
-            no_containers=no_containers(worker),
-        )
+        replace(question(engine, worker, facts, each), by_hand=by_hand is not None)
         for each in (by_hand if by_hand is not None else [devices, ()] if devices else [()])
         for engine in engines
     ]
+
+
+def question(
+    engine: Engine, worker: WorkerPublic, facts: ModelFacts, devices: tuple[GpuDevice, ...]
+) -> Question:
+    """Return what to ask ``engine`` for such files on ``devices`` of ``worker``."""
+    return Question(
+        backend=engine.backend,
+        served_by="" if engine.served_by == engine.backend else engine.served_by,
+        installs=engine.installs,
+        contained=engine.config.runner == "container",
+        version=engine.version,
+        facts=facts,
+        parameters=engine.parameters,
+        devices=devices,
+        platform=platform_of(worker),
+        no_containers=no_containers(worker),
+    )
 
 
 def _chosen(model: ModelPublic, worker: WorkerPublic) -> list[tuple[GpuDevice, ...]] | None:
@@ -230,6 +246,10 @@ async def ask(question: Question, backends: Backends, now: float) -> Answer:
             devices=question.devices,
             platform=question.platform,
         )
+        if question.workers:
+            assert isinstance(backend, SpansWorkers), "only these are asked of several workers"
+            members = await _call(plugin, backend.members, request, question.workers)
+            return replace(_divided(members, question), preference=preference)
         if question.by_hand or type(backend).ways is InferenceBackend.ways:
             claims = [await _call(plugin, backend.estimate, request)]
         else:
@@ -245,6 +265,20 @@ async def ask(question: Question, backends: Backends, now: float) -> Answer:
         return _trouble(question, error, now + error.after)
     except (PluginError, AttributeError, TypeError) as error:
         return _trouble(question, error, now + RETRY)
+
+
+def _divided(claims: object, question: Question) -> Answer:
+    """Return the answer to a question about several workers. Raises Refused or PluginError for one that is none."""
+    found = list(claims) if isinstance(claims, list | tuple) else []
+    if len(found) != len(question.workers):
+        raise PluginError(
+            f"its members {claims!r} are not one claim for each of {len(question.workers)} workers"
+        )
+    for claim, devices in zip(found, question.workers, strict=True):
+        _check(claim, replace(question, devices=devices))
+        if claim.pieces:
+            raise PluginError("it claims pieces for a member; of several workers each takes its part evenly")
+    return Answer(claim=found[0], followers=tuple(found[1:]))
 
 
 async def _call(plugin: str, method: Any, *args: Any) -> Any:

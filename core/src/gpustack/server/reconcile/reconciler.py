@@ -21,7 +21,7 @@ from gpustack.server.reconcile.actions import Ask
 from gpustack.server.reconcile.decide import decide
 from gpustack.server.reconcile.execute import Execute
 from gpustack.server.reconcile.notes import Limits
-from gpustack.server.reconcile.questions import Backends, Question, ask
+from gpustack.server.reconcile.questions import Backends, Question, ask, spanning
 from gpustack.server.reconcile.reading import read_rows
 from gpustack.server.reconcile.scaling import FleetLoad
 from gpustack.server.reconcile.state import TOPICS, State
@@ -65,6 +65,7 @@ class Reconciler:
         limits = limits or Limits(deadlines=deadlines or Deadlines())
         versions = {name: backend.default_version for name, (backend, _) in backends.items()}
         self.state = State(limits, versions, now=self._now())
+        self.state.spanning = spanning(backends)
         self._execute = Execute(store, self.state, self._now)
         self._backoff = backoff or Backoff(first=0.5, limit=10.0)
         #: Told of most of a fleet that is silent, in a line; empty: it is not.

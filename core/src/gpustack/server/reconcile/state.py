@@ -10,7 +10,8 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from gpustack.lifecycle.instance import HOLDS_CLAIM, time_allowed
+from gpustack.lifecycle import group as groups
+from gpustack.lifecycle.instance import time_allowed
 from gpustack.lifecycle.suspicion import Rhythm
 from gpustack.scheduling import Gpu, Holding, Request, Snapshot, Worker, others_use
 from gpustack.scheduling.records import RecordedFleet
@@ -31,6 +32,7 @@ from gpustack.schemas import (
 from gpustack.schemas.common import Record
 from gpustack.server.known_backends import CUSTOM, KnownBackends
 from gpustack.server.reconcile.comparing import fell, offers_of, wish_of
+from gpustack.server.reconcile.holdings import claim_on, holdings_of
 from gpustack.server.reconcile.learned import Peaks
 from gpustack.server.reconcile.notes import Limits, Notes, Others, Promise, Refusal, Rows
 from gpustack.server.reconcile.questions import Answer, Question, facts_of, kind_of, no_containers
@@ -59,6 +61,8 @@ class State:
         self.limits = limits
         #: The default version of each backend, in the order in which they are asked.
         self.versions = versions
+        #: Backends that span workers.
+        self.spanning: frozenset[str] = frozenset()
         self.loaded_at = now
         self.models: dict[int, ModelPublic] = {}
         self.instances: dict[int, ModelInstancePublic] = {}
@@ -135,7 +139,7 @@ class State:
     def _follow_priority(self, model: ModelPublic) -> None:
         for each in self.instances_of(model.id):
             self.notes[each.id].parked = None
-            if (held := self._holding(each)) is not None:
+            for held in self._holdings(each):
                 self.fleet.hold(held)
 
     def put_instance(self, new: ModelInstancePublic, now: float) -> None:
@@ -259,7 +263,7 @@ class State:
         self.timers.drop(("patience", instance_id))
         self.unplaced.discard(instance_id)
         self.fleet.release(instance_id)
-        if old is not None and _held(old):
+        if old is not None and holdings_of(old):
             self.capacity += 1
         if old is not None and (leaving := self.draining.get(old.model_id)) is not None:
             leaving.pop(instance_id, None)
@@ -314,7 +318,7 @@ class State:
     def measured(self, worker_id: int, status: WorkerStatus) -> None:
         """Work out others' use from a measurement, with the instances that run at its time."""
         running = [
-            each.computed_resource_claim
+            claim_on(each, worker_id)
             for held in self.fleet.held_on(worker_id)
             if (each := self.instances[held.instance_id]).state is InstanceState.RUNNING
         ]
@@ -359,9 +363,9 @@ class State:
         return instance.spec_digest != model.spec_digest or self.leaving(instance)
 
     def leaving(self, instance: ModelInstancePublic) -> bool:
-        """Tell whether the instance is on a worker that is taken out of service."""
-        worker = self.workers.get(instance.worker_id or 0)
-        return worker is not None and worker.maintenance
+        """Tell whether the instance is on a worker that is taken out of service, if only with one of its members."""
+        some = (self.workers.get(each) for each in instance.worker_ids)
+        return any(worker is not None and worker.maintenance for worker in some)
 
     def silent_at(self, worker_id: int) -> float:
         """Return when the worker counts as silent if it says nothing more."""
@@ -381,10 +385,19 @@ class State:
             return max(over, self.loaded_at + self.limits.grace)
         allowed = self.allowed(instance)
         if allowed is None:
-            return None
+            return self._next_attempt(instance)
         if instance.state is InstanceState.PENDING:
             return max(notes.since, notes.looked) + allowed
         return max(notes.since + allowed, self.loaded_at + self.limits.grace)
+
+    def _next_attempt(self, instance: ModelInstancePublic) -> float | None:
+        """Return when the members of an instance are started again after a failure; None: never by themselves, or not yet."""
+        model, members = self.models.get(instance.model_id), instance.members
+        if instance.state is not InstanceState.ERROR or not members or not groups.is_over(members):
+            return None
+        if model is None or not model.restart_on_error or groups.is_final(members):
+            return None
+        return self.notes[instance.id].since + groups.wait_after(instance.failed_attempts)
 
     def allowed(self, instance: ModelInstancePublic) -> float | None:
         """Return the seconds that the instance may stay in its state."""
@@ -450,20 +463,21 @@ class State:
             self.unplaced.add(new.id)
         else:
             self.unplaced.discard(new.id)
-        before, held = None if old is None else _held(old), _held(new)
-        if before is not None and held != before:
+        before, held = () if old is None else holdings_of(old), holdings_of(new)
+        if before and held != before:
             self.capacity += 1
             self.fleet.release(new.id)
-        if (holding := self._holding(new)) is not None:
+        for holding in self._holdings(new):
             self.fleet.hold(holding)
 
-    def _holding(self, instance: ModelInstancePublic) -> Holding | None:
-        """Return what the instance holds, with how much it would be missed."""
-        held, model = _held(instance), self.models.get(instance.model_id)
-        if held is None:
-            return None
-        serves = instance.state is InstanceState.RUNNING
-        return replace(held, priority=0 if model is None else model.priority, harm=int(serves))
+    def _holdings(self, instance: ModelInstancePublic) -> list[Holding]:
+        """Return what the instance holds, on each of its workers, with how much it would be missed."""
+        model = self.models.get(instance.model_id)
+        priority, harm = (
+            0 if model is None else model.priority,
+            int(instance.state is InstanceState.RUNNING),
+        )
+        return [replace(each, priority=priority, harm=harm) for each in holdings_of(instance)]
 
     def refused_still(self, instance_id: int) -> bool:
         """Tell whether the instance was refused and nothing has changed since that could help it."""
@@ -571,16 +585,3 @@ def worker_print(worker: WorkerPublic) -> str:
     catalogue = worker.catalogue
     named = f"{catalogue.get('backends')} {catalogue.get('bundled_models')}"
     return f"{worker.id} {worker.version} {named} {no_containers(worker)}"
-
-
-def _held(instance: ModelInstancePublic) -> Holding | None:
-    if instance.worker_id is None or instance.state not in HOLDS_CLAIM:
-        return None
-    claim = instance.computed_resource_claim
-    return Holding(
-        instance_id=instance.id,
-        model_id=instance.model_id,
-        worker_id=instance.worker_id,
-        ram=claim.ram,
-        vram=claim.vram,
-    )

@@ -41,9 +41,17 @@ def wishes(state: State, now: float) -> Wishes:
 
 
 def _settled(state: State) -> Iterator[ModelInstancePublic]:
-    """Return those that run and are to stay as they are; what a rollout exchanges moves anyway."""
+    """Return those that run and are to stay as they are; what a rollout exchanges moves anyway.
+
+    What spans workers is not moved: that is long to load, and on all of them at once.
+    """
     for each in state.instances.values():
-        if each.state is _S.RUNNING and each.draining_since is None and not state.outdated(each):
+        if (
+            each.state is _S.RUNNING
+            and not each.members
+            and each.draining_since is None
+            and not state.outdated(each)
+        ):
             yield each
 
 

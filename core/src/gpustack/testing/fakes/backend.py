@@ -2,7 +2,8 @@
 
 A model is deployed with it like with any other; the engine is made into a package on the spot, so that nothing is
 downloaded. Its parameters are those of :class:`~gpustack.testing.fakes.engine.Behaviour`, and two that set what is
-reserved: ``--claim-ram=2GiB``, and ``--claim-vram=40GiB`` for all its GPUs together.
+reserved: ``--claim-ram=2GiB``, and ``--claim-vram=40GiB`` for all its GPUs together. Where that is more than a worker has,
+an instance spans several: its members ask each other about each prompt. ``--first=leader`` says who starts first.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from gpustack.plugin import (
+    Arrangement,
     EstimateRequest,
     GpuDevice,
     InferenceBackend,
@@ -28,6 +30,7 @@ from gpustack.plugin import (
     NoSettings,
     PipxPackage,
     Platform,
+    Probe,
     Refused,
     ResourceClaim,
     Verdict,
@@ -43,6 +46,7 @@ _MIB = 1 << 20
 _PROCESS = 64 * _MIB
 _VERSION = re.compile(r"(0|[1-9]\d*)(\.(0|[1-9]\d*)){0,3}((a|b|rc)(0|[1-9]\d*))?")
 _CLAIMS = ("--claim-ram", "--claim-vram")
+_FIRST = ("any", "leader", "followers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +56,20 @@ class _Parameters:
     engine: tuple[str, ...]
     ram: int | None = None
     vram: int | None = None
+    first: Literal["any", "leader", "followers"] = "any"
 
     @classmethod
     def parse(cls, parameters: Iterable[str]) -> Self:
         """Take them apart. Raises Refused for what the engine would not take."""
         passed: list[str] = []
         claims: dict[str, int] = {}
+        first = "any"
         try:
             for each in parameters:
                 flag, _, text = each.partition("=")
+                if flag == "--first" and text in _FIRST:
+                    first = text
+                    continue
                 if flag in _CLAIMS:
                     claims[flag] = parse_size(text)
                 else:
@@ -70,7 +79,7 @@ class _Parameters:
             raise Refused(
                 f"{error} (or {' and '.join(_CLAIMS)})" if "no parameter" in str(error) else str(error)
             ) from None
-        return cls(tuple(passed), claims.get("--claim-ram"), claims.get("--claim-vram"))
+        return cls(tuple(passed), claims.get("--claim-ram"), claims.get("--claim-vram"), first)  # type: ignore[arg-type]  # checked
 
 
 class FakeBackend(InferenceBackend[NoSettings]):
@@ -95,6 +104,31 @@ class FakeBackend(InferenceBackend[NoSettings]):
         room = min(each.memory_total for each in request.devices)
         gpus = min(len(request.devices), -(-vram // max(1, room)))
         return ResourceClaim(ram=_PROCESS if wanted.ram is None else wanted.ram, vram=vram, gpus=gpus)
+
+    def members(
+        self, request: EstimateRequest, workers: Sequence[Sequence[GpuDevice]]
+    ) -> Sequence[ResourceClaim]:
+        """Divide what one worker would take, evenly; each member takes all GPUs that it is shown."""
+        wanted, weights = _Parameters.parse(request.parameters), request.model.weight_bytes
+        count = len(workers)
+        if all(workers) and wanted.vram != 0:
+            vram = -(-max(1, weights if wanted.vram is None else wanted.vram) // count)
+            return [ResourceClaim(ram=_PROCESS, vram=vram, gpus=len(each)) for each in workers]
+        ram = _PROCESS + weights if wanted.ram is None else max(1, wanted.ram)
+        return [ResourceClaim(ram=-(-ram // count)) for _ in workers]
+
+    def arrangement(self, request: LaunchRequest) -> Arrangement:
+        """Return what ``--first`` says, with a port for each member."""
+        return Arrangement(ports=1, first=_Parameters.parse(request.parameters).first)
+
+    def launch_member(self, request: LaunchRequest) -> LaunchPlan:
+        """Return the engine's command line; members that do not lead take connections of the leader."""
+        plan, mine = self.launch(request), request.members[request.member]
+        group = ",".join(f"{each.host}:{each.ports[0]}" for each in request.members)
+        argv = (*plan.argv, "--group", group, "--member", str(request.member))
+        if request.member == 0:
+            return LaunchPlan(argv=argv)
+        return LaunchPlan(argv=argv, ready=Probe(path="", address=(mine.host, mine.ports[0])))
 
     def artifact(self, version: str, platform: Platform) -> PipxPackage:
         """Return the engine as a package that calls itself ``version``."""

@@ -18,6 +18,8 @@ import math
 import os
 import random
 import signal
+import socket
+import socketserver
 import struct
 import sys
 import threading
@@ -173,6 +175,10 @@ class FakeEngine:
         """Answer until the process ends."""
         self._server.serve_forever()
 
+    def says(self, asked: str) -> str:
+        """Return what it answers when it was not told what."""
+        return f"You said: {asked}"
+
     def take(self, path: str, body: Any, data: bytes) -> tuple[int, bool]:
         """Note a request; return its number, from 1, and whether it is one that fails."""
         with self._lock:
@@ -193,6 +199,66 @@ class FakeEngine:
         if self._dies:
             os._exit(134)
         raise _Gone
+
+
+class FakeLeader(FakeEngine):
+    """Leads a group: it is ready once it has a connection to each of the others, and asks all of them about each prompt."""
+
+    def __init__(self, *args: Any, others: Sequence[tuple[str, int]], **more: Any) -> None:
+        super().__init__(*args, **more)
+        self._members: list[socket.socket] = []
+        self._count = len(others)
+        self._turn = threading.Lock()
+        threading.Thread(target=self._join, args=(others,), daemon=True).start()
+
+    @property
+    def ready(self) -> bool:
+        """Whether all members are there."""
+        return len(self._members) == self._count and super().ready
+
+    def _join(self, others: Sequence[tuple[str, int]]) -> None:
+        for address in others:
+            while True:
+                try:
+                    self._members.append(socket.create_connection(address, timeout=5))
+                    break
+                except OSError:
+                    time.sleep(0.05)
+
+    def says(self, asked: str) -> str:
+        """Return what the members say of it, each in its turn."""
+        with self._turn:
+            heard = [self._ask(each, asked) for each in self._members]
+        return " ".join([super().says(asked), *heard])
+
+    def _ask(self, member: socket.socket, text: str) -> str:
+        try:
+            member.sendall(json.dumps(text).encode() + b"\n")
+            answer = member.makefile("rb").readline()
+        except OSError:
+            answer = b""
+        if not answer:
+            raise _Refused(500, "a member of the group is gone")
+        return str(json.loads(answer))
+
+
+def follow(address: tuple[str, int], number: int) -> None:
+    """Be a member that does not lead: say to whoever connects what was heard. Until the process ends."""
+
+    class Heard(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            for line in self.rfile:
+                words = len(str(json.loads(line)).split())
+                self.wfile.write(json.dumps(f"(member {number} heard {words} words)").encode() + b"\n")
+
+    class Listener(socketserver.ThreadingTCPServer):
+        allow_reuse_address = True
+        daemon_threads = True
+
+    with Listener(address, Heard) as server:
+        sys.stdout.write(f"member {number} listens on {address[0]}:{address[1]}\n")
+        sys.stdout.flush()
+        server.serve_forever()
 
 
 class _Server(ThreadingHTTPServer):
@@ -302,7 +368,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._generate(body, prompt, prompt, chat=False)
 
     def _generate(self, body: dict[str, Any], prompt: str, asked: str, *, chat: bool) -> None:
-        words = (self.behaviour.answer or f"You said: {asked}").split()
+        words = (self.behaviour.answer or self.engine.says(asked)).split()
         limit = body.get("max_completion_tokens") or body.get("max_tokens")
         cut = isinstance(limit, int) and 0 < limit < len(words)
         words = words[:limit] if cut else words
@@ -463,6 +529,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--served-model-name", default="fake", help="what /v1/models calls the model")
     parser.add_argument("--model", default="", help="taken, and not looked at")
+    parser.add_argument("--group", default="", help="addresses of all members, HOST:PORT, the leader's first")
+    parser.add_argument("--member", type=int, default=0, help="which of them it is")
     parser.add_argument("--version", action="version", version=f"fake-engine {_version()}")
     known, rest = parser.parse_known_args(argv)
     try:
@@ -472,7 +540,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if behaviour.ignore_sigterm:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     time.sleep(behaviour.listen_after)
-    engine = FakeEngine(behaviour, model=known.served_model_name, host=known.host, port=known.port, dies=True)
+    pairs = (each.rpartition(":") for each in known.group.split(",") if each)
+    group = [(host, int(port)) for host, _, port in pairs]
+    if known.member:
+        follow(group[known.member], known.member)
+    where = {"model": known.served_model_name, "host": known.host, "port": known.port, "dies": True}
+    engine = FakeLeader(behaviour, others=group[1:], **where) if group else FakeEngine(behaviour, **where)
     sys.stdout.write(f"listening on {engine.url}\n")
     sys.stdout.flush()
     engine.serve()

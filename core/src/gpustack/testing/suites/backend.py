@@ -13,6 +13,8 @@ from typing import Any, ClassVar
 import pytest
 
 from gpustack.plugin import (
+    Arrangement,
+    ArrangesMembers,
     Artifact,
     ContainerImage,
     EstimateRequest,
@@ -277,7 +279,14 @@ class InferenceBackendSuite(ExtensionSuite[InferenceBackend[Any]]):
                 )
                 plan: object = self.pure(made.launch_member, request)
                 assert isinstance(plan, LaunchPlan), f"launch_member returned {plan!r}; return a LaunchPlan"
-                _check_plan(plan)
+                _check_plan(plan, leads=member.number == 0)
+                self._check_arrangement(made, request)
+
+    def _check_arrangement(self, made: InferenceBackend[Any], request: LaunchRequest) -> None:
+        if isinstance(made, ArrangesMembers):
+            found: object = self.pure(made.arrangement, request)
+            assert isinstance(found, Arrangement), f"arrangement returned {found!r}; return an Arrangement"
+            assert 1 <= found.ports <= 1024, f"arrangement asks for {found.ports} ports; 1 to 1024 are given"
 
     def test_what_is_suggested_needs_less_memory(self, made: InferenceBackend[Any]) -> None:
         """Where it suggests parameters: the engine takes them, with less memory each than before."""
@@ -488,7 +497,7 @@ def _without(text: str, port: int) -> str:
     return re.sub(rf"(?<!\d){port}(?!\d)", "PORT", text)
 
 
-def _check_plan(plan: LaunchPlan) -> None:
+def _check_plan(plan: LaunchPlan, *, leads: bool = True) -> None:
     assert isinstance(plan.argv, tuple), f"argv is {plan.argv!r}; give a tuple"
     assert plan.argv, "argv is empty; it begins with the command"
     wrong = [each for each in plan.argv if not _is_argument(each)]
@@ -501,7 +510,8 @@ def _check_plan(plan: LaunchPlan) -> None:
         plan.cwd is None or PurePosixPath(plan.cwd).is_absolute() or re.match(r"[A-Za-z]:[\\/]", plan.cwd)
     ), f"cwd is {plan.cwd!r}; give an absolute path, or None for the instance's own folder"
     assert isinstance(plan.ready, Probe), f"ready is {plan.ready!r}; give a Probe"
-    assert plan.ready.path.startswith("/"), f"ready.path is {plan.ready.path!r}; it begins with /"
+    if leads or plan.ready.path:
+        assert plan.ready.path.startswith("/"), f"ready.path is {plan.ready.path!r}; it begins with /"
     assert plan.ready.timeout > 0, f"ready.timeout is {plan.ready.timeout!r} seconds"
 
 

@@ -88,6 +88,8 @@ class ContainerEngine:
             argv_digest=digest(launch.plan.argv),
             ready_path=launch.plan.ready.path,
             ready_timeout=launch.plan.ready.timeout,
+            ready_address=launch.plan.ready.address,
+            attempt=launch.attempt,
             runner=CONTAINER,
             daemon=daemon.url,
         )

@@ -81,6 +81,8 @@ class Launch:
     container: Container | None = None
     #: Bytes of memory beyond which the system ends it; 0 sets no limit.
     memory_limit: int = 0
+    #: See :class:`~gpustack.worker.runners.records.EngineRecord`.
+    attempt: int = 0
 
 
 async def start(run_dir: Path, launch: Launch) -> Engine:

@@ -69,6 +69,8 @@ class EngineProcess:
             argv_digest=digest(plan.argv),
             ready_path=plan.ready.path,
             ready_timeout=plan.ready.timeout,
+            ready_address=plan.ready.address,
+            attempt=launch.attempt,
         )
         try:
             group = cgroup.make(path, memory_limit=launch.memory_limit)

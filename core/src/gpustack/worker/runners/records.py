@@ -41,6 +41,10 @@ class EngineRecord:
     #: How it is probed.
     ready_path: str = "/health"
     ready_timeout: float = 2.0
+    #: What takes connections once it is ready, where it answers no requests; None with an empty path: it is at once.
+    ready_address: tuple[str, int] | None = None
+    #: Of a member of an instance over several workers: which attempt to start them it belongs to.
+    attempt: int = 0
     pid: int = 0
     #: When the process started, as :func:`gpustack.kit.process.moment` counts.
     started: float = 0.0
