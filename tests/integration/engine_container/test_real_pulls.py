@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -110,3 +111,24 @@ async def test_who_is_cancelled_leaves_nobody_waiting(shelf: Shelf) -> None:
             await pulling
 
         assert await shelf.fetch() == shelf.image
+
+
+async def test_a_full_disk_is_told(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = DockerEngine()
+    data = small.socket.parent / "data"
+    data.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=60m", "tmpfs", data]).returncode != 0:
+        pytest.skip("nothing can be mounted here")
+    try:
+        small.start()
+        monkeypatch.setenv("DOCKER_HOST", f"unix://{small.socket}")
+        with registry(shelf.folder, shelf.port):
+            with pytest.raises(
+                InstallError, match=f"no space is left .* at {data}; make room there"
+            ) as caught:
+                await shelf.fetch()
+    finally:
+        small.discard()
+
+    # Somebody may make room.
+    assert caught.value.again
