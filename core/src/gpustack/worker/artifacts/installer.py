@@ -15,7 +15,6 @@ from pathlib import Path
 from gpustack.kit.locks import FileLock
 from gpustack.kit.paths import make_dir, write_atomic
 from gpustack.plugin import Artifact, PipxPackage, Refused, ReleaseBinary
-from gpustack.worker.artifacts.archives import ArchiveInstaller
 from gpustack.worker.artifacts.child import run_child
 from gpustack.worker.artifacts.errors import InstallError
 from gpustack.worker.artifacts.folders import MARKER, Journal, disk_use, empty_trash, throw_away, venvs
@@ -34,6 +33,7 @@ from gpustack.worker.artifacts.receipts import (
     write_receipt,
 )
 from gpustack.worker.artifacts.recipe import Recipe
+from gpustack.worker.artifacts.releases import ArchiveInstaller
 from gpustack.worker.artifacts.steps import told
 from gpustack.worker.artifacts.wheels import Wheels
 

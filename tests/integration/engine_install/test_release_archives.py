@@ -15,9 +15,9 @@ from types import SimpleNamespace
 import pytest
 
 from gpustack.plugin import ReleaseBinary
-from gpustack.worker.artifacts import ArtifactInstaller, InstallError, archives
-from gpustack.worker.artifacts.archives import ArchiveInstaller
+from gpustack.worker.artifacts import ArtifactInstaller, InstallError
 from gpustack.worker.artifacts.fetching import Fetcher
+from gpustack.worker.artifacts.releases import ArchiveInstaller
 from gpustack.worker.artifacts.unpacking import Bounds
 from support.archives import ArchiveServer, archive_server, zip_of
 
@@ -302,7 +302,7 @@ async def test_a_disk_that_fills_up_meanwhile_is_one_line(make, monkeypatch, tmp
     def full(*_: object) -> None:
         raise OSError(number, os.strerror(number), "somewhere")
 
-    monkeypatch.setattr(archives, "unpack", full)
+    monkeypatch.setattr("gpustack.worker.artifacts.releases.unpack", full)
 
     error = await fails(make())
 
