@@ -12,7 +12,7 @@ import pytest
 
 from support.engine import InstalledEngine
 from support.engine_memory import MIB, Measured, measured
-from support.random_gguf import Shape
+from support.random_gguf import Shape, random_gguf
 from support.running import free_ports
 
 #: How far off an estimate may be.
@@ -185,3 +185,17 @@ def test_kept_prompts_are_counted(measure: Measure) -> None:
     holds(
         measure(SHAPES["llama"], "--ctx-size 1024", "--parallel 1", "--cache-ram 64", tokens=1000, prompts=12)
     )
+
+
+@pytest.mark.slow
+def test_a_draft_model_is_counted(measure: Measure, tmp_path: Path) -> None:
+    """Its file is known, its cache is counted as a half of the model's, which is what the largest of usual drafts have."""
+    random_gguf(tmp_path / "draft.gguf", Shape(layers=4, hidden=512, heads=8, kv_heads=4, inner=1408))
+
+    found = measure(
+        SHAPES["llama"],
+        *("--model-draft draft.gguf", "--ctx-size 8192", "--parallel 2", "--cache-ram 0"),
+        tokens=600,
+    )
+
+    holds(found)
