@@ -8,7 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from gpustack.plugin import EstimateRequest, GpuDevice, Host, LaunchRequest, Member, ModelFacts, Refused
+from gpustack.plugin import (
+    EstimateRequest,
+    GpuDevice,
+    Host,
+    LaunchRequest,
+    Member,
+    ModelFacts,
+    Refused,
+)
 from gpustack_backends import LlamaBox, LlamaCpp
 from gpustack_backends.llama_box.settings import LlamaBoxSettings
 from gpustack_backends.llama_box.several import shares_of
@@ -198,6 +206,19 @@ def test_the_context_is_shared_so_it_takes_a_quarter_of_llama_cpps_cache(backend
     # 8192 tokens of 32 layers with 8 heads of 128, keys and values, two bytes each; llama.cpp keeps that for four.
     assert theirs.vram - ours.vram == pytest.approx(3 * 8192 * 32 * 8 * 128 * 2 * 2, rel=0.05)
     assert ours.ram < theirs.ram, "it keeps no prompts in RAM"
+
+
+def test_what_would_take_less_is_suggested(backend) -> None:
+    kinds = backend.suggestions(
+        EstimateRequest(model=LLAMA_8B, version="v0.0.171", devices=(gpu(0),), parameters=("--temp 0",))
+    )
+
+    assert [kind[0].what for kind in kinds] == [
+        "a context of 4096 tokens",
+        "an 8-bit KV cache",
+        "2 requests at a time",
+    ]
+    assert kinds[0][0].parameters == ("--temp", "0", "--ctx-size=4096")
 
 
 def test_nothing_is_mapped(backend) -> None:

@@ -17,9 +17,10 @@ from gpustack.plugin import (
     Refused,
     ReleaseBinary,
     ResourceClaim,
+    Suggestion,
     Verdict,
 )
-from gpustack.plugin.memory.llama import Case, claim, ways
+from gpustack.plugin.memory.llama import Case, claim, suggestions, that_help, ways
 from gpustack_backends.llama_box.command_line import (
     ENGINE,
     devices_of,
@@ -95,6 +96,10 @@ class LlamaBox(InferenceBackend[LlamaBoxSettings]):
     def _case(self, request: EstimateRequest) -> Case:
         parameters = parameters_of(request.model, request.parameters, request.model.path)
         return Case(request.model, parameters, request.version, ENGINE)
+
+    def suggestions(self, request: EstimateRequest) -> Sequence[Sequence[Suggestion]]:
+        """Return shorter contexts and a smaller cache, or fewer pictures at a time."""
+        return that_help(suggestions(self._case(request)), request, self.estimate)
 
     def artifact(self, version: str, platform: Platform) -> ReleaseBinary:
         """Return the release's archive for the machine, linked as the settings say."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from gpustack.plugin import (
     EstimateRequest,
@@ -29,6 +28,7 @@ from gpustack.plugin.memory.llama import (
     claim,
     is_whole_input,
     suggestions,
+    that_help,
     ways,
     with_companions,
 )
@@ -102,18 +102,8 @@ class LlamaCpp(InferenceBackend[NoSettings]):
 
     def suggestions(self, request: EstimateRequest) -> Sequence[Sequence[Suggestion]]:
         """Return shorter contexts, a smaller cache, fewer requests at a time."""
-        before = self._size(request)
         kinds = suggestions(Case(request.model, Parameters.parse(request.parameters)))
-        # Some models keep no cache, or nothing is known of theirs.
-        less = [
-            [each for each in kind if self._size(replace(request, parameters=each.parameters)) < before]
-            for kind in kinds
-        ]
-        return [kind for kind in less if kind]
-
-    def _size(self, request: EstimateRequest) -> int:
-        claim = self.estimate(request)
-        return claim.ram + claim.vram
+        return that_help(kinds, request, self.estimate)
 
     def artifact(self, version: str, platform: Platform) -> PipxPackage:
         """Return our launcher, made for this version of xllamacpp."""

@@ -12,7 +12,7 @@ to in another way. All functions are pure, and raise Refused for parameters that
 
 from gpustack.plugin.memory.llama.claims import Case, claim, layers_on_gpus, spread, ways
 from gpustack.plugin.memory.llama.files import projector_among, projector_beside, with_companions
-from gpustack.plugin.memory.llama.less import suggestions
+from gpustack.plugin.memory.llama.less import suggestions, that_help
 from gpustack.plugin.memory.llama.parameters import Flags, Parameters
 from gpustack.plugin.memory.llama.shape import Engine, Shape, is_whole_input
 
@@ -29,6 +29,7 @@ __all__ = [
     "projector_beside",
     "spread",
     "suggestions",
+    "that_help",
     "ways",
     "with_companions",
 ]

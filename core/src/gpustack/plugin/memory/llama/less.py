@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 from gpustack.plugin.memory.llama.claims import Case
 from gpustack.plugin.memory.llama.parameters import Parameters
 from gpustack.plugin.memory.llama.shape import is_whole_input
-from gpustack.plugin.values import Suggestion
+from gpustack.plugin.values import EstimateRequest, ResourceClaim, Suggestion
 
 #: Shorter contexts are of no use to anybody.
 _SHORTEST = 1024
@@ -36,6 +37,25 @@ def suggestions(case: Case) -> Sequence[Sequence[Suggestion]]:
         what = f"an 8-bit KV cache and a context of {each} tokens"
         smaller.append(_with(parameters, what, ("--ctx-size", str(each), *eight)))
     return [shorter, smaller, fewer]
+
+
+def that_help(
+    kinds: Sequence[Sequence[Suggestion]],
+    request: EstimateRequest,
+    estimate: Callable[[EstimateRequest], ResourceClaim],
+) -> Sequence[Sequence[Suggestion]]:
+    """Return those under which the model of ``request`` takes less: some keep no cache, or nothing is known of theirs."""
+
+    def size(asked: EstimateRequest) -> int:
+        claim = estimate(asked)
+        return claim.ram + claim.vram
+
+    before = size(request)
+    less = [
+        [each for each in kind if size(replace(request, parameters=each.parameters)) < before]
+        for kind in kinds
+    ]
+    return [kind for kind in less if kind]
 
 
 def _halves(number: int, least: int) -> Iterator[int]:
