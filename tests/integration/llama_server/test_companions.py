@@ -119,3 +119,20 @@ def test_a_small_model_guesses_ahead(start: Start) -> None:
         for what in ("draft", "accepted")
     )
     assert accepted == drafted > 4
+
+
+def test_why_it_does_not_start_is_read_out_of_its_log(
+    engine: InstalledEngine, folder: Path, tiny_gguf: Path, tmp_path: Path
+) -> None:
+    """A model of a kind that came later, as this engine sees one."""
+    newer, backend = folder / "newer.gguf", llama_cpp_backend(tmp_path)
+    newer.write_bytes(tiny_gguf.read_bytes().replace(b"llama", b"lmxyz"))
+    command = [str(engine.command), "--port", str(free_ports(1)[0]), "--model", str(newer)]
+
+    with running(command, 0, tmp_path / "log") as server:
+        assert server.process.wait(30) == 1
+
+    said = backend.failure((tmp_path / "log").read_text())
+    assert said.startswith(
+        "this version of the engine does not know models of architecture 'lmxyz'; choose a newer"
+    )

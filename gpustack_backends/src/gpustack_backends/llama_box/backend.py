@@ -20,6 +20,7 @@ from gpustack.plugin import (
     Suggestion,
     Verdict,
 )
+from gpustack.plugin.llama_logs import failure_in
 from gpustack.plugin.memory.llama import Case, claim, suggestions, that_help, ways
 from gpustack_backends.llama_box.command_line import (
     ENGINE,
@@ -127,6 +128,10 @@ class LlamaBox(InferenceBackend[LlamaBoxSettings]):
             return lender(request, request.members[request.member])
         shares = shares_of(devices_of(request.members), request.model.layers + 1)
         return server(request, request.members[1:], shares)
+
+    def failure(self, log: str) -> str:
+        """Read out of the log what llama.cpp says of the model and its files."""
+        return failure_in(log)
 
     def metrics(self) -> Mapping[str, str]:
         """Map what llama-box counts."""

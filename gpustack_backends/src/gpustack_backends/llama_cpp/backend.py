@@ -21,6 +21,7 @@ from gpustack.plugin import (
     Suggestion,
     Verdict,
 )
+from gpustack.plugin.llama_logs import failure_in
 from gpustack.plugin.memory.llama import (
     Case,
     Parameters,
@@ -139,6 +140,10 @@ class LlamaCpp(InferenceBackend[NoSettings]):
         ]
         # When it aborts, llama.cpp would start a debugger to show where, which takes seconds.
         return LaunchPlan(argv=tuple(argv), env={"GGML_NO_BACKTRACE": "1"})
+
+    def failure(self, log: str) -> str:
+        """Read out of the log what llama.cpp says of the model and its files."""
+        return failure_in(log)
 
     def metrics(self) -> Mapping[str, str]:
         """Map what llama.cpp counts."""
