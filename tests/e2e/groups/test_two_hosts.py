@@ -104,8 +104,9 @@ def cluster(place: Path) -> Iterator[Cluster]:
         key = api.post("/v2/api-keys", json={"name": "test"}).json()["value"]
         cluster = Cluster(server, net, machines, api, key)
         server.cli(
-            *("deploy", str(model), "--name", MODEL, "--backend", "fake", "--timeout", "120"),
+            *("deploy", str(model), "--name", MODEL, "--backend", "fake", "--timeout", "200"),
             *("--backend-parameter", "--claim-ram=10GiB", "--backend-parameter", "--first=followers"),
+            timeout=220,
         )
         cluster.wait("running")
         yield cluster

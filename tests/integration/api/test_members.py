@@ -66,6 +66,15 @@ async def test_workers_of_its_members_see_it_and_others_do_not(api: Api) -> None
     assert [each.status_code for each in answers] == [200, 200, 404]
 
 
+async def test_workers_of_its_members_are_told_how_to_run_it(api: Api) -> None:
+    one = await placed(api)
+    model = (await one.row()).model_id
+    for query in ("", f"?instance_id={one.instance}"):
+        path = f"/v2/models/{model}{query}"
+        answers = [await api.anyone.get(path, headers=_as(each)) for each in one.workers]
+        assert [each.status_code for each in answers] == [200, 200, 404], query
+
+
 async def test_it_runs_once_all_members_have_said_so(api: Api) -> None:
     one = await placed(api)
     for state in (M.PREPARED, M.CHECKED, M.STARTING, M.RUNNING):

@@ -57,7 +57,7 @@ async def list_instances(
 async def get_instance(request: Req, instance_id: FromPath[int]) -> Response[ModelInstancePublic]:
     """Return one instance."""
     instance = await services(request).store.instances.get(instance_id)
-    if not any(map(request.user.may_see, instance.worker_ids or (None,))):
+    if not request.user.may_see_any(instance.worker_ids):
         raise NotFound(f"there is no model instance {instance_id} on this worker")
     return one(instance)
 

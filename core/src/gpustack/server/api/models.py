@@ -158,7 +158,7 @@ async def known_backends(request: Req) -> KnownBackends:
 
 async def _for_instance(request: Req, model: ModelPublic, instance_id: int) -> ModelForWorker:
     instance = await services(request).store.instances.get(instance_id)
-    if instance.model_id != model.id or not request.user.may_see(instance.worker_id):
+    if instance.model_id != model.id or not request.user.may_see_any(instance.worker_ids):
         raise NotFound(f"there is no instance {instance_id} of model {model.name} on this worker")
     known = await known_backends(request)
     return for_worker(model, known, backend=instance.backend, version=instance.backend_version)

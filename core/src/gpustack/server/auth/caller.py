@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -80,6 +81,11 @@ class Caller:
     def may_see(self, worker_id: int | None) -> bool:
         """Tell whether this caller may see what is on a worker, or, None, on none."""
         return self.via is not Via.WORKER or worker_id == self.worker_id
+
+    def may_see_any(self, worker_ids: Iterable[int]) -> bool:
+        """Tell whether this caller may see what is on these workers together, or, with no ids, on none."""
+        some: list[int | None] = [*worker_ids]
+        return any(self.may_see(each) for each in some or [None])
 
     def _refusal(self) -> str:
         if self.inference_only:
