@@ -94,12 +94,12 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def archive_server() -> Iterator[ArchiveServer]:
+def archive_server(host: str = "127.0.0.1") -> Iterator[ArchiveServer]:
     """Serve until the block ends."""
     served = ArchiveServer()
     handler = type("Handler", (_Handler,), {"served": served})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        served.url = f"http://127.0.0.1:{server.server_address[1]}"
+    with ThreadingHTTPServer((host, 0), handler) as server:
+        served.url = f"http://{host}:{server.server_address[1]}"
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         yield served
         server.shutdown()

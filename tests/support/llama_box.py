@@ -18,6 +18,9 @@ FOLDER = f"/gpustack/llama-box/releases/download/{VERSION}"
 DYNAMIC = f"dl-llama-box-linux-{_MACHINE}-cpu"
 STATIC = f"llama-box-linux-{_MACHINE}-{'avx2' if _MACHINE == 'amd64' else 'neon'}"
 
+#: Of a machine whose GPU's driver says nothing of its version.
+CUDA = f"dl-llama-box-linux-{_MACHINE}-cuda-12.4"
+
 _START = """\
 #!/bin/sh
 exec '{python}' -P "$(dirname "$(readlink -f "$0")")/stand_in.py" "$@"
@@ -124,9 +127,9 @@ def stand_in_archive(engine: InstalledEngine, *, dynamic: bool = True) -> bytes:
 
 
 def serve_releases(server: ArchiveServer, engine: InstalledEngine) -> None:
-    """Have ``server`` offer both builds for the processor of this machine, with the list of their digests."""
+    """Have ``server`` offer builds for the processor and GPUs of this machine, with the list of their digests."""
     lines = []
-    for name, dynamic in ((DYNAMIC, True), (STATIC, False)):
+    for name, dynamic in ((DYNAMIC, True), (STATIC, False), (CUDA, True)):
         archive = stand_in_archive(engine, dynamic=dynamic)
         server.files[f"{FOLDER}/{name}.zip"] = archive
         lines.append(f"{hashlib.sha256(archive).hexdigest()}  {name}.zip\n")
