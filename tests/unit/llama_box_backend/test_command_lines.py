@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 from gpustack.plugin import (
+    Arrangement,
     EstimateRequest,
     GpuDevice,
     Host,
     LaunchRequest,
     Member,
     ModelFacts,
+    Probe,
     Refused,
 )
 from gpustack_backends import LlamaBox, LlamaCpp
@@ -267,6 +269,8 @@ def test_the_leader_divides_the_model_over_its_own_gpus_and_those_that_others_le
             f"/opt/llama-box --rpc-server-host 192.0.2.{number + 1} --rpc-server-port {41000 + number}"
             " --rpc-server-main-gpu 0"
         )
+        assert each.ready == Probe(path="", address=(f"192.0.2.{number + 1}", 41000 + number))
+    assert backend.arrangement(request(LLAMA_8B)) == Arrangement(ports=1, first="followers")
 
 
 def test_each_member_claims_what_its_part_takes(backend) -> None:
