@@ -93,12 +93,17 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing of clients that leave: that is what some tests are about."""
+
+
 @contextlib.contextmanager
 def archive_server(host: str = "127.0.0.1") -> Iterator[ArchiveServer]:
     """Serve until the block ends."""
     served = ArchiveServer()
     handler = type("Handler", (_Handler,), {"served": served})
-    with ThreadingHTTPServer((host, 0), handler) as server:
+    with _Server((host, 0), handler) as server:
         served.url = f"http://{host}:{server.server_address[1]}"
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         yield served
