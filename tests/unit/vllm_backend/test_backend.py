@@ -18,7 +18,7 @@ from gpustack.plugin import (
     Refused,
     ResourceClaim,
 )
-from support.engine_lines import EIGHT, SEVENTY, VECTORS, VLLM_CASES, backend, cards
+from support.engine_lines import CASES, EIGHT, SEVENTY, VECTORS, VLLM_CASES, backend, cards
 
 VLLM = backend("vllm")
 GIB = 1 << 30
@@ -219,6 +219,18 @@ def test_divisions_that_cannot_be_are_refused(parameters: tuple[str, ...], versi
     asked = question(SEVENTY, (), *parameters, version=version)
     with pytest.raises(Refused, match=says):
         VLLM.members(asked, [cards(8), cards(8)])  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["vllm", "sglang"])
+def test_members_talk_by_the_interface_that_is_set_or_else_by_that_of_their_address(name: str) -> None:
+    _, versions, cases = CASES[name]
+    request = replace(cases["two workers, the other"], version=versions[-1])
+    own = replace(request.members[1], interface="eno7")
+    request = replace(request, members=(request.members[0], own))
+    launch_member: Any = backend(name).launch_member  # type: ignore[attr-defined]
+    for interface, wanted in (("bond0", "bond0"), ("", "eno7")):
+        env = launch_member(replace(request, interface=interface)).env
+        assert (env["NCCL_SOCKET_IFNAME"], env["GLOO_SOCKET_IFNAME"]) == (f"={wanted}", wanted)
 
 
 def test_how_full_its_cache_is_comes_from_its_metrics() -> None:

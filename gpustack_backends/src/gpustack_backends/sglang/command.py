@@ -34,7 +34,7 @@ def launch_member(request: LaunchRequest) -> LaunchPlan:
     if not leader.ports:
         raise Refused("the members of this instance have no ports to find each other by")
     network = {"SGLANG_HOST_IP": own.host}
-    if name := request.interface:
+    if name := request.interface or own.interface:
         # The = makes NCCL take just this one, not all whose names begin so.
         network |= {"NCCL_SOCKET_IFNAME": f"={name}", "GLOO_SOCKET_IFNAME": name}
     host = f"[{leader.host}]" if ":" in leader.host else leader.host

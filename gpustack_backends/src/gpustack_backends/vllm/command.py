@@ -121,7 +121,7 @@ class Line:
 def together(request: LaunchRequest, own: Member) -> dict[str, str]:
     """Return the environment of a process that talks to those of other workers."""
     env = {"VLLM_HOST_IP": own.host}
-    if name := request.interface:
+    if name := request.interface or own.interface:
         # The = makes NCCL take just this one, not all whose names begin so.
         env |= {"NCCL_SOCKET_IFNAME": f"={name}", "GLOO_SOCKET_IFNAME": name, "TP_SOCKET_IFNAME": name}
     return env
