@@ -46,13 +46,16 @@ def _sift(columns: Columns, directory: Directory, request: Request) -> Sifted:
     """Return who passes all filters, the counts by filter, and of the others some that came furthest."""
     if request.files or request.offers:
         return _sift_anew(columns, directory, request)
+    # Most often one object is the offer of many kinds.
+    offers = {id(offer): offer for offer in request.kinds.values()}
+    outlines = {number: _outline(offer) for number, offer in offers.items()}
     key = (
         "sifted",
         request.cluster_id,
         tuple(sorted(request.selector.items())),
         request.backend,
         request.files_elsewhere,
-        tuple((kind, _outline(offer)) for kind, offer in request.kinds.items()),
+        tuple([(kind, outlines[id(offer)]) for kind, offer in request.kinds.items()]),
     )
     return directory.keep(key, lambda: _sift_anew(columns, directory, request))
 
@@ -181,7 +184,10 @@ def _possible(columns: Columns, eligible: Eligible, way: Way) -> bool:
             possible(columns.seats[slot].room(), way.claim, linked=way.linked)
             for slot in eligible.slots.tolist()
         )
-    sizes = np.bincount(columns.fabric.take(np.unique(np.concatenate(large))))
+    some: Flags = np.zeros(len(columns.ram), np.bool_)
+    for slots in large:
+        some[slots] = True
+    sizes = np.bincount(columns.fabric[some])
     return bool(len(sizes)) and int(sizes.max()) >= len(way.members)
 
 
