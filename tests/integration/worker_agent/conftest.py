@@ -279,6 +279,9 @@ class FakeBackend(InferenceBackend[NoSettings]):
 
 
 class FakeInstaller:
+    #: Packages that the last engine was wanted with.
+    extras: tuple[str, ...] = ()
+
     def __init__(self, **_: Any) -> None:
         pass
 
@@ -295,6 +298,7 @@ class FakeInstaller:
         self, backend: str, artifact: Any, on_progress: Any, extras: tuple[str, ...] = ()
     ) -> Path:
         on_progress("installing")
+        FakeInstaller.extras = extras
         return Path(sys.executable)
 
 

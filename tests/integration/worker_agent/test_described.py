@@ -11,6 +11,7 @@ import pytest
 
 from gpustack.lifecycle.engine import EngineLimits
 from gpustack.plugin import Refused
+from gpustack.worker import agent
 from gpustack_backends import Custom
 
 ENGINE = str(Path(__file__).parents[1] / "engine_process" / "fake_engine.py")
@@ -44,8 +45,16 @@ async def test_a_command_runs_with_its_environment(fleet: Any, server: Any, unti
 async def test_a_plugins_engine_runs_by_another_command(fleet: Any, server: Any, until: Any) -> None:
     await fleet.start()
     config = {"run_command": f"{{{{command}}}} {shlex.quote(ENGINE)} {{{{port}}}}", "packages": ["more==1"]}
-    server.want(1, fleet.a_model("fine", served_by="fake", config=config))
+    model = fleet.a_model(
+        "fine",
+        served_by="fake",
+        config=config,
+        backend_packages=["B_c >=2"],
+        env={"GPUSTACK_BACKEND_DEPS": "a"},
+    )
+    server.want(1, model)
     await until(lambda: server.last(1)["state"] == "running")
+    assert agent.ArtifactInstaller.extras == ("a", "b-c>=2", "more==1")  # type: ignore[attr-defined]  # the fake
 
 
 async def test_a_version_that_the_plugin_does_not_know_is_run_by_its_command(
@@ -69,6 +78,7 @@ async def test_a_version_that_the_plugin_does_not_know_is_run_by_its_command(
         ({"command": "{{model_path}}"}, "m.gguf is not executable on this worker; put it there"),
         ({"command": "bin/x"}, "run_command: the program 'bin/x' is neither a name nor an absolute path"),
         ({"trouble": "backend mine has no version '1'; it has 2"}, "backend mine has no version '1'; it has 2"),
+        ({"backend_packages": ["more==1"]}, "m runs by a command of its own, which has no environment that more==1 could"),
     ],
 )  # fmt: skip
 async def test_what_cannot_be_started_is_one_line(

@@ -131,11 +131,13 @@ class Desk:
         # A command line of somebody's own, filled in as far as that can name a program: a model may be one.
         own = _own_line(config) and filled(words_of(config.run_command)[:1], {"model_path": facts.path})[0]
         if own and config.runner == "process":
+            _refuse_packages(model, "runs by a command of its own")
             # Before the plugin is asked for anything to install: it need not know such a version.
             environments = (config.env, model.env)
             command = await asyncio.to_thread(find_program, own, self._host.bin_dir, *environments)
             return Installed(backend, registered.plugin, version, command, facts, config, adapters)
         if (image := await image_of(registered.plugin, backend, version, platform, config)) is not None:
+            _refuse_packages(model, "runs in a container")
             besides = (config.run_command, *model.backend_parameters, *(each.path for each in adapters))
             container = await made_ready(self._images, image, facts, config, say, besides=besides)
             command = own or image.command
@@ -294,6 +296,12 @@ class Desk:
             backend = await opened(self._stack, self._catalogue, registered, self._host)
             self._backends[registered.name] = backend
             return backend
+
+
+def _refuse_packages(model: ModelForWorker, why: str) -> None:
+    """Raise Refused when a model wants packages in an environment that is not made for it."""
+    if packages := model.extra_packages():
+        raise Refused(f"{model.name} {why}, which has no environment that {packages[0]} could be added to")
 
 
 def _own_line(config: BackendVersionConfig) -> bool:
