@@ -106,10 +106,8 @@ def test_engines_of_workers_are_shown_asked_for_and_not_removed_while_they_run(
     stack: Running, tiny: str, engine: InstalledEngine
 ) -> None:
     def engines() -> list[dict[str, object]]:
-        found: list[dict[str, object]] = json.loads(stack.cli("backends", "list", "--json").stdout)[0][
-            "engines"
-        ]
-        return found
+        listed = json.loads(stack.cli("backends", "list", "--json").stdout)
+        return [row for each in listed for row in each["engines"]]
 
     here = f"llama-cpp=={engine.version}"
     eventually(
