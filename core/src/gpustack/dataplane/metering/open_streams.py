@@ -132,6 +132,9 @@ class OpenStreams:
         self._full = True
         for path in self._paths[: len(self._maps)]:
             path.unlink(missing_ok=True)
+        # The memory goes with its last slot, not when cycles are collected.
+        self._maps.clear()
+        self._free.clear()
 
 
 def read_open(path: Path) -> list[UsageRecord]:
