@@ -39,6 +39,8 @@ if behaviour == "crashes at once":
     sys.exit(3)
 if behaviour == "killed":
     os.kill(os.getpid(), signal.SIGKILL)
+if behaviour == "listens on nothing":
+    time.sleep(3600)
 if behaviour.startswith("slow"):
     time.sleep(1.0)
 if behaviour == "ignores SIGTERM":

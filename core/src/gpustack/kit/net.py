@@ -34,7 +34,7 @@ def _refused(port: int, host: str, option: str, error: OSError) -> str:
     if error.errno in (errno.EACCES, errno.EPERM):
         return f"port {port} needs a privilege this user lacks; choose one above 1023, such as 9080, with {option}"
     if error.errno == errno.EADDRINUSE:
-        return f"port {port} on {host} is taken by {_named(holder(port))}; choose another with {option}"
+        return f"port {port} on {host} is taken by {program_name(holder(port))}; choose another with {option}"
     return f"port {port} on {host} cannot be opened ({error.strerror}); choose another with {option}"
 
 
@@ -67,7 +67,8 @@ def holder(port: int) -> int | None:
     )
 
 
-def _named(pid: int | None) -> str:
+def program_name(pid: int | None) -> str:
+    """Return what a process is called, as in ``python3 (process 4711)``; ``another program`` where that is not known."""
     import psutil
 
     try:

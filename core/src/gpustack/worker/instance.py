@@ -36,6 +36,7 @@ from gpustack.worker.probe import ready
 from gpustack.worker.runners import engine as engines
 from gpustack.worker.runners.ending import own_record
 from gpustack.worker.runners.engine import Engine, Launch
+from gpustack.worker.runners.listening import intruder
 from gpustack.worker.runners.logfile import log_path
 from gpustack.worker.runners.records import EngineRecord
 from gpustack.worker.workshop import Workshop
@@ -362,6 +363,11 @@ class InstanceDriver:
         generation, record = self._generation, engine.record
         await asyncio.sleep(seconds)
         if await ready(record):
+            # Once: while the engine listens nobody else can.
+            if self._answering_since is None and (who := await asyncio.to_thread(intruder, engine)):
+                message = f"port {record.port}, which was meant for the engine, is taken by {who}"
+                self._post(generation, life.Failed(message))
+                return
             # From here on: a long time of loading is no proof that it runs well.
             self._answering_since = self._answering_since or moment()
             self._post(generation, life.Answered(moment() - self._answering_since))
