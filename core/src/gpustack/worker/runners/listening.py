@@ -20,9 +20,13 @@ def intruder(engine: Engine) -> str:
     port = engine.record.port
     if engine.record.runner == CONTAINER or any(_listens(process, port) for process in tree(engine.pid)):
         return ""
+    try:
+        found = psutil.net_connections("tcp")
+    except psutil.Error:  # macOS tells it to root only
+        return ""
     listeners = {
         each.pid
-        for each in psutil.net_connections("tcp")
+        for each in found
         if each.status == psutil.CONN_LISTEN and each.laddr and each.laddr.port == port
     }
     # What the engine started and sent into a session of its own still has its environment.
