@@ -16,7 +16,7 @@ def test_placement_is_explained_recorded_and_decided_again(stack: Running, tiny_
     stack.cli("deploy", str(tiny_gguf), "--name", "fits")
     (one,) = json.loads(stack.cli("explain", "fits", "--json").stdout)["instances"]
     assert (one["outcome"], one["replayed"]) == ("placed", True)
-    assert one["reasons"][0] == "it was the only worker that passed every filter"
+    assert "it was the only worker that passed every filter" in one["reasons"]
 
     stack.cli("deploy", str(tiny_gguf), "--name", "huge", "--no-wait", "-p", "--parallel=100000")
 
