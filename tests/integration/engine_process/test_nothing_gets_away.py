@@ -23,9 +23,11 @@ from gpustack.worker.runners.records import find_process, read_records, record_p
 Until = Callable[..., Awaitable[None]]
 Alive = Callable[[int], bool]
 
-#: Forks twice, each time with a session of its own, and starts anew with nothing of the environment.
+#: Forks twice, each time with a session of its own, and starts anew with nothing of the environment. Not in its first
+#: moments: an engine is put into its group right after its start.
 HIDES = (
     "import os, sys, time\n"
+    "time.sleep(0.5)\n"
     "if os.fork(): time.sleep(3600)\n"
     "os.setsid()\n"
     "if os.fork(): os._exit(0)\n"

@@ -246,6 +246,8 @@ class _Reply:
         self.sent = 0
         self.gone = self.ended = False
         self.raw = False
+        #: How pieces are framed, the server around us decides.
+        self.in_chunks = False
         self._messages: deque[Message] = deque()
         self._waiting = 0
         self._ready = asyncio.Event()

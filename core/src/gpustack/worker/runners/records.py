@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -159,7 +160,10 @@ def is_stranger(pid: int, instance_id: int) -> bool:
     we may not read. All that we start have a search path.
     """
     try:
-        env = psutil.Process(pid).environ()
+        # For a moment after its start a program has none.
+        if not (env := psutil.Process(pid).environ()):
+            time.sleep(0.01)
+            env = psutil.Process(pid).environ()
     except (psutil.Error, OSError):
         return False
     return "PATH" in env and env.get(INSTANCE_MARKER) != str(instance_id)
