@@ -187,6 +187,12 @@ def test_its_own_libraries_are_found(backend) -> None:
     assert backend.launch(request(LLAMA_8B)).env == {"LD_LIBRARY_PATH": "/opt"}
 
 
+def test_an_image_knows_where_its_libraries_are(backend) -> None:
+    inside = replace(request(LLAMA_8B), command="llama-box")
+
+    assert backend.launch(inside).env == {}
+
+
 # Memory ------------------------------------------------------------------------------------------------------
 
 

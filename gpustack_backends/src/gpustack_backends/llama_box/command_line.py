@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import PurePath
 
@@ -125,8 +124,12 @@ def _address(member: Member) -> str:
 
 
 def _libraries(command: str) -> dict[str, str]:
-    """Return where the libraries of a dynamic build are; the worker adds where it has others."""
-    return {"LD_LIBRARY_PATH": str(PurePath(command).parent) or os.curdir}
+    """Return where the libraries of a dynamic build are; the worker adds where it has others.
+
+    A bare name is a program of an image, which knows where its own libraries are.
+    """
+    program = PurePath(command)
+    return {"LD_LIBRARY_PATH": str(program.parent)} if program.is_absolute() else {}
 
 
 def devices_of(members: Sequence[Member]) -> list[GpuDevice]:
