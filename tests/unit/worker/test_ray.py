@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from gpustack.kit.process import identify
 from gpustack.plugin import LaunchPlan, Probe, Refused
 from gpustack.worker.runners import ray, ray_node
 
@@ -93,7 +94,7 @@ def a_ray(folder: Path, says: str) -> Path:
     return program
 
 
-def test_the_ray_of_the_engines_own_environment_comes_first(tmp_path: Path) -> None:
+async def test_the_ray_of_the_engines_own_environment_comes_first(tmp_path: Path) -> None:
     environment, links = tmp_path / "env" / "bin", tmp_path / "links"
     for folder in (environment, links):
         folder.mkdir(parents=True)
@@ -103,13 +104,31 @@ def test_the_ray_of_the_engines_own_environment_comes_first(tmp_path: Path) -> N
 
     own = a_ray(environment, "ray, version 2.60.0")
     assert ray.beside(str(links / "vllm_0.32.0")) == str(own)
-    ray.check_version(str(own))
+    await ray.check_version(str(own))
+
+
+async def test_a_ray_sees_no_secret_and_leaves_nothing_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPUSTACK_TOKEN", "s3cret")
+    monkeypatch.setenv("HF_TOKEN", "s3cret")
+    monkeypatch.setattr(ray, "_PATIENCE", 0.3)
+    program = tmp_path / "ray"
+    program.write_text(f"#!/bin/sh\nenv > {tmp_path}/seen\nsleep 60 &\necho $! > {tmp_path}/pid\nwait\n")
+    program.chmod(0o755)
+
+    with pytest.raises(Refused, match="does not say its version within"):
+        await ray.check_version(str(program))
+
+    assert "PATH=" in (seen := (tmp_path / "seen").read_text())
+    assert "s3cret" not in seen
+    assert identify(int((tmp_path / "pid").read_text())) is None
 
 
 @pytest.mark.parametrize("says", ["ray, version 2.51.2", "ray, version 1.13.0", "something else", ""])
-def test_a_ray_without_tokens_is_refused(says: str, tmp_path: Path) -> None:
+async def test_a_ray_without_tokens_is_refused(says: str, tmp_path: Path) -> None:
     with pytest.raises(Refused, match="one that knows tokens"):
-        ray.check_version(str(a_ray(tmp_path, says)))
+        await ray.check_version(str(a_ray(tmp_path, says)))
 
 
 def test_folders_of_sockets_are_short_and_differ() -> None:

@@ -250,7 +250,7 @@ class Desk:
     async def ray(self, command: str, say: Callable[[str], None]) -> str:
         """Return the Ray for the engine ``command``: its own, or one that is installed for it. Raises GPUStackError."""
         found = ray.beside(command) or str(await self._installer.ensure("ray", ray.RAY, say))
-        await asyncio.to_thread(ray.check_version, found)
+        await ray.check_version(found)
         return found
 
     @property

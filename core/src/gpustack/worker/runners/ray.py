@@ -11,21 +11,25 @@ import hashlib
 import json
 import os
 import re
-import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from gpustack.kit.errors import system_line
 from gpustack.kit.paths import write_atomic
 from gpustack.plugin import LaunchPlan, PipxPackage, Probe, Refused
+from gpustack.worker.artifacts.child import run_child
+from gpustack.worker.environment import clean_environment
 from gpustack.worker.runners import ray_node
 
 #: What is installed for engines that bring no Ray of their own.
 RAY = PipxPackage(package="ray[default,client]", version="2.60.0", command="ray")
 #: The first that lets nobody in without a token.
 _FIRST_WITH_TOKENS = (2, 52)
-_VERSION = re.compile(r"version (\d+)\.(\d+)")
+#: Seconds in which a Ray has to say its version.
+_PATIENCE = 60.0
+_VERSION = re.compile(r"ray, version (\d+)\.(\d+)")
 
 #: The ports of a head, then those of every node, in the order in which members have them after their engine's own.
 HEAD = ("gcs", "client", "dashboard")
@@ -62,18 +66,27 @@ def beside(command: str) -> str:
     return str(found) if os.access(found, os.X_OK) else ""
 
 
-def check_version(ray: str) -> None:
-    """Raise Refused for a Ray that would let anybody in. Blocks."""
-    try:
-        said = subprocess.run(
-            [ray, "--version"], capture_output=True, text=True, timeout=60, check=False
-        ).stdout
-    except (OSError, subprocess.SubprocessError) as error:
-        raise Refused(f"{ray} does not run: {error}") from error
+async def check_version(ray: str) -> None:
+    """Raise Refused for a Ray that would let anybody in. It is asked without our environment, which has secrets."""
+    with tempfile.TemporaryDirectory(prefix="gpustack-", ignore_cleanup_errors=True) as folder:
+        output = Path(folder) / "said"
+        try:
+            await run_child(
+                [ray, "--version"],
+                env=clean_environment(()),
+                cwd=Path(folder),
+                output=output,
+                timeout=_PATIENCE,
+            )
+        except TimeoutError as error:
+            raise Refused(f"{ray} does not say its version within {_PATIENCE:.0f} s") from error
+        except OSError as error:
+            raise Refused(f"{ray} does not run: {system_line(error)}") from error
+        said = output.read_text(encoding="utf-8", errors="replace")
     found = _VERSION.search(said)
     if found is None or (int(found[1]), int(found[2])) < _FIRST_WITH_TOKENS:
         raise Refused(
-            f"{ray} is {said.strip() or 'no Ray'}; members need one that knows tokens, 2.52 or later"
+            f"{ray} is {' '.join(said.split())[:200] or 'no Ray'}; members need one that knows tokens, 2.52 or later"
         )
 
 
