@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import time
@@ -17,7 +18,7 @@ from gpustack.worker.ports import Lease, PortPool
 from support.running import free_ports
 
 HERE = "127.0.0.1"
-CARD = Card(instance=7, attempt=2, number=0, worker="red", engine="vllm", version="0.32.0", gpustack="1")
+CARD = Card(instance=7, attempt=2, number=0, worker="red", engine="vllm", version="0.32.0", gpustack="1.0.0")
 BLUE = replace(CARD, number=1, worker="blue")
 
 
@@ -43,6 +44,27 @@ async def trouble(card: Card = BLUE) -> str:
 async def test_members_that_are_alike_find_each_other() -> None:
     async with another() as (peer, _):
         await check(CARD, [peer])
+
+
+async def test_an_upgrade_of_one_after_the_other_hinders_nobody() -> None:
+    async with another(replace(BLUE, gpustack="1.1.3")) as (peer, _):
+        await check(CARD, [peer])
+
+
+@pytest.mark.parametrize(
+    "asks",
+    [b"GET / HTTP/1.1", b"{}", b"[]", b'{"instance": 7, "attempt": 1}', b'{"instance": 8, "attempt": 2}'],
+)
+async def test_strangers_learn_nothing(asks: bytes) -> None:
+    async with another() as (peer, _):
+        reader, writer = await asyncio.open_connection(HERE, peer.ports[0])
+        writer.write(asks + b"\n")
+        said = await reader.read(4096)
+        writer.close()
+        await writer.wait_closed()
+
+    assert b"blue" not in said
+    assert b"0.32.0" not in said
 
 
 async def test_the_ports_can_be_opened_right_after_that() -> None:
@@ -76,9 +98,11 @@ async def test_silence_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     ("other", "said"),
     [
         ({"version": "0.31.0"}, "have different versions of vllm: 0.32.0 and 0.31.0"),
-        ({"attempt": 1}, "are about different attempts to start, 2 and 1"),
-        ({"instance": 8}, "another instance answers at"),
-        ({"number": 2}, "another instance answers at"),
+        ({"engine": "sglang"}, "have different engines, vllm and sglang"),
+        ({"gpustack": "1.2.0"}, "have GPUStack 1.0.0 and 1.2.0, which are too far apart"),
+        ({"attempt": 1}, "or another attempt to start it, answers at"),
+        ({"instance": 8}, "another instance, or another"),
+        ({"number": 2}, "another instance, or another"),
     ],
 )
 async def test_what_differs_is_told(other: dict[str, Any], said: str) -> None:

@@ -1,7 +1,7 @@
 """Before members of an instance start, each asks all others on all their ports: are you there, and are you like me?
 
 A member answers on the ports that it holds for its engine, so what is reached is what the engine will be reached by.
-One line of JSON goes each way.
+One line of JSON goes each way. Whoever does not ask for the same start of the same instance learns nothing.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from gpustack.kit.errors import GPUStackError
+from gpustack.kit.versions import fit
 from gpustack.worker.ports import Lease
 
 log = logging.getLogger(__name__)
@@ -26,6 +27,8 @@ _PATIENCE = 4.0
 #: Seconds by which the clocks of two members may differ.
 MOST_SKEW = 60.0
 _LONGEST = 4096
+#: What a member answers to one that is not of the same instance and attempt.
+_STRANGER = {"stranger": True}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,10 +66,11 @@ async def answering(card: Card, leases: Sequence[Lease]) -> AsyncIterator[None]:
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         talks.add(task := asyncio.current_task())
-        with contextlib.suppress(OSError, ValueError, TimeoutError):
+        with contextlib.suppress(OSError, ValueError, RecursionError, TimeoutError):
             async with asyncio.timeout(_PATIENCE):
-                await reader.readline()
-                writer.write(json.dumps({**asdict(card), "clock": time.time()}).encode() + b"\n")
+                known = _is_of(card, json.loads(await reader.readline()))
+                said = {**asdict(card), "clock": time.time()} if known else _STRANGER
+                writer.write(json.dumps(said).encode() + b"\n")
                 await writer.drain()
                 # Who asks ends the connection first: whoever does so keeps its port for a minute, and ours is the engine's.
                 await reader.read()
@@ -106,7 +110,7 @@ async def _trouble(card: Card, peer: Peer, port: int) -> str:
             why = f"no answer within {_PATIENCE:.0f} s"
         except OSError as error:
             why = (os.strerror(error.errno) if error.errno else str(error)).lower()
-        except ValueError:
+        except (ValueError, RecursionError):
             why = "something else answers there"
         if not last:
             await asyncio.sleep(0.5)
@@ -127,20 +131,30 @@ async def _ask(card: Card, host: str, port: int) -> dict[str, Any]:
             writer.close()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
-    if not isinstance(said, dict) or not isinstance(said.get("clock"), int | float):
+    if not isinstance(said, dict) or (said != _STRANGER and not isinstance(said.get("clock"), int | float)):
         raise ValueError("no member")
     return said
 
 
+def _is_of(card: Card, said: Any) -> bool:
+    """Tell whether a card is of another member that starts in the same attempt."""
+    return isinstance(said, dict) and (said.get("instance"), said.get("attempt")) == (
+        card.instance,
+        card.attempt,
+    )
+
+
 def _differs(card: Card, peer: Peer, port: int, said: dict[str, Any], now: float) -> str:
     between = f"worker {card.worker} and worker {peer.worker}"
-    if (said.get("instance"), said.get("number")) != (card.instance, peer.number):
+    if not _is_of(card, said) or said.get("number") != peer.number:
         return (
-            f"{between}: another instance answers at {peer.host}:{port}; is {peer.host} the address of "
-            f"worker {peer.worker} alone?"
+            f"{between}: another instance, or another attempt to start it, answers at {peer.host}:{port}; is "
+            f"{peer.host} the address of worker {peer.worker} alone?"
         )
-    if said.get("attempt") != card.attempt:
-        return f"{between} are about different attempts to start, {card.attempt} and {said.get('attempt')}"
+    if not fit(theirs := str(said.get("gpustack")), card.gpustack):
+        return f"{between} have GPUStack {card.gpustack} and {theirs}, which are too far apart; have both run the same version"
+    if said.get("engine") != card.engine:
+        return f"{between} have different engines, {card.engine} and {said.get('engine')}; start the instance again"
     if said.get("version") != card.version:
         return (
             f"{between} have different versions of {card.engine}: {card.version} and {said.get('version')}; "
