@@ -48,6 +48,7 @@ from gpustack.schemas import (
     source_key,
 )
 from gpustack.schemas.models import SourceFields
+from gpustack.schemas.workers import ABILITIES, MEMBERS
 from gpustack.server.reconcile import Limits
 from gpustack.server.reconcile.notes import Rows
 from gpustack.server.reconcile.state import State
@@ -70,7 +71,7 @@ def a_worker(number: int = 1, **more: Any) -> WorkerPublic:
         "version": "1",
         "state": WorkerState.READY,
         "status": status,
-        "catalogue": {"backends": ["obedient"]},
+        "catalogue": {"backends": ["obedient"], ABILITIES: [MEMBERS]},
         **STAMPS,
     }
     return WorkerPublic(**{**values, **more})

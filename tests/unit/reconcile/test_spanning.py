@@ -17,6 +17,7 @@ from gpustack.schemas import (
     PlacementStrategy,
     WorkerState,
 )
+from gpustack.schemas.workers import ABILITIES, MEMBERS
 from gpustack.server.reconcile.clock import workers as look_at_workers
 from gpustack.server.reconcile.state import State
 from support.reconcile import MemoryStore, Obedient, a_model, a_state, a_worker
@@ -137,6 +138,24 @@ async def test_unequal_workers_hold_it_together() -> None:
         placed = await until(lambda: in_state(store, S.SCHEDULED))
 
     assert [each.worker_id for each in placed.members] == [1, 2]
+
+
+async def test_a_worker_that_is_too_old_gets_no_member() -> None:
+    store = MemoryStore()
+    for number, known in ((1, {}), (2, {ABILITIES: [MEMBERS]})):
+        store.workers.put(a_worker(number, catalogue={"backends": ["obedient"], **known}))
+    store.models.put(a_model(replicas=1))
+    async with reconciling(store, Spanning()), reading(store):
+        waits = await until(
+            lambda: (one := in_state(store, S.ERROR, S.PENDING)) and one.state_message and one
+        )
+        assert waits.worker_id is None
+        assert "GPUStack of worker worker-1 is too old to take part; upgrade it there" in waits.state_message
+
+        store.workers.put(a_worker(1, version="2"))
+        placed = await until(lambda: in_state(store, S.SCHEDULED))
+
+    assert set(placed.worker_ids) == {1, 2}
 
 
 async def test_its_members_are_started_again_when_all_have_ended() -> None:

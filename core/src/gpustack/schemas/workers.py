@@ -14,6 +14,10 @@ from gpustack.schemas.common import FromWorker, Input, Output, Record, Title
 
 #: What says which start of a worker makes a request, so that another one with the same identity is told from it.
 SESSION_HEADER = "X-GPUStack-Session"
+#: What a worker can, beside what its plugins bring: a kind of names in its catalogue, which older ones lack.
+ABILITIES = "abilities"
+#: It runs one member of an instance that spans workers.
+MEMBERS = "members"
 
 
 class WorkerState(StrEnum):
@@ -214,7 +218,7 @@ class WorkerRegistration(FromWorker):
     #: Bytes of memory kept for the system: ``ram`` for the worker, ``vram`` for each GPU.
     system_reserved: Annotated[dict[str, int], AfterValidator(_possible_reserve)] = {}
     status: Measured = WorkerStatus()
-    #: Names of the extensions installed there, by kind.
+    #: Names of the extensions installed there, by kind, and of what the worker itself can: ``abilities``.
     catalogue: dict[str, list[str]] = {}
     #: Installed engine versions by backend.
     installed_versions: dict[str, list[str]] = {}

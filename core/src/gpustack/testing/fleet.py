@@ -37,6 +37,7 @@ from gpustack.schemas import (
     WorkerState,
     WorkerStatus,
 )
+from gpustack.schemas.workers import ABILITIES, MEMBERS
 from gpustack.testing.fakes.described import described, understood
 from gpustack.testing.fakes.gpus import Entry, devices_of
 from gpustack.worker.gpus import gpu_status
@@ -157,7 +158,8 @@ class FakeWorker:
 
     @property
     def _catalogue(self) -> dict[str, list[str]]:
-        return {"backends": list(self._entry.backends)} if self._entry.backends else {}
+        named = {"backends": list(self._entry.backends)} if self._entry.backends else {}
+        return {**named, ABILITIES: [MEMBERS]}
 
 
 def fleet(source: Path | str) -> tuple[FakeWorker, ...]:

@@ -29,6 +29,7 @@ from gpustack.schemas import (
     WorkerRegistration,
     WorkerStatus,
 )
+from gpustack.schemas.workers import ABILITIES, MEMBERS
 from gpustack.worker.alone import alone
 from gpustack.worker.api import WorkerApi, serve
 from gpustack.worker.artifacts import ArtifactInstaller
@@ -347,7 +348,7 @@ class Agent:
             },
             system_reserved=dict(config.system_reserved),
             status=status,
-            catalogue=self._catalogue.names(),
+            catalogue={**self._catalogue.names(), ABILITIES: [MEMBERS]},
             installed_versions=installed,
         )
 

@@ -29,6 +29,7 @@ from gpustack.plugin import (
     TryAgain,
 )
 from gpustack.schemas import FactsDocument, GpuStatus, ModelPublic, WorkerPublic
+from gpustack.schemas.workers import ABILITIES, MEMBERS
 from gpustack.server.known_backends import Engine, KnownBackends
 from gpustack.server.reconcile import byhand
 
@@ -134,9 +135,15 @@ def devices_of(worker: WorkerPublic) -> tuple[GpuDevice, ...]:
 
 
 def kind_of(worker: WorkerPublic) -> str:
-    """Return what workers have in common of which every question gets the same answer: platform, GPUs, containers."""
-    what = repr((platform_of(worker), alike(devices_of(worker)), no_containers(worker)))
+    """Return what workers have in common that the same ways are open to: platform, GPUs, containers, members."""
+    devices = alike(devices_of(worker))
+    what = repr((platform_of(worker), devices, no_containers(worker), knows_members(worker)))
     return blake2s(what.encode(), digest_size=8).hexdigest()
+
+
+def knows_members(worker: WorkerPublic) -> bool:
+    """Tell whether it can run one member of an instance; an older one would start the whole model, or nothing."""
+    return MEMBERS in worker.catalogue.get(ABILITIES, ())
 
 
 def no_containers(worker: WorkerPublic) -> str:

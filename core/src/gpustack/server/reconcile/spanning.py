@@ -16,7 +16,14 @@ from gpustack.server.known_backends import Engine
 from gpustack.server.reconcile import byhand
 from gpustack.server.reconcile.choosing import in_order
 from gpustack.server.reconcile.lore import Known, Lore
-from gpustack.server.reconcile.questions import Answer, Question, alike, devices_of, question
+from gpustack.server.reconcile.questions import (
+    Answer,
+    Question,
+    alike,
+    devices_of,
+    knows_members,
+    question,
+)
 from gpustack.server.reconcile.state import State
 
 #: Workers that one instance is divided over, at most.
@@ -53,9 +60,12 @@ def widened(state: State, lore: Lore, model: ModelPublic, known: Known, now: flo
     """Return ``known`` with the ways over several workers besides; None where there is nobody to divide it over."""
     facts, classes = _classes(state, lore, model, known)
     divisions = sorted(_divisions(model, classes), key=_size)
-    if facts is None or not divisions:
+    older = [each.name for each in lore.workers(model) if not knows_members(each)]
+    if facts is None or not (divisions or older):
         return None
     spread = Spread(replace(known, open=dict(known.open)))
+    if older:
+        spread.reasons[_too_old(older)] = None
     found: list[tuple[Division, Way]] = []
     for division in divisions:
         leader = classes[division.classes[0]][0]
@@ -90,15 +100,20 @@ def _engines(state: State, model: ModelPublic) -> list[Engine]:
 def _classes(
     state: State, lore: Lore, model: ModelPublic, known: Known
 ) -> tuple[ModelFacts | None, dict[str, list[WorkerPublic]]]:
-    """Return what the files say, and the workers that know them, by what they are alike in."""
+    """Return what the files say, and the workers that know them and members, by what they are alike in."""
     facts: ModelFacts | None = known.facts
     found: dict[str, list[WorkerPublic]] = {}
     for worker in lore.workers(model):
         there = known.facts or lore.facts_on(worker, model)
         facts = facts or there
-        if there is not None and there == facts:
+        if there is not None and there == facts and knows_members(worker):
             found.setdefault(class_of(state, model, worker), []).append(worker)
     return facts, found
+
+
+def _too_old(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"the GPUStack of worker {names[0]}{more} is too old to take part; upgrade it there"
 
 
 def class_of(state: State, model: ModelPublic, worker: WorkerPublic) -> str:
