@@ -132,8 +132,13 @@ async def test_a_ray_without_tokens_is_refused(says: str, tmp_path: Path) -> Non
 
 
 def test_folders_of_sockets_are_short_and_differ() -> None:
-    names = {str(ray.folder_of(name, attempt)) for name in ("a", "b") for attempt in (1, 2)}
+    names = {
+        str(ray.folder_of(token, name, attempt) / "ray")
+        for token in ("s", "t")
+        for name in ("a", "b")
+        for attempt in (1, 2)
+    }
 
-    assert len(names) == 4
+    assert len(names) == 8
     # A socket of Ray below it takes some 60 bytes of the 107 that the system allows.
     assert max(map(len, names)) < 45

@@ -66,6 +66,8 @@ class InstanceDriver:
         self._installed: Installed | None = None
         self._engine: Engine | None = None
         self._lease: Lease | None = None
+        #: What its engine has outside the data directory; empty for nothing.
+        self._folder = ""
         self._last_message = ""
         self._peak = Peak()
         self._notebook = Notebook(shop.config.run_dir)
@@ -332,6 +334,7 @@ class InstanceDriver:
                     container=todo.container,
                     memory_limit=self._installed.config.memory_limit,
                     attempt=instance.attempt,
+                    folder=self._folder,
                 ),
             )
         except BaseException:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -252,7 +251,9 @@ class MemberDriver(InstanceDriver):
         assert self._model is not None
         own = self._arrangement.ports
         launch = MemberLaunch(members_of(self.instance, own), self._number)
+        self._folder = ""
         if self._arrangement.ray:
+            self._folder = str(ray.folder_of(self._orders.token, self.instance.name, self._attempt))
             launch = replace(launch, around=functools.partial(ray.around, node=await self._node()))
         todo = await self._shop.desk.plan(
             self._installed, self.instance, self._model, port=port, launch=launch
@@ -279,17 +280,12 @@ class MemberDriver(InstanceDriver):
             worker_ports=ports[own + len(names) :],
             nodes=len(one.members),
             gpus=len(one.gpu_indexes),
-            folder=str(self._folder),
+            folder=str(Path(self._folder) / "ray"),
             token_file=str(token_file),
         )
 
-    @property
-    def _folder(self) -> Path:
-        return ray.folder_of(self.instance.name, self._attempt)
-
     async def _kill(self) -> None:
         await super()._kill()
-        await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
         self._free_ports()
 
     def _free_ports(self) -> None:

@@ -19,6 +19,7 @@ from gpustack.kit.process import identify, is_running, pid_space, started_at, st
 from gpustack.kit.threads import in_daemon
 from gpustack.worker.runners import cgroup
 from gpustack.worker.runners.environment import RECORD_MARKER
+from gpustack.worker.runners.private import remove_private
 from gpustack.worker.runners.records import (
     CONTAINER,
     CONTAINERS_USED,
@@ -74,6 +75,7 @@ def end_engines(run_dir: Path, records: Sequence[EngineRecord], *, grace: float)
                 left = trouble
                 continue
         cgroup.remove(record.cgroup)
+        remove_private(record.folder)
         try:
             Path(path).unlink(missing_ok=True)
         except OSError as error:  # it tells of no running process any more

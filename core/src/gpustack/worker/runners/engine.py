@@ -83,6 +83,8 @@ class Launch:
     memory_limit: int = 0
     #: See :class:`~gpustack.worker.runners.records.EngineRecord`.
     attempt: int = 0
+    #: A folder for it alone, made before it starts and removed once it has ended; see the record as well.
+    folder: str = ""
 
 
 async def start(run_dir: Path, launch: Launch) -> Engine:

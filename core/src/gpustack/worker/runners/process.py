@@ -21,6 +21,7 @@ from gpustack.worker.runners.ending import end_engines
 from gpustack.worker.runners.engine import Launch
 from gpustack.worker.runners.environment import engine_environment
 from gpustack.worker.runners.logfile import last_lines, open_fresh
+from gpustack.worker.runners.private import make_private, remove_private
 from gpustack.worker.runners.records import (
     EngineRecord,
     digest,
@@ -71,15 +72,18 @@ class EngineProcess:
             ready_timeout=plan.ready.timeout,
             ready_address=plan.ready.address,
             attempt=launch.attempt,
+            folder=launch.folder,
         )
         try:
             group = cgroup.make(path, memory_limit=launch.memory_limit)
             record = replace(record, cgroup=group)
             write_record(run_dir, record)
+            make_private(launch.folder)
             child = _spawn(run_dir, launch, group)
         except (OSError, ValueError) as error:
             remove_record(run_dir, launch.instance_id)
             cgroup.remove(record.cgroup)
+            remove_private(record.folder)
             raise GPUStackError(_not_started(plan, error)) from error
         # A process that ended already has no start time to be asked for.
         who = identify(child.pid) or ProcessId(pid=child.pid, started=moment())

@@ -55,7 +55,8 @@ class Node:
     #: How many nodes there will be, this one included.
     nodes: int
     gpus: int
-    #: Where Ray keeps its sockets: a short path, since the system allows no long ones for these.
+    #: Where Ray keeps its sockets: a short path, since the system allows no long ones for these. It opens it to
+    #: everybody, so it lies in a folder that is ours alone.
     folder: str
     token_file: str
 
@@ -90,9 +91,12 @@ async def check_version(ray: str) -> None:
         )
 
 
-def folder_of(instance_name: str, attempt: int) -> Path:
-    """Return the folder of a node's sockets: short, another for each attempt, and the same with all its members."""
-    name = hashlib.sha256(f"{instance_name} {attempt}".encode()).hexdigest()[:12]
+def folder_of(token: str, instance_name: str, attempt: int) -> Path:
+    """Return the folder of a node's sockets: short, another for each attempt, and the same with all its members.
+
+    Nobody can tell its name before it is there who does not know the members' token.
+    """
+    name = hashlib.sha256(f"{token} {instance_name} {attempt}".encode()).hexdigest()[:12]
     return Path(tempfile.gettempdir()) / f"gpustack-ray-{name}"
 
 

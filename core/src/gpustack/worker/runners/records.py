@@ -60,6 +60,8 @@ class EngineRecord:
     daemon: str = ""
     #: The control group that the process and all that it starts lie in; empty where none could be made.
     cgroup: str = ""
+    #: A folder outside the data directory that is removed with it; empty for none.
+    folder: str = ""
 
     @property
     def process(self) -> ProcessId | None:
@@ -115,7 +117,8 @@ def read_record(path: Path) -> EngineRecord | None:
         return None
     whole = all(isinstance(each, int) for each in (record.instance_id, record.port, record.pid))
     texts = all(
-        isinstance(each, str) for each in (record.runner, record.container, record.daemon, record.cgroup)
+        isinstance(each, str)
+        for each in (record.runner, record.container, record.daemon, record.cgroup, record.folder)
     )
     if not whole or not texts or not isinstance(record.started, int | float):
         return None
