@@ -176,6 +176,18 @@ async def test_status_0_alone_proves_nothing(pipx, behaviour, said) -> None:
     assert said in str(await fails(pipx(behaviour)))
 
 
+async def test_an_engine_is_tried_without_the_way_into_the_index(pipx, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("PIP_INDEX_URL", "https://user:s3cret@index/simple")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    script = f"#!/bin/sh\\nenv > {tmp_path}/seen; echo acme 1.2\\n"
+    await pipx(f"install('{script}')").ensure("acme", ACME)
+
+    seen = (tmp_path / "seen").read_text()
+    assert "s3cret" not in seen
+    assert "CUDA_VISIBLE_DEVICES=3" in seen
+    assert f"GPUSTACK_INSTALLS={tmp_path}/data_dir" in seen, "who comes after a crash finds it"
+
+
 async def test_an_engine_that_hangs_is_ended(pipx) -> None:
     error = await fails(pipx("install('#!/bin/sh\\nsleep 60\\n')", verify_timeout=1))
 

@@ -9,6 +9,7 @@ import pytest
 
 from gpustack.worker.artifacts.collect import Unused, due
 from gpustack.worker.artifacts.pipx import explain_failure
+from gpustack.worker.artifacts.proof import names
 from gpustack.worker.artifacts.receipts import Held, Receipt
 from gpustack.worker.artifacts.steps import step_of
 
@@ -62,3 +63,23 @@ def test_what_is_due() -> None:
     unused = Unused(seconds=30 * 86400, wanted={("b", "3", ())})
 
     assert due([old, young, wanted, other], unused, now) == [old, other]
+
+
+@pytest.mark.parametrize(
+    ("said", "named"),
+    [
+        ("acme 1.2", True),
+        ("acme v1.2+cpu (built for x86-64)", True),
+        ("acme/1.2.\n", True),
+        ("version: 7 (1.2)", True),
+        ("11.2.3", False),
+        ("acme 1.2.3", False),
+        ("acme 1.21", False),
+        ("acme 0.1.2", False),
+        ("acme 1.2rc1", False),
+        ("acme 1.2.post1", False),
+        ("acme 142", False),
+    ],
+)
+def test_a_version_is_named_as_a_whole(said: str, named: bool) -> None:
+    assert names(said, "1.2") is named

@@ -374,6 +374,7 @@ class ArtifactInstaller:
             cwd=self.home,
             output=output,
             timeout=self._verify_timeout,
+            mark=str(self.journal.path(link.name)),
         )
 
 

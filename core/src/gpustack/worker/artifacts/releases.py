@@ -25,6 +25,7 @@ from gpustack.worker.artifacts.child import run_child
 from gpustack.worker.artifacts.errors import InstallError
 from gpustack.worker.artifacts.fetching import Fetcher, Source, elsewhere, shown
 from gpustack.worker.artifacts.folders import disk_use
+from gpustack.worker.artifacts.proof import names
 from gpustack.worker.artifacts.receipts import Receipt, read_receipt, releases, remove_receipt, write_receipt
 from gpustack.worker.artifacts.unpacking import BadArchive, Bounds, unpack
 from gpustack.worker.environment import DEVICES, clean_environment
@@ -209,7 +210,7 @@ class ArchiveInstaller:
         if status != 0:
             last = (said.strip().splitlines() or ["it said nothing"])[-1].strip()[:300]
             return f"--version ended with status {status}: {last}"
-        if artifact.version.removeprefix("v") not in said:
+        if not names(said, artifact.version.removeprefix("v")):
             return f"--version does not name version {artifact.version}"
         return None
 
