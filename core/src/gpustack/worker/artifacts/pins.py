@@ -27,6 +27,7 @@ from packaging.utils import (
     parse_wheel_filename,
 )
 
+from gpustack.kit.locks import FileLock
 from gpustack.kit.paths import make_dir, write_atomic
 from gpustack.worker.artifacts.errors import InstallError
 from gpustack.worker.artifacts.recipe import Recipe
@@ -89,20 +90,36 @@ class Pins:
 
 async def a_pip(home: Path, run: Run) -> list[str]:
     """Return a command that is pip: pipx's own, that of our environment or of our Python, or one made below ``home``."""
-    for place in (home / "shared", home / "pip"):
-        if (python := _python(place)).exists():
-            return [str(python), "-m", "pip", "--disable-pip-version-check"]
+    if (python := _python(home / "shared")).exists():
+        return [str(python), "-m", "pip", "--disable-pip-version-check"]
     if importlib.util.find_spec("pip") is not None:
         return [sys.executable, "-P", "-m", "pip", "--disable-pip-version-check"]
     if (wheel := _bundled_pip()) is not None:
         return [sys.executable, "-P", str(wheel / "pip"), "--disable-pip-version-check"]
-    if await run([sys.executable, "-m", "venv", "--clear", str(home / "pip")], "making a place for pip"):
-        shutil.rmtree(home / "pip", ignore_errors=True)
-        raise InstallError(
-            f"{sys.executable} cannot make virtual environments: install its venv module "
-            "(Debian, Ubuntu: apt install python3-venv), or uv"
-        )
+    await _make_place(home, run)
     return [str(_python(home / "pip")), "-m", "pip", "--disable-pip-version-check"]
+
+
+async def _make_place(home: Path, run: Run) -> None:
+    """Make an environment with a pip below ``home`` where there is none. Raises InstallError."""
+    place, lock = home / "pip", FileLock(home / ".pip.lock")
+    # Written last: its python is there before its pip.
+    whole = place / "whole"
+    # Installs of other engines may need it at the same time, and none may clear it under another.
+    while not lock.acquire():
+        await asyncio.sleep(0.2)
+    try:
+        if whole.exists():
+            return
+        if await run([sys.executable, "-m", "venv", "--clear", str(place)], "making a place for pip"):
+            shutil.rmtree(place, ignore_errors=True)
+            raise InstallError(
+                f"{sys.executable} cannot make virtual environments: install its venv module "
+                "(Debian, Ubuntu: apt install python3-venv), or uv"
+            )
+        whole.touch()
+    finally:
+        lock.release()
 
 
 def _bundled_pip() -> Path | None:
