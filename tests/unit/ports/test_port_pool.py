@@ -131,3 +131,15 @@ def test_chosen_ports_are_given_together_or_not_at_all() -> None:
     assert again is not None, "and the first was given back"
     for each in (*leases, *again):
         each.free()
+
+
+def test_when_there_are_not_enough_none_is_kept() -> None:
+    ports = free_ports(2)
+    pool = PortPool(ports)
+    with pytest.raises(Unavailable, match="one"):
+        pool.take_many(3, "one")
+
+    taken = pool.take_many(2, "two")
+    assert sorted(each.port for each in taken) == sorted(ports)
+    for each in taken:
+        each.free()

@@ -75,6 +75,18 @@ class PortPool:
                 return lease
         raise Unavailable(self._exhausted(), retry_after=_RETRY)
 
+    def take_many(self, count: int, owner: str) -> list[Lease]:
+        """Return ``count`` free ports, all held for ``owner``; when there are not so many, none. Raises Unavailable."""
+        found: list[Lease] = []
+        try:
+            while len(found) < count:
+                found.append(self.take(owner))
+        except Unavailable:
+            for lease in found:
+                lease.free()
+            raise
+        return found
+
     def take_these(self, ports: Sequence[int], owner: str) -> list[Lease] | None:
         """Return exactly these ports, also of outside the range, held for ``owner``; None when one of them is not free."""
         found: list[Lease] = []

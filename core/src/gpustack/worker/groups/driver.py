@@ -215,14 +215,14 @@ class MemberDriver(InstanceDriver):
     def _take_ports(self) -> None:
         """Take the engine's own ports first, then those of a Ray: the first on a host has the ones of the options."""
         pool, name = self._shop.group_ports, self.instance.name
-        self._ports = [pool.take(name) for _ in range(self._arrangement.ports)]
+        self._ports = pool.take_many(self._arrangement.ports, name)
         if not self._arrangement.ray:
             return
         known = {**self._orders.ray_ports, **self._shop.config.ray_ports}
         wanted = [known[each] for each in self._ray_names if each in known]
         first = pool.take_these(wanted, name) if len(wanted) == len(self._ray_names) else None
-        self._ports += first or [pool.take(name) for _ in self._ray_names]
-        self._ports += [pool.take(name) for _ in range(ray.worker_ports(len(self.instance.gpu_indexes)))]
+        self._ports += first or pool.take_many(len(self._ray_names), name)
+        self._ports += pool.take_many(ray.worker_ports(len(self.instance.gpu_indexes)), name)
 
     @property
     def _ray_names(self) -> tuple[str, ...]:
