@@ -49,8 +49,6 @@ _STATES = {
     _S.RUNNING: _M.RUNNING,
     _S.ERROR: _M.FAILED,
 }
-#: In these life states there is something to end.
-_ALIVE = (_S.INITIALIZING, _S.STARTING, _S.RUNNING)
 #: A member that had come so far has lost what it held when its worker started anew.
 _HELD = (_M.PREPARED, _M.CHECKED, _M.STARTING, _M.RUNNING, _M.UNREACHABLE)
 
@@ -112,7 +110,8 @@ class MemberDriver(InstanceDriver):
             self._wanted = one.attempt
             self._post(None, life.Halted())
             self._post(None, life.Assigned())
-        elif groups.is_broken(one.members) and self.life.state in _ALIVE:
+        elif groups.is_broken(one.members):
+            # Whatever its life is now: an adoption or a start may be in the queue, and without either nothing follows.
             self._post(None, life.Halted())
 
     def _drain_with(self, one: ModelInstancePublic) -> None:
