@@ -113,6 +113,9 @@ class Odds:
             followers = tuple(self._claim() for _ in range(dice.choice((1, 1, 2))))
             if dice.random() < 0.5:
                 followers = (claim,) * len(followers)
+        places: tuple[str, ...] = ()
+        if followers and dice.random() < 0.4:
+            places = tuple(dice.choice(("", "p", "q")) for _ in range(len(followers) + 1))
         if self.pieces and not followers and dice.random() < 0.25:
             claim = self._in_pieces()
         return Way(
@@ -120,6 +123,7 @@ class Odds:
             version="1",
             claim=claim,
             followers=followers,
+            places=places,
             linked=dice.random() < 0.2,
         )
 

@@ -6,21 +6,29 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
+
 from gpustack.kit.text import GIB
 from gpustack.lifecycle import group as groups
 from gpustack.plugin import EstimateRequest, GpuDevice, LaunchPlan, LaunchRequest, Refused, ResourceClaim
 from gpustack.schemas import (
+    Claim,
+    GpuMemory,
+    GpuStatus,
     InstanceState,
     MemberReport,
     MemberState,
+    MemoryStatus,
     ModelInstancePublic,
     PlacementStrategy,
+    WorkerPublic,
     WorkerState,
+    WorkerStatus,
 )
 from gpustack.schemas.workers import ABILITIES, MEMBERS
 from gpustack.server.reconcile.clock import workers as look_at_workers
 from gpustack.server.reconcile.state import State
-from support.reconcile import MemoryStore, Obedient, a_model, a_state, a_worker
+from support.reconcile import MemoryStore, Obedient, a_model, a_state, a_worker, running
 from support.reconciling import reading, reconciling, until
 
 S, M = InstanceState, MemberState
@@ -156,6 +164,49 @@ async def test_a_worker_that_is_too_old_gets_no_member() -> None:
         placed = await until(lambda: in_state(store, S.SCHEDULED))
 
     assert set(placed.worker_ids) == {1, 2}
+
+
+def with_gpu(number: int, size: int, ram: int = 24) -> WorkerPublic:
+    gpu = GpuStatus(
+        uuid=f"g{number}", index=0, vendor="nvidia", name="L4", memory=GpuMemory(total=size * GIB)
+    )
+    return a_worker(number, status=WorkerStatus(memory=MemoryStatus(total=ram * GIB), gpu_devices=[gpu]))
+
+
+class OnGpus(Spanning):
+    """Takes nine tenths of the GPUs of two unequal workers."""
+
+    def estimate(self, request: EstimateRequest) -> ResourceClaim:
+        raise Refused("no single worker will do")
+
+    def members(
+        self, request: EstimateRequest, workers: Sequence[Sequence[GpuDevice]]
+    ) -> Sequence[ResourceClaim]:
+        sizes = [sum(each.memory_total for each in devices) for devices in workers]
+        if len(set(sizes)) < len(sizes) or len(sizes) != 2:
+            raise Refused("takes two unequal ones")
+        return [ResourceClaim(ram=0, gpus=1, vram=size * 9 // 10) for size in sizes]
+
+
+@pytest.mark.parametrize("full", [0, 2, 3])
+async def test_of_several_kinds_of_workers_each_gets_what_was_reckoned_for_it(full: int) -> None:
+    sizes = {1: 24, 2: 80, 3: 80}
+    store = a_store(workers=0)
+    for number, size in sizes.items():
+        store.workers.put(with_gpu(number, size))
+    if full:
+        store.models.put(a_model(2, replicas=1))
+        held = running(9, worker=full, model_id=2)
+        claim = Claim(vram={0: 70 * GIB})
+        store.instances.put(held.model_copy(update={"computed_resource_claim": claim}))
+    async with reconciling(store, OnGpus()), reading(store):
+        placed = await until(lambda: in_state(store, S.SCHEDULED))
+
+    taken = {each.worker_id: each.computed_resource_claim.vram for each in placed.members}
+    assert taken == {each: {0: sizes[each] * GIB * 9 // 10} for each in taken}
+    assert len(taken) == 2
+    assert 1 in taken
+    assert full not in taken
 
 
 async def test_its_members_are_started_again_when_all_have_ended() -> None:

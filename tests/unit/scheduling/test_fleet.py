@@ -26,6 +26,7 @@ from gpustack.scheduling import (
 )
 from gpustack.scheduling.filters import PIPELINE, sift
 from gpustack.scheduling.fleet import Fleet
+from gpustack.scheduling.request import is_at
 from gpustack.scheduling.snapshot import Room, mib_free, mib_needed
 from gpustack.schemas import PlacementStrategy
 from support.fleets import Odds
@@ -106,7 +107,8 @@ def _hold(fleet: Fleet, placed: Placed) -> None:
     """Claim it, and see that the members are whole and apart."""
     holdings = placed.holdings()
     assert len({each.worker_id for each in holdings}) == len(holdings) == len(placed.way.members)
-    for holding, claim in zip(holdings, placed.way.members, strict=True):
+    for holding, (claim, at) in zip(holdings, placed.way.positions, strict=True):
+        assert is_at(fleet.room(holding.worker_id).worker, at)
         assert holding.ram == claim.ram
         if claim.pieces:
             assert 1 <= len(holding.vram) <= claim.gpus
@@ -132,7 +134,8 @@ def _every_plan(fleet: Fleet, request: Request) -> Iterator[bool]:
         for some in permutations(there, len(way.members)):
             if len({room.worker.fabric for room in some}) == 1:
                 yield all(
-                    _fits(room, claim, way, request) for room, claim in zip(some, way.members, strict=True)
+                    is_at(room.worker, at) and _fits(room, claim, way, request)
+                    for room, (claim, at) in zip(some, way.positions, strict=True)
                 )
 
 

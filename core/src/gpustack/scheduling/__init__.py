@@ -13,7 +13,7 @@ from gpustack.scheduling.defragment import Proposal, Step, propose
 from gpustack.scheduling.explain import explain
 from gpustack.scheduling.plan import Packing, Placed, Refused, Share, place
 from gpustack.scheduling.preempt import Preemption, preempt
-from gpustack.scheduling.request import FilesThere, Offer, Request, Way
+from gpustack.scheduling.request import FilesThere, Offer, Request, Way, place_of
 from gpustack.scheduling.snapshot import Gpu, Holding, Room, Snapshot, Worker, others_use
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "explain",
     "others_use",
     "place",
+    "place_of",
     "preempt",
     "propose",
 ]

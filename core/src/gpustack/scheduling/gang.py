@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from gpustack.plugin.values import ResourceClaim
-
 F = TypeVar("F")
 
 
@@ -22,10 +20,8 @@ class Member(Generic[F]):
     fit: F
 
 
-def assign(
-    claims: Sequence[ResourceClaim], candidates: Sequence[Sequence[Member[F]]]
-) -> list[Member[F]] | None:
-    """Return for each of ``claims`` one of its ``candidates``, or None when not all can be met at once.
+def assign(claims: Sequence[object], candidates: Sequence[Sequence[Member[F]]]) -> list[Member[F]] | None:
+    """Return for each of ``claims``, of which equal ones have the same candidates, one of its ``candidates``, or None when not all can be met at once.
 
     Exact: the sum of costs is the least there is, and of equal sums the workers' ids, in the order of the members, are
     the smallest.
@@ -51,7 +47,7 @@ def _key(members: Sequence[Member[F]]) -> tuple[int, tuple[int, ...]]:
     return sum(each.cost for each in members), tuple(each.worker_id for each in members)
 
 
-def _search(claims: Sequence[ResourceClaim], few: Sequence[Sequence[Member[F]]]) -> list[Member[F]] | None:
+def _search(claims: Sequence[object], few: Sequence[Sequence[Member[F]]]) -> list[Member[F]] | None:
     if any(not some for some in few):
         return None
     if all(claim == claims[0] for claim in claims):

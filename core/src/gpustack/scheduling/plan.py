@@ -10,7 +10,7 @@ from gpustack.plugin.values import ResourceClaim
 from gpustack.scheduling.filters import PIPELINE, Step, Verdicts, sift
 from gpustack.scheduling.fit import Deficit, Fit, as_met, deficit, fits, possible
 from gpustack.scheduling.gang import Member, assign
-from gpustack.scheduling.request import Request, Way
+from gpustack.scheduling.request import Request, Way, is_at
 from gpustack.scheduling.scorers import SCORERS, Candidate, Scorer, best_fit
 from gpustack.scheduling.snapshot import Holding, Room, Snapshot, Worker
 from gpustack.schemas.models import PlacementStrategy
@@ -183,8 +183,11 @@ def _best(rooms: Sequence[Room], request: Request, scorer: Scorer) -> Placed | N
     for tier in sorted(offered):
         answers = []
         for way, there in offered[tier].items():
-            members = [members_of(there, claim, way, request, scorer) for claim in way.members]
-            if chosen := assign(way.members, members):
+            members = [
+                members_of((each for each in there if is_at(each.worker, at)), claim, way, request, scorer)
+                for claim, at in way.positions
+            ]
+            if chosen := assign(way.positions, members):
                 cost = sum(each.cost for each in chosen)
                 answers.append((cost, tuple(each.worker_id for each in chosen), way, chosen))
         if answers:

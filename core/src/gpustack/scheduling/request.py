@@ -18,6 +18,16 @@ class FilesThere:
     reason: str = ""
 
 
+def place_of(worker_id: int) -> str:
+    """Return the place in a way that one worker alone is at."""
+    return f"worker {worker_id}"
+
+
+def is_at(worker: Worker, place: str) -> bool:
+    """Tell whether a member that was reckoned for ``place`` may go to ``worker``."""
+    return place in ("", worker.kind, place_of(worker.id))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Way:
     """One way to run the model: a backend at a version, with the memory it takes.
@@ -30,6 +40,8 @@ class Way:
     #: Of the only member, or of the one that leads.
     claim: ResourceClaim
     followers: tuple[ResourceClaim, ...] = ()
+    #: What each member was reckoned for, the leader first: a kind of workers, or one of them; empty: any that offer this.
+    places: tuple[str, ...] = ()
     #: The GPUs of each member must be joined by fast links; without this such GPUs are merely better.
     linked: bool = False
 
@@ -37,6 +49,12 @@ class Way:
     def members(self) -> tuple[ResourceClaim, ...]:
         """Return the claims of all members, the leader's first."""
         return (self.claim, *self.followers)
+
+    @property
+    def positions(self) -> tuple[tuple[ResourceClaim, str], ...]:
+        """Return the claims of all members, each with its place."""
+        members = self.members
+        return tuple(zip(members, self.places or ("",) * len(members), strict=True))
 
     def rank(self, index: int) -> tuple[int, int]:
         """Return what ways are tried by, of the way at ``index`` of its offer: GPUs, then a part on them, then the CPU."""

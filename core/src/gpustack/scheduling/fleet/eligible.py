@@ -159,6 +159,10 @@ class Directory:
         """Return by slot whether the worker is in the cluster."""
         return self._in_classes(each.cluster_id == cluster_id for each in self._classes)
 
+    def of_kind(self, kind: str) -> Flags:
+        """Return by slot whether the worker is of ``kind``."""
+        return self._in_classes(each.kind == kind for each in self._classes)
+
     def known(self) -> Flags:
         """Return by slot whether there is a worker."""
         return self._in_classes(each.cluster_id != -1 for each in self._classes)

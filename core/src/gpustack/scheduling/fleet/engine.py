@@ -393,13 +393,19 @@ class Fleet:
     def _gang(
         self, columns: Columns, request: Request, way: Way, eligible: Eligible, extra: Extra
     ) -> tuple[tuple[int, tuple[int, ...]], Placed] | None:
-        claims = dict.fromkeys(way.members)
+        directory = self._columns()[1]
         costs = {
-            claim: kernels.costs(columns, eligible, need_of(way, claim, request), extra) for claim in claims
+            (claim, at): kernels.costs(
+                columns,
+                eligible.where(directory.of_kind(at)) if at else eligible,
+                need_of(way, claim, request),
+                extra,
+            )
+            for claim, at in dict.fromkeys(way.positions)
         }
         chosen = (
-            _equal_members(columns, *costs[way.claim], len(way.members))
-            if len(claims) == 1
+            _equal_members(columns, *costs[way.positions[0]], len(way.members))
+            if len(costs) == 1
             else _members(columns, costs, way)
         )
         if chosen is None:
@@ -457,18 +463,18 @@ def _equal_members(columns: Columns, slots: Index, cost: I64, count: int) -> lis
 
 
 def _members(
-    columns: Columns, costs: Mapping[ResourceClaim, tuple[Index, I64]], way: Way
+    columns: Columns, costs: Mapping[tuple[ResourceClaim, str], tuple[Index, I64]], way: Way
 ) -> list[Member[None]] | None:
     """Hand the cheapest of each fabric to :func:`assign`."""
-    lists: dict[ResourceClaim, list[Member[None]]] = {}
-    for claim, (slots, cost) in costs.items():
+    lists: dict[tuple[ResourceClaim, str], list[Member[None]]] = {}
+    for position, (slots, cost) in costs.items():
         if not len(slots):
             return None
         order, starts, sizes = _by_fabric(columns.fabric.take(slots), cost)
         ranks = np.arange(len(order)) - np.repeat(starts, sizes)
         workers = ((at, columns.seats[slots[at]].worker) for at in order[ranks < len(way.members)])
-        lists[claim] = [Member(int(cost[at]), worker.id, worker.fabric, None) for at, worker in workers]
-    return assign(way.members, [lists[claim] for claim in way.members])
+        lists[position] = [Member(int(cost[at]), worker.id, worker.fabric, None) for at, worker in workers]
+    return assign(way.positions, [lists[each] for each in way.positions])
 
 
 def _by_fabric(fabric: I32, cost: I64) -> tuple[Index, Index, Index]:

@@ -1,16 +1,17 @@
 """Ways to divide an instance over several workers, for a model that no single one could hold even when empty.
 
 Backends that span workers are asked for each division of equal workers, from the fewest to :data:`MOST_MEMBERS`, with
-some or all of their GPUs, and for the largest workers of different kinds together.
+some or all of their GPUs, then for small groups of the largest kinds, and for the largest workers of all together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations_with_replacement
 
 from gpustack.plugin import GpuDevice, ModelFacts, ResourceClaim
-from gpustack.scheduling import Offer, Refused, Way
+from gpustack.scheduling import Offer, Refused, Way, place_of
 from gpustack.schemas import ModelPublic, WorkerPublic
 from gpustack.server.known_backends import Engine
 from gpustack.server.reconcile import byhand
@@ -28,6 +29,9 @@ from gpustack.server.reconcile.state import State
 
 #: Workers that one instance is divided over, at most.
 MOST_MEMBERS = 8
+#: Of different kinds of workers the largest kinds are tried with each other, in groups of up to so many members.
+MOST_CLASSES = 4
+MOST_MIXED = 3
 #: Stands in the place of a way that a worker does not offer, so that the others keep theirs: no worker has its backend.
 _NONE = Way(backend="", version="", claim=ResourceClaim(ram=0))
 
@@ -84,6 +88,8 @@ def widened(state: State, lore: Lore, model: ModelPublic, known: Known, now: flo
                     version=asked.version,
                     claim=answer.claim,
                     followers=answer.followers,
+                    # What is reckoned for one kind must not go to another.
+                    places=division.classes if len(set(division.classes)) > 1 else (),
                 )
                 found.append((division, way))
             else:
@@ -118,7 +124,7 @@ def _too_old(names: Sequence[str]) -> str:
 
 def class_of(state: State, model: ModelPublic, worker: WorkerPublic) -> str:
     """Return what a worker is alike others in; of GPUs chosen by hand each has its own."""
-    return state.kinds[worker.id] if model.gpu_selector is None else f"worker {worker.id}"
+    return state.kinds[worker.id] if model.gpu_selector is None else place_of(worker.id)
 
 
 def _divisions(model: ModelPublic, classes: Mapping[str, Sequence[WorkerPublic]]) -> Iterator[Division]:
@@ -129,15 +135,32 @@ def _divisions(model: ModelPublic, classes: Mapping[str, Sequence[WorkerPublic]]
                 yield Division((name,) * members, (devices[name][:count],) * members)
     if len(classes) < 2:
         return
+    yield from dict.fromkeys(_mixed(classes, devices))
+
+
+def _mixed(
+    classes: Mapping[str, Sequence[WorkerPublic]], devices: Mapping[str, tuple[GpuDevice, ...]]
+) -> Iterator[Division]:
+    """Yield the divisions over more than one class: some of the largest ones, and the largest workers of all."""
+
+    def size(name: str, worker: WorkerPublic) -> tuple[int, int, int]:
+        return *_memory(devices[name], worker), -worker.id
+
+    names = sorted(classes, key=lambda name: max(size(name, each) for each in classes[name]), reverse=True)
+    for members in range(2, MOST_MIXED + 1):
+        # Which of a class's workers have room is for the scheduler to find out.
+        for some in combinations_with_replacement(names[:MOST_CLASSES], members):
+            if len(set(some)) > 1 and all(some.count(name) <= len(classes[name]) for name in set(some)):
+                yield Division(some, tuple(devices[name] for name in some))
     largest = sorted(
         ((name, worker) for name, workers in classes.items() for worker in workers[:MOST_MEMBERS]),
-        key=lambda each: (*_memory(devices[each[0]], each[1]), -each[1].id),
+        key=lambda each: size(*each),
         reverse=True,
     )
     for members in range(2, min(len(largest), MOST_MEMBERS) + 1):
-        names = tuple(name for name, _ in largest[:members])
-        if len(set(names)) > 1:
-            yield Division(names, tuple(devices[name] for name in names))
+        some = tuple(name for name, _ in largest[:members])
+        if len(set(some)) > 1:
+            yield Division(some, tuple(devices[name] for name in some))
 
 
 def _size(division: Division) -> tuple[int, int]:
