@@ -148,6 +148,31 @@ async def test_what_models_run_with_is_not_taken_from_them(api: Api) -> None:
     assert (await api.admin.put(f"{BACKENDS}/{row['id']}", json=one)).status_code == 200
 
 
+async def test_what_instances_run_with_is_not_taken_from_them(api: Api) -> None:
+    boxed = {"1.0": {"image_name": "any:1"}, "2": {"image_name": "any:2"}}
+    row = await made(api, backend_name="any", version_configs=boxed, default_version="2")
+    worker = await api.worker()
+    by_name = await api.model("named", backend="any")
+    by_itself = await api.model("automatic")
+    await api.model("elsewhere")
+    at = {"backend": "any", "backend_version": "1.0"}
+    for each in (by_name, by_itself):
+        await api.instance(each, worker["id"], f"{each['name']}-1", **at)
+
+    less = {**MINE, "backend_name": "any", "version_configs": {"2": boxed["2"]}, "default_version": "2"}
+    message = await refused(api, "PUT", f"/{row['id']}", 409, **less)
+    assert message.startswith("backend any would no longer have what models automatic, named run with")
+    message = await refused(api, "DELETE", f"/{row['id']}", 409)
+    assert message.startswith("backend any is in use by models automatic, named;")
+
+    # What ends has nothing to lose; and a model that means the other version needs only that.
+    for instance in (await api.services.store.instances.list(page=-1)).items:
+        await api.services.store.instances.drain(instance.id, why="placed anew", seconds=60)
+    assert (await api.admin.put(f"{BACKENDS}/{row['id']}", json=less)).status_code == 200
+    message = await refused(api, "DELETE", f"/{row['id']}", 409)
+    assert message.startswith("backend any is in use by model named;")
+
+
 async def test_a_model_that_its_backend_cannot_run_is_refused(api: Api) -> None:
     await made(api)
     model = await api.model("a", backend="mine")

@@ -149,17 +149,56 @@ def test_a_name_may_be_written_in_any_case() -> None:
 def test_who_needs_a_row() -> None:
     added = a_row("llama-cpp", version_configs={"next": {"image_name": "l:next"}})
 
-    assert uses_row(VERSIONS, a_model(backend="mine", backend_version="gone"), TWO)
-    assert not uses_row(VERSIONS, a_model(backend="llama-cpp"), added)
-    assert uses_row(VERSIONS, a_model(backend="llama-cpp", backend_version="next"), added)
+    assert uses_row(VERSIONS, a_model(backend="mine", backend_version="gone"), (), TWO)
+    assert not uses_row(VERSIONS, a_model(backend="llama-cpp"), (), added)
+    assert uses_row(VERSIONS, a_model(backend="llama-cpp", backend_version="next"), (), added)
+    assert uses_row(VERSIONS, a_model(backend="llama-cpp"), ("1.0", "next"), added)
+    assert uses_row(VERSIONS, a_model(), ("next",), added)
+    assert not uses_row(VERSIONS, a_model(), ("1.0",), added)
+    for described in ({"default_version": "1.0"}, {}):
+        plain = a_row("llama-cpp", version_configs={"1.0": {"image_name": "l:1"}}, **described)
+        assert uses_row(VERSIONS, a_model(backend="llama-cpp"), (), plain)
 
 
 def test_what_a_change_breaks() -> None:
     less = TWO.model_copy(update={"version_configs": {"v9": TWO.version_configs["v9"]}})
 
-    assert breaks(VERSIONS, a_model(backend="mine", backend_version="v10"), TWO, less)
-    assert not breaks(VERSIONS, a_model(backend="mine", backend_version="v9"), TWO, less)
-    assert not breaks(VERSIONS, a_model(backend="mine", backend_version="never"), TWO, less)
+    assert breaks(VERSIONS, a_model(backend="mine", backend_version="v10"), (), TWO, less)
+    assert not breaks(VERSIONS, a_model(backend="mine", backend_version="v9"), (), TWO, less)
+    assert not breaks(VERSIONS, a_model(backend="mine", backend_version="never"), (), TWO, less)
+    # Without a version it is the latest that there is; its instances stay with what they were placed with.
+    assert not breaks(VERSIONS, a_model(backend="mine"), ("v9",), TWO, less)
+    assert breaks(VERSIONS, a_model(backend="mine"), ("v10",), TWO, less)
+
+
+@pytest.mark.parametrize(
+    ("model", "running", "broken"),
+    [
+        ({"backend": "llama-cpp"}, (), False),
+        ({"backend": "llama-cpp"}, ("1.0",), False),
+        ({"backend": "llama-cpp"}, ("2.0",), True),
+        ({"backend": "llama-cpp", "backend_version": "2.0"}, (), True),
+        ({}, ("2.0",), True),
+        ({}, ("3.0",), False),
+    ],
+)
+def test_what_a_change_of_a_plugins_versions_breaks(
+    model: dict[str, Any], running: tuple[str, ...], broken: bool
+) -> None:
+    boxed = {"2.0": {"image_name": "l:2"}, "3.0": {"image_name": "l:3"}}
+    old = a_row("llama-cpp", default_version="2.0", version_configs=boxed)
+    new = a_row("llama-cpp", default_version="3.0", version_configs={"3.0": boxed["3.0"]})
+
+    assert breaks(VERSIONS, a_model(**model), running, old, new) is broken
+    assert not breaks(VERSIONS, a_model(**model), running, new, old)
+
+
+@pytest.mark.parametrize("default", ["", "2.0"])
+def test_an_image_is_not_taken_from_the_version_that_a_model_means(default: str) -> None:
+    old = a_row("llama-cpp", default_version=default, version_configs={default or "1.0": {"image_name": "l"}})
+    new = a_row("llama-cpp", default_version=default, version_configs={"9.0": {"image_name": "l:9"}})
+
+    assert breaks(VERSIONS, a_model(backend="llama-cpp"), (), old, new)
 
 
 @pytest.mark.parametrize(

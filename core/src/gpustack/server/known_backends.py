@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -173,22 +173,50 @@ def for_worker(model: ModelPublic, known: KnownBackends, *, backend: str, versio
     )
 
 
-def uses_row(versions: Mapping[str, str], model: Described, row: InferenceBackendRow) -> bool:
-    """Tell whether ``model``, which names the backend of ``row``, could not do without the row."""
+def uses_row(
+    versions: Mapping[str, str], model: Described, running: Collection[str], row: InferenceBackendRow
+) -> bool:
+    """Tell whether ``model`` could not do without the row.
+
+    It names the row's backend, or none and runs with it; ``running`` are the versions of its instances there.
+    """
     if row.backend_name not in versions:
         return True
-    return (model.backend_version or row.default_version) in row.version_configs
+    return any(each in row.version_configs for each in (*running, *_meant(versions, model, row)))
 
 
 def breaks(
-    versions: Mapping[str, str], model: Described, old: InferenceBackendRow, new: InferenceBackendRow
+    versions: Mapping[str, str],
+    model: Described,
+    running: Collection[str],
+    old: InferenceBackendRow,
+    new: InferenceBackendRow,
 ) -> bool:
-    """Tell whether ``model``, which names the backend of both rows, can be run with the old one alone."""
-    if old.backend_name in versions:
-        version = model.backend_version
-        return version in old.version_configs and version not in new.version_configs
-    before, after = (KnownBackends(versions, [each]).trouble(model) for each in (old, new))
-    return bool(after) and not before
+    """Tell whether ``model``, as in :func:`uses_row`, can be run with the old row alone.
+
+    An instance keeps its version when its engine starts anew, also when the model means another one by then.
+    """
+    if old.backend_name not in versions:
+        before, after = (KnownBackends(versions, [each]) for each in (old, new))
+        return any(_runs(before, model, each) and not _runs(after, model, each) for each in ("", *running))
+    changes = [*zip(running, running, strict=True)]
+    changes += zip(_meant(versions, model, old), _meant(versions, model, new), strict=True)
+    return any(was in old.version_configs and now not in new.version_configs for was, now in changes)
+
+
+def _meant(versions: Mapping[str, str], model: Described, row: InferenceBackendRow) -> list[str]:
+    """Return the version of a plugin's backend that the model's next instance gets; none when it may get another."""
+    if not model.backend:
+        return []
+    return [model.backend_version or row.default_version or versions[row.backend_name]]
+
+
+def _runs(known: KnownBackends, model: Described, version: str) -> bool:
+    try:
+        known.engine(model, model.backend, version)
+    except InvalidInput:
+        return False
+    return True
 
 
 def _joined(

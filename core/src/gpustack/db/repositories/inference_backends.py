@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable
+from typing import Any
 
 from gpustack.db.connection import Writing
+from gpustack.db.dialect import filled
 from gpustack.db.errors import conflicts
 from gpustack.db.repositories.base import Repository
 from gpustack.db.repositories.models import Models
-from gpustack.db.tables import InferenceBackend, Model
+from gpustack.db.tables import InferenceBackend, Model, ModelInstance
 from gpustack.kit.errors import Conflict, InvalidInput
 from gpustack.schemas.backends import InferenceBackendCreate, InferenceBackendRow, InferenceBackendUpdate
 from gpustack.schemas.common import Page
 from gpustack.schemas.models import ModelPublic
 
-#: Tells whether a model could not do without the row.
-Uses = Callable[[ModelPublic, InferenceBackendRow], bool]
-#: Tells whether a model runs with the first row and could not with the second.
-Breaks = Callable[[ModelPublic, InferenceBackendRow, InferenceBackendRow], bool]
+#: Tells whether a model, whose instances have the versions, could not do without the row.
+Uses = Callable[[ModelPublic, Collection[str], InferenceBackendRow], bool]
+#: Tells whether a model, whose instances have the versions, runs with the first row and could not with the second.
+Breaks = Callable[[ModelPublic, Collection[str], InferenceBackendRow, InferenceBackendRow], bool]
 _SHOWN = 10
 
 
@@ -62,7 +65,7 @@ class InferenceBackends(Repository[InferenceBackendRow]):
                     "new one"
                 )
             new = old.model_copy(update={name: getattr(wanted, name) for name in type(wanted).model_fields})
-            if users := [each for each in await self._models(tx, old) if breaks(each, old, new)]:
+            if users := [each for each, has in await self._models(tx, old) if breaks(each, has, old, new)]:
                 raise Conflict(
                     f"backend {old.backend_name} would no longer have what {_names(users)} run with; give them another "
                     "version or remove them first"
@@ -73,7 +76,7 @@ class InferenceBackends(Repository[InferenceBackendRow]):
         """Remove a row, and return what it was. Conflict when models need it."""
         async with self._session.writing() as tx:
             old = await self._get(tx, row_id, lock=True)
-            if users := [each for each in await self._models(tx, old) if uses(each, old)]:
+            if users := [each for each, has in await self._models(tx, old) if uses(each, has, old)]:
                 raise Conflict(
                     f"backend {old.backend_name} is in use by {_names(users)}; remove them or give them another backend "
                     "first"
@@ -81,8 +84,22 @@ class InferenceBackends(Repository[InferenceBackendRow]):
             await self._remove(tx, [old])
             return old
 
-    async def _models(self, tx: Writing, row: InferenceBackendRow) -> Iterable[ModelPublic]:
-        return await Models(self._session)._find(tx, Model.backend == row.backend_name)
+    async def _models(
+        self, tx: Writing, row: InferenceBackendRow
+    ) -> Iterable[tuple[ModelPublic, Collection[str]]]:
+        """Return the models that name the backend, or none and run with it, and the versions of their instances."""
+        instance, name = ModelInstance, row.backend_name
+        query = instance.select(instance.model_id, instance.backend_version).where(
+            (instance.backend == name) & instance.draining_since.is_null()
+        )
+        versions: defaultdict[int, set[str]] = defaultdict(set)
+        for each in await tx.fetch(query):
+            versions[each["model_id"]].add(each["backend_version"])
+        wanted: Any = Model.backend == name
+        if versions:
+            wanted |= (Model.backend == "") & Model.id.is_in(filled([*versions]))
+        found = await Models(self._session)._find(tx, wanted)
+        return [(each, versions.get(each.id, ())) for each in found]
 
 
 def _names(models: Iterable[ModelPublic]) -> str:
