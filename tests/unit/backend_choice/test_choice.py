@@ -24,7 +24,10 @@ MADE: dict[str, tuple[Any, str]] = {
 
 
 async def answered(
-    facts: ModelFacts, devices: tuple[GpuDevice, ...], backends: dict[str, tuple[Any, str]] = MADE
+    facts: ModelFacts,
+    devices: tuple[GpuDevice, ...],
+    backends: dict[str, tuple[Any, str]] = MADE,
+    version: str = "",
 ) -> list[tuple[Question, Answer]]:
     platform = Platform(
         system="linux", machine="x86_64", accelerators=tuple(sorted({each.type for each in devices}))
@@ -32,7 +35,7 @@ async def answered(
     questions = [
         Question(
             backend=name,
-            version=backend.default_version,
+            version=version or backend.default_version,
             facts=facts,
             parameters=(),
             devices=some,
@@ -70,7 +73,7 @@ async def test_where_there_is_no_gpu_every_backend_says_why_it_does_not_serve_sa
     refusals = {question.backend: answer.reason for question, answer in found}
     assert "llama.cpp reads GGUF files" in refusals["llama-cpp"]
     assert "SGLang needs a GPU" in refusals["sglang"]
-    assert "when it is named (--backend vllm)" in refusals["vllm"]
+    assert "name that, as in --backend vllm --backend-version 0.32.0+cpu" in refusals["vllm"]
 
 
 async def test_old_cards_are_left_to_the_backend_that_knows_them() -> None:
@@ -80,7 +83,7 @@ async def test_old_cards_are_left_to_the_backend_that_knows_them() -> None:
 
 async def test_a_named_backend_is_asked_however_little_it_is_for_the_model() -> None:
     """Its answer is a claim; that it is used by name only is for models that name none."""
-    ((_, answer),) = await answered(EIGHT, (), {"vllm": MADE["vllm"]})
+    ((_, answer),) = await answered(EIGHT, (), {"vllm": MADE["vllm"]}, "0.32.0+cpu")
     assert answer.claim is not None
     assert answer.preference.rank < 0
 

@@ -236,3 +236,19 @@ def test_members_talk_by_the_interface_that_is_set_or_else_by_that_of_their_addr
 def test_how_full_its_cache_is_comes_from_its_metrics() -> None:
     text = '# HELP x\nvllm:kv_cache_usage_perc{engine="0",model_name="m"} 0.25\nvllm:num_requests_running 1\n'
     assert VLLM.kv_cache_use(text) == 0.25
+
+
+@pytest.mark.parametrize(
+    ("accelerators", "says"),
+    [
+        ((), "this is a machine without a GPU; .* --backend-version 0.32.0\\+cpu$"),
+        (("rocm",), "this is a machine without an NVIDIA GPU; .* --backend-version 0.32.0\\+rocm700$"),
+    ],
+)
+def test_the_build_for_other_gpus_is_not_installed(accelerators: tuple[str, ...], says: str) -> None:
+    there = replace(LINUX, accelerators=accelerators)
+    with pytest.raises(Refused, match=says):
+        VLLM.artifact("0.32.0", there)
+    for version in ("0.32.0+cpu", "0.32.0+rocm700"):
+        assert VLLM.artifact(version, there).version == version
+    assert VLLM.artifact("0.32.0", replace(LINUX, accelerators=("cuda", *accelerators))).version == "0.32.0"

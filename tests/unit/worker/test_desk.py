@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any, Self
 
 from gpustack.extensions import Catalogue, Registered
-from gpustack.plugin import Host, InferenceBackend, NoSettings, ResourceClaim, Verdict
+from gpustack.plugin import Host, InferenceBackend, NoSettings, Refused, ResourceClaim, Verdict
 from gpustack.worker.desk import Desk
 
 
@@ -46,3 +46,17 @@ async def test_asked_for_by_two_at_once_a_backend_is_made_once(tmp_path: Path) -
 
     assert first is second
     assert Slow.opened == 1
+
+
+async def test_what_a_backend_refuses_to_install_leaves_nothing_to_remove(tmp_path: Path) -> None:
+    class Choosy(Slow):
+        def artifact(self, version: Any, platform: Any) -> Any:
+            raise Refused("there is none for this machine")
+
+    registered: Registered[Any] = Registered(cls=Choosy, plugin="slow", distribution="slow", version="1")
+    host = Host(log=logging.getLogger(), data_dir=tmp_path, bin_dir=tmp_path)
+    nothing: Any = SimpleNamespace()
+    machine: Any = SimpleNamespace(platform=lambda: None)
+
+    async with Desk(Catalogue(backends={"slow": registered}), host, nothing, machine) as desk:
+        await desk.remove_engine("slow", "1", ())

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from gpustack.worker.artifacts.archive import Manifest
 
 Say = Callable[[str], None]
+#: What an engine is asked for that has nothing for machines without accelerators.
+_ACCELERATORS = ("cuda", "rocm")
 _VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+_-]{0,63}")
 
 
@@ -180,26 +182,45 @@ def _have(where: Places, name: str, installed: list[str]) -> str:
 async def package_of(where: Places, name: str, version: str) -> AsyncIterator[PipxPackage | ReleaseBinary]:
     """Give what the backend is installed from on this machine. Raises NotFound, and Refused for a wrong version."""
     import logging
-    import platform
 
     from gpustack.cli.loading import load_plugins
-    from gpustack.extensions import Guard
-    from gpustack.plugin import Host, PipxPackage, Platform, Refused, ReleaseBinary
+    from gpustack.plugin import Host, PipxPackage, Refused, ReleaseBinary
 
     catalogue = load_plugins()
     registered = catalogue.backends.get(name)
     if registered is None:
         raise NotFound(_unknown(catalogue, name))
     host = Host(log=logging.getLogger("gpustack.plugins"), data_dir=where.data_dir, bin_dir=where.bin_dir)
-    here = Platform(system=platform.system().lower(), machine=platform.machine().lower(), accelerators=())
     async with catalogue.make(registered, host) as backend:
         wanted = version or backend.default_version
-        artifact: Any = await Guard.call(registered.plugin, backend.artifact, wanted, here)
+        artifact = await _artifact(registered.plugin, backend, wanted)
         if not isinstance(artifact, PipxPackage | ReleaseBinary):
             raise Refused(
                 f"backend {name} comes as {type(artifact).__name__}, and only packages and archives are installed"
             )
         yield artifact
+
+
+async def _artifact(plugin: str, backend: Any, version: str) -> Any:
+    """Return what the backend has for machines without accelerators, else for those with one. Raises Refused.
+
+    Nobody looks for accelerators here: images and archives are made on machines that have none.
+    """
+    import platform
+
+    from gpustack.extensions import Guard
+    from gpustack.plugin import Platform, Refused
+
+    here = Platform(system=platform.system().lower(), machine=platform.machine().lower())
+    try:
+        return await Guard.call(plugin, backend.artifact, version, here)
+    except Refused:
+        for each in _ACCELERATORS:
+            with suppress(Refused):
+                return await Guard.call(
+                    plugin, backend.artifact, version, replace(here, accelerators=(each,))
+                )
+        raise
 
 
 def _unknown(catalogue: Catalogue, name: str) -> str:

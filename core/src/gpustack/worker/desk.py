@@ -175,7 +175,11 @@ class Desk:
 
     async def remove_engine(self, backend: str, version: str, packages: tuple[str, ...]) -> None:
         """Remove what may be left of an engine that does not work. Raises GPUStackError with one line."""
-        await self._installer.remove(backend, await self._artifact(backend, version), extras=packages)
+        try:
+            artifact = await self._artifact(backend, version)
+        except Refused:  # there is no such version, or none for this machine: it was never begun
+            return
+        await self._installer.remove(backend, artifact, extras=packages)
 
     async def _artifact(self, name: str, version: str) -> Artifact:
         registered = self._named(name)

@@ -103,13 +103,21 @@ class Vllm(InferenceBackend[NoSettings]):
         return suggestions(request)
 
     def artifact(self, version: str, platform: Platform) -> PipxPackage:
-        """Return the package of the index; which build of it that is, the index and the platform decide."""
+        """Return the package of the index, which is built for NVIDIA GPUs, or the build that ``version`` names."""
         number = versions.number(version)
         if platform.system != "linux" or platform.machine not in ("x86_64", "aarch64"):
             raise Refused(f"vLLM comes for Linux, not for {platform.system} on {platform.machine}")
         if platform.accelerators and not set(platform.accelerators) & set(_VENDORS):
             raise Refused(
                 f"vLLM comes for GPUs of NVIDIA and AMD, not for {', '.join(platform.accelerators)}"
+            )
+        # A build for others has its name behind a plus, as vLLM's own packaging writes it; without, gigabytes come that
+        # do not run there.
+        if "cuda" not in platform.accelerators and "+" not in version:
+            what, build = ("an NVIDIA GPU", "rocm700") if platform.accelerators else ("a GPU", "cpu")
+            raise Refused(
+                f"vLLM {version} is built for NVIDIA GPUs, and this is a machine without {what}; where a build for it is "
+                f"to be had, name that, as in --backend vllm --backend-version {version}+{build}"
             )
         pinned = (_TRANSFORMERS[1],) if number <= _TRANSFORMERS[0] else ()
         return PipxPackage(
