@@ -118,7 +118,10 @@ async def test_what_makes_no_sense_is_refused(api: Api) -> None:
     for fields, says in (
         ({"backend_name": "Any"}, "backend_name: 'Any' is too much like 'any', which a plugin brings"),
         ({"default_version": "3"}, "default_version: '3' is not in version_configs: 1, 2"),
-        ({"version_configs": {}}, "a backend of your own has a default_run_command, or version_configs"),
+        (
+            {"version_configs": {}},
+            "backend_name: a backend of your own has a default_run_command, or version_c",
+        ),
         ({"version_configs": {"1": {}}}, "version_configs.1: it has neither run_command nor image_name"),
         (
             {"version_configs": {"1": {"runner": "container"}}},

@@ -50,6 +50,20 @@ def test_apply_changes_what_is_there(cli: Cli, api: FakeApi, file: str) -> None:
     assert json.loads(cli("backends", "apply", file, "--json").out)["created_now"] is False
 
 
+def test_a_file_that_says_not_how_it_runs_is_told_with_its_line(cli: Cli, api: FakeApi, file: str) -> None:
+    Path(file).write_text("description: x\nbackend_name: mine\n")
+    api.on("GET", f"{PATH}/backend_name/mine", Reply(404, {"code": 404, "message": "there is none"}))
+
+    ended = cli("backends", "apply", file)
+
+    assert (ended.status, ended.out, ended.err.count("\n")) == (2, "", 1)
+    assert f"{file}:2: backend_name: a backend of your own has a default_run_command" in ended.err
+    # A plugin's backend need not say it.
+    api.on("GET", f"{PATH}/backend_name/mine", Reply(body={**MINE, "is_built_in": True}))
+    api.on("PUT", f"{PATH}/7", Reply(body=MINE))
+    assert cli("backends", "apply", file).status == 0
+
+
 def test_a_bad_file_asks_nobody(cli: Cli, api: FakeApi, file: str) -> None:
     Path(file).write_text(FILE.replace("serve {{port}}", "serve {{prot}}"))
 

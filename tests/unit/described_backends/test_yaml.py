@@ -22,6 +22,40 @@ version_configs:
 """
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (
+            "description: x\nbackend_name: mine",
+            "f:2: backend_name: a backend of your own has a default_run_command",
+        ),
+        (GOOD.replace('"1.0"\n', '"3"\n'), "f:2: default_version: '3' is not in version_configs: 1.0, 2.0"),
+        (
+            GOOD.replace("default_run_command", "description"),
+            "f:5: version_configs.1.0: it has neither run_command nor image_name",
+        ),
+        (
+            GOOD.replace('{A: "1"}', "{}\n    runner: container"),
+            "f:6: version_configs.2.0: a container needs an image_name",
+        ),
+        (
+            GOOD.replace("serve2", "nice {{command}}"),
+            "f:7: version_configs.2.0.run_command: {{command}} is the engine that a plugin installs",
+        ),
+        (
+            GOOD + "    packages: [einops]",
+            "f:9: version_configs.2.0.packages: they go into the environment of an engine",
+        ),
+    ],
+)
+def test_a_backend_that_no_plugin_brings_says_how_it_runs(text: str, says: str) -> None:
+    read_backend(text, "f", ["mine"])
+
+    with pytest.raises(InvalidInput) as caught:
+        read_backend(text, "f", [])
+    assert str(caught.value).startswith(says)
+
+
 def test_what_was_written_is_read_again() -> None:
     read = read_backend(GOOD, "f")
     public = InferenceBackendPublic(
@@ -46,6 +80,8 @@ def test_what_was_written_is_read_again() -> None:
             "f:7: version_configs.2.0.run_command: there is no placeholder {{prot}}; the known ones are {{model_path}}",
         ),
         (GOOD.replace('A: "1"', 'A-B: "1"'), "f:8: version_configs.2.0.env: 'A-B' is not an environment variable"),
+        (GOOD + "    packages: [a b c]", "f:9: version_configs.2.0.packages: 'a b c' is no package"),
+        (GOOD + "    runner: box", "f:9: version_configs.2.0.runner: it is 'box', and can be 'process' or 'container'"),
         ("backend_name: a b", "f:1: backend_name: 'a b' has characters that cannot be there"),
         ("backend_name: x\nbackend_name: y", "f:2: backend_name is there twice"),
         (BOMB, "f:1: more than 20000 values"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,9 +29,14 @@ def apply(file: Path, target: Target, as_json: bool) -> None:
     from gpustack.cli.yaml_places import as_usage, read_text
     from gpustack.schemas.backend_yaml import read_backend
 
-    with as_usage():
-        wanted = read_backend(read_text(file), file)
-    backend, created = target.ask(lambda client: _apply(client, wanted), changes=True)
+    text = read_text(file)
+
+    def read(plugins: Container[str] | None = None) -> InferenceBackendCreate:
+        with as_usage():
+            return read_backend(text, file, plugins)
+
+    name = read().backend_name  # what is wrong with it in any case needs no server
+    backend, created = target.ask(lambda client: _apply(client, name, read), changes=True)
     if as_json:
         emit_json({**backend.model_dump(mode="json"), "created_now": created})
         return
@@ -39,11 +44,14 @@ def apply(file: Path, target: Target, as_json: bool) -> None:
     click.echo(f"{'Added' if created else 'Changed'} {backend.backend_name}: {versions}.")
 
 
-async def _apply(client: Client, wanted: InferenceBackendCreate) -> tuple[InferenceBackendPublic, bool]:
+async def _apply(
+    client: Client, name: str, read: Callable[[Container[str]], InferenceBackendCreate]
+) -> tuple[InferenceBackendPublic, bool]:
     try:
-        before = await client.backends.by_name(wanted.backend_name)
+        before = await client.backends.by_name(name)
     except NotFound:
-        return await client.backends.create(wanted), True
+        return await client.backends.create(read(())), True
+    wanted = read((name,) if before.is_built_in else ())
     return await client.backends.update(before.id, wanted), before.created_at is None
 
 

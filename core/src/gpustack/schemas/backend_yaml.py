@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from gpustack.kit.errors import InvalidInput
-from gpustack.schemas.backends import InferenceBackendCreate, InferenceBackendPublic
+from gpustack.schemas.backends import InferenceBackendCreate, InferenceBackendPublic, lacking
+
+if TYPE_CHECKING:
+    from gpustack.kit.yaml_places import Located
 
 #: Far more than a backend with all its versions has.
 _MOST_VALUES = 20_000
 
 
-def read_backend(text: str, where: Path | str) -> InferenceBackendCreate:
+def read_backend(
+    text: str, where: Path | str, plugins: Container[str] | None = None
+) -> InferenceBackendCreate:
     """Return the backend in a YAML ``text``; ``where`` names it in messages.
 
+    ``plugins`` are the backends that need not say how they are run; None when they are not known.
     Raises InvalidInput with one line that has the number of the line at fault.
     """
     from gpustack.kit.yaml_places import located
@@ -25,13 +32,19 @@ def read_backend(text: str, where: Path | str) -> InferenceBackendCreate:
     if not isinstance(read.document, dict):
         raise InvalidInput(f"{where}:1: a backend is a mapping that begins with backend_name")
     try:
-        return InferenceBackendCreate.model_validate(read.document)
+        wanted = InferenceBackendCreate.model_validate(read.document)
     except ValidationError as error:
         problem = error.errors()[0]
         place = tuple(each for each in problem["loc"] if each != "[key]")
-        name = ".".join(map(str, place))
-        line = f"{where}:{read.line(place)}: {name}: " if name else f"{where}:{read.line(place)}: "
-        raise InvalidInput(line + _said(problem)) from error
+        raise _at(place, _said(problem), read, where) from error
+    if plugins is not None and wanted.backend_name not in plugins and (found := lacking(wanted)):
+        raise _at(*found, read, where)
+    return wanted
+
+
+def _at(place: tuple[Any, ...], what: str, read: Located, where: Path | str) -> InvalidInput:
+    name = "".join(f"{each}: " for each in [".".join(map(str, place))] if each)
+    return InvalidInput(f"{where}:{read.line(place)}: {name}{what}")
 
 
 def write_backend(backend: InferenceBackendPublic) -> str:
@@ -54,6 +67,8 @@ def _filled(config: dict[str, Any]) -> dict[str, Any]:
 
 def _said(problem: Any) -> str:
     match problem["type"]:
+        case "literal_error":
+            return f"it is {problem['input']!r}, and can be {problem['ctx']['expected']}"
         case "extra_forbidden":
             return "there is no such field"
         case "missing":

@@ -9,14 +9,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
-from gpustack.kit.command_template import words_of
+from gpustack.kit.command_template import uses, words_of
 from gpustack.schemas.common import Input, Output, Record, Title
+from gpustack.schemas.packages import normal_packages
 
 #: How an engine is run: a process of the worker's machine, or a container there.
 Runner = Literal["process", "container"]
 #: How parameters are handed on: as ``--name value`` or as ``--name=value``; empty as they were given.
 ParameterFormat = Literal["", "space", "equal"]
 
+#: What a command of one's own cannot have.
+_NO_ENGINE = "{{command}} is the engine that a plugin installs, and here none does; name the program"
 #: Versions of one backend, and its default parameters.
 MOST = 200
 #: A model names backend and version, so neither is longer than there.
@@ -28,7 +31,6 @@ VersionName = Annotated[
     str, StringConstraints(min_length=1, max_length=64, pattern=r"^[0-9A-Za-z][0-9A-Za-z.+_-]*$")
 ]
 ENV_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
-_PACKAGE = re.compile(r"[A-Za-z0-9][^\x00\n]{0,500}")
 
 #: What other systems' files and our own answers hold besides, and what follows from the rest.
 _DERIVED = frozenset(
@@ -115,9 +117,7 @@ class BackendVersionConfig(BaseModel):
     @field_validator("packages")
     @classmethod
     def _requirements(cls, packages: list[str]) -> list[str]:
-        for each in packages:
-            if not _PACKAGE.fullmatch(each.strip()):
-                raise ValueError(f"{each!r} is no package; name them as in transformers==4.53.3")
+        normal_packages(packages)
         return [each.strip() for each in packages]
 
     @model_validator(mode="after")
@@ -182,6 +182,32 @@ class InferenceBackendYaml(Input):
     """A backend as the text of a YAML file."""
 
     content: str = Field(min_length=1, max_length=1 << 20)
+
+
+def lacking(wanted: InferenceBackendUpdate) -> tuple[tuple[str, ...], str] | None:
+    """Return what keeps a backend that no plugin brings from running: the place of the field, and a clause; or None."""
+    default, configs = wanted.default_version, wanted.version_configs
+    if default and configs and default not in configs:
+        return ("default_version",), f"{default!r} is not in version_configs: {', '.join(configs)}"
+    if not configs and not wanted.default_run_command:
+        return ("backend_name",), "a backend of your own has a default_run_command, or version_configs"
+    if uses(wanted.default_run_command, "command"):
+        return ("default_run_command",), _NO_ENGINE
+    for version, config in configs.items():
+        place = ("version_configs", version)
+        if config.runner == "container":
+            if not config.image_name:
+                return place, "a container needs an image_name"
+        elif not (config.run_command or wanted.default_run_command):
+            return place, "it has neither run_command nor image_name, and there is no default_run_command"
+        if uses(config.run_command, "command"):
+            return (*place, "run_command"), _NO_ENGINE
+        if config.packages:
+            return (
+                (*place, "packages"),
+                "they go into the environment of an engine that a plugin installs, and a command of one's own has none",
+            )
+    return None
 
 
 class InferenceBackendRow(Record):

@@ -23,6 +23,7 @@ from gpustack.schemas import (
     WorkerPublic,
 )
 from gpustack.schemas.backend_yaml import read_backend, write_backend
+from gpustack.schemas.backends import lacking
 from gpustack.server.api.listing import Select, paged, watched
 from gpustack.server.auth.caller import Req
 from gpustack.server.body import Body, one
@@ -103,9 +104,8 @@ async def create_backend_from_yaml(
     request: Req, data: JSONBody[InferenceBackendYaml]
 ) -> Response[InferenceBackendPublic]:
     """Describe a backend by a YAML file; what is wrong with it is told with its line."""
-    return one(
-        await _created(request, await asyncio.to_thread(read_backend, data.content, "content")), status=201
-    )
+    wanted = await asyncio.to_thread(read_backend, data.content, "content", _versions(request))
+    return one(await _created(request, wanted), status=201)
 
 
 @put("/inference-backends/{backend_id:int}", dto=Body[InferenceBackendUpdate], tags=_TAGS)
@@ -121,7 +121,7 @@ async def update_backend_from_yaml(
     request: Req, backend_id: FromPath[int], data: JSONBody[InferenceBackendYaml]
 ) -> Response[InferenceBackendPublic]:
     """Replace the description of a backend by that in a YAML file."""
-    wanted = await asyncio.to_thread(read_backend, data.content, "content")
+    wanted = await asyncio.to_thread(read_backend, data.content, "content", _versions(request))
     return one(await _updated(request, backend_id, wanted))
 
 
@@ -157,24 +157,13 @@ async def _updated(request: Req, backend_id: int, wanted: InferenceBackendUpdate
 
 def _check(request: Req, wanted: InferenceBackendUpdate) -> None:
     """Raise InvalidInput for what goes together only in a backend that a plugin brings, or the other way round."""
-    known = _versions(request)
-    name, default, configs = wanted.backend_name, wanted.default_version, wanted.version_configs
+    known, name = _versions(request), wanted.backend_name
     if name in known:
         return
     if alike := [each for each in known if each.casefold() == name.casefold()]:
         raise InvalidInput(f"backend_name: {name!r} is too much like {alike[0]!r}, which a plugin brings")
-    if default and configs and default not in configs:
-        raise InvalidInput(f"default_version: {default!r} is not in version_configs: {', '.join(configs)}")
-    if not configs and not wanted.default_run_command:
-        raise InvalidInput("a backend of your own has a default_run_command, or version_configs")
-    for version, config in configs.items():
-        if config.runner == "container":
-            if not config.image_name:
-                raise InvalidInput(f"version_configs.{version}: a container needs an image_name")
-        elif not (config.run_command or wanted.default_run_command):
-            raise InvalidInput(
-                f"version_configs.{version}: it has neither run_command nor image_name, and there is no default_run_command"
-            )
+    if found := lacking(wanted):
+        raise InvalidInput(f"{'.'.join(found[0])}: {found[1]}")
 
 
 async def _all(request: Req) -> list[InferenceBackendPublic]:
