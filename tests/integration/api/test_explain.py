@@ -201,4 +201,20 @@ async def test_a_backend_that_was_not_named_is_told_with_why(api: Api) -> None:
     ]
 
     assert told[0][0].startswith("chosen any")
+    assert told[1][0] == "backend any: the model names it"
     assert not any("chosen" in each for each in told[1])
+
+
+async def test_what_failed_is_told_with_the_reason(api: Api) -> None:
+    worker = await api.worker(**ROOMY)
+    model = await api.model("tiny", backend="any")
+    await _read(api, model, worker)
+    why = "the engine exited with status 2: no such flag; trying again in 10 s"
+    await api.instance(
+        model, worker["id"], state=InstanceState.ERROR, backend="any", state_message=f"{why}\nlast lines"
+    )
+
+    told = (await api.admin.get(f"/v2/models/{model['id']}/explain")).json()["instances"][0]
+
+    assert told["summary"].startswith("failed on worker w")
+    assert told["summary"].endswith(f": {why}")

@@ -266,3 +266,12 @@ def test_the_default_version_has_a_lock_with_hashes_and_others_have_none(backend
     assert len(hashes_of(locked.constraints)["xllamacpp"]) > 5
     assert "http" not in locked.constraints
     assert backend.artifact("2026.8.10566", LINUX).constraints == ""
+
+
+@pytest.mark.parametrize(
+    "said", ["unrecognized arguments: --nosuchflag", "--lora: /no.gguf is not a readable file"]
+)
+def test_what_its_launcher_refuses_is_the_reason(backend, said: str) -> None:
+    log = f"begin\ngpustack-llama-server: {said} (see gpustack-llama-server --help)\n"
+    assert backend.failure(log) == f"its parameters are refused: {said}"
+    assert backend.failure("") == ""

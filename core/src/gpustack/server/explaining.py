@@ -145,9 +145,11 @@ class _Look:
         )
 
     async def choice(self, instance: ModelInstancePublic) -> list[str]:
-        """Return why its backend serves it and not another, by what they say now; nothing when the model names one."""
+        """Return why its backend serves it and not another, by what they say now."""
+        if self._model.backend:
+            return [f"backend {self._model.backend}: the model names it"]
         worker = self.state.workers.get(instance.worker_id or 0)
-        if self._model.backend or worker is None or (facts := self._facts(worker)) is None:
+        if worker is None or (facts := self._facts(worker)) is None:
             return []
         asked = questions(self._model, worker, facts, self.state.known)
         await self._answer(each for each in asked if each not in self.state.answers)

@@ -74,7 +74,7 @@ def where(instance: ModelInstancePublic) -> InstanceExplanation:
         instance_name=instance.name,
         state=instance.state,
         outcome=Outcome.PLACED,
-        summary=f"{_VERBS.get(instance.state, 'starts')} on {place}",
+        summary=f"{_VERBS.get(instance.state, 'starts')} on {place}{_why(instance)}",
         backend=instance.backend,
         backend_version=instance.backend_version,
         seats=[
@@ -88,6 +88,14 @@ def where(instance: ModelInstancePublic) -> InstanceExplanation:
     )
 
 
+def _why(instance: ModelInstancePublic) -> str:
+    """Return what an engine that does not run is waiting for or failed of, as the end of a line."""
+    if instance.state in (_S.RUNNING, _S.UNREACHABLE):
+        return ""
+    said = instance.state_message.partition("\n")[0]
+    return f": {said}" if said else ""
+
+
 def _members(instance: ModelInstancePublic) -> InstanceExplanation:
     """Return where the members of an instance are."""
     names = ", ".join(each.worker_name for each in instance.members)
@@ -96,7 +104,7 @@ def _members(instance: ModelInstancePublic) -> InstanceExplanation:
         instance_name=instance.name,
         state=instance.state,
         outcome=Outcome.PLACED,
-        summary=f"{_VERBS.get(instance.state, 'starts')} on workers {names}: it fits on no single one",
+        summary=f"{_VERBS.get(instance.state, 'starts')} on workers {names}, since it fits on no single one{_why(instance)}",
         backend=instance.backend,
         backend_version=instance.backend_version,
         seats=[

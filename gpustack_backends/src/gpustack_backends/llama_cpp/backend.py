@@ -41,6 +41,8 @@ _CATEGORIES = ("llm", "embedding", "reranker")
 _VERSION = re.compile(
     r"(0|[1-9]\d*)(\.(0|[1-9]\d*))*((a|b|rc)(0|[1-9]\d*))?(\.post(0|[1-9]\d*))?(\.dev(0|[1-9]\d*))?"
 )
+#: What the launcher says before it ends.
+_REFUSED = re.compile(rf"^{COMMAND}: ([^\n]{{1,300}}) \(see {COMMAND} --help\)$", re.MULTILINE)
 #: What xllamacpp is built for.
 _PLATFORMS = {
     "linux": ("x86_64", "aarch64"),
@@ -142,8 +144,9 @@ class LlamaCpp(InferenceBackend[NoSettings]):
         return LaunchPlan(argv=tuple(argv), env={"GGML_NO_BACKTRACE": "1"})
 
     def failure(self, log: str) -> str:
-        """Read out of the log what llama.cpp says of the model and its files."""
-        return failure_in(log)
+        """Read out of the log what llama.cpp says of the model and its files, or its launcher of the parameters."""
+        found = _REFUSED.search(log)
+        return failure_in(log) or (f"its parameters are refused: {found[1]}" if found else "")
 
     def metrics(self) -> Mapping[str, str]:
         """Map what llama.cpp counts."""
