@@ -73,6 +73,11 @@ async def test_what_cannot_be_is_refused_in_one_line(api: Api) -> None:
     worker = await a_worker(api)
     for body, status, said in (
         (
+            {"backend": "custom"},
+            400,
+            "backend custom installs nothing: its models bring a command or an image",
+        ),
+        (
             {"worker_id": worker["id"], "backend": "nope", "version": "1"},
             400,
             "has no backend 'nope'; it has: any",

@@ -75,7 +75,7 @@ async def test_a_version_that_the_plugin_does_not_know_is_run_by_its_command(
     [
         ({"command": "no-such-thing {{port}}"}, "run_command: there is no program 'no-such-thing' on this worker, in its"),
         ({"command": "/no/such {{port}}"}, "run_command: the program /no/such does not exist on this worker; put it there"),
-        ({"command": "{{model_path}}"}, "m.gguf is not executable on this worker; put it there"),
+        ({"command": "{{model_path}}"}, "m.gguf may not be run on this worker; `chmod +x` allows it, if it is a program"),
         ({"command": "bin/x"}, "run_command: the program 'bin/x' is neither a name nor an absolute path"),
         ({"trouble": "backend mine has no version '1'; it has 2"}, "backend mine has no version '1'; it has 2"),
         ({"backend_packages": ["more==1"]}, "m runs by a command of its own, which has no environment that more==1 could"),

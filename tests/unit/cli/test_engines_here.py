@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from gpustack.cli.engines import Places, package_of
+from gpustack.cli.engines import Places, export_archive, install, package_of, remove
+from gpustack.kit.errors import GPUStackError
 from gpustack.plugin import Refused
 
 
@@ -35,3 +36,17 @@ async def test_a_version_that_cannot_be_is_refused_with_the_first_reason(where: 
     with pytest.raises(Refused, match="is no version of vLLM"):
         async with package_of(where, "vllm", "newest"):
             pass
+
+
+async def test_what_is_not_installed_is_told_in_words(where: Places, tmp_path: Path) -> None:
+    for doing, says in (
+        (install(where, "custom", print), "backend custom installs nothing: its models bring a command or an image"),
+        (
+            export_archive(where, "llama-box", tmp_path / "x.tar", print),
+            "backend llama-box comes as an archive; only engines that come as Python packages are exported and imported",
+        ),
+        (remove(where, "mine", print), "what was described is removed with `gpustack backends delete mine`"),
+    ):  # fmt: skip
+        with pytest.raises(GPUStackError) as caught:
+            await doing
+        assert str(caught.value).endswith(says)

@@ -130,12 +130,17 @@ async def install(where: Places, text: str, say: Say, packages: Sequence[str] = 
 
 async def remove(where: Places, text: str, say: Say, packages: Sequence[str] = ()) -> tuple[str, str]:
     """Remove an engine; return backend and version. Raises NotFound when it is not there, Conflict while it runs."""
+    from gpustack.cli.loading import load_plugins
     from gpustack.cli.processes import using
 
     name, version = named(text)
     extras = extras_of(packages)
     installed = where.installer().installed().get(name, [])
     if not version:
+        if name not in (known := load_plugins()).backends:
+            raise NotFound(
+                f"{_unknown(known, name)}; what was described is removed with `gpustack backends delete {name}`"
+            )
         raise WrongUsage(f"which version? {_have(where, name, installed)}; name one as {name}==VERSION")
     async with package_of(where, name, version) as package:
         installer = where.installer()
@@ -185,6 +190,7 @@ async def package_of(where: Places, name: str, version: str) -> AsyncIterator[Pi
 
     from gpustack.cli.loading import load_plugins
     from gpustack.plugin import Host, PipxPackage, Refused, ReleaseBinary
+    from gpustack.worker.artifacts.recipe import not_made
 
     catalogue = load_plugins()
     registered = catalogue.backends.get(name)
@@ -195,9 +201,7 @@ async def package_of(where: Places, name: str, version: str) -> AsyncIterator[Pi
         wanted = version or backend.default_version
         artifact = await _artifact(registered.plugin, backend, wanted)
         if not isinstance(artifact, PipxPackage | ReleaseBinary):
-            raise Refused(
-                f"backend {name} comes as {type(artifact).__name__}, and only packages and archives are installed"
-            )
+            raise Refused(f"backend {name} {not_made(artifact)}")
         yield artifact
 
 

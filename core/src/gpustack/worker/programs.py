@@ -24,7 +24,11 @@ def find_program(name: str, bin_dir: Path, *environments: Mapping[str, str]) -> 
     if named.is_absolute():
         if named.is_file() and os.access(named, os.X_OK):
             return name
-        what = "is not executable" if named.exists() else "does not exist"
+        if named.is_file():
+            raise Refused(
+                f"run_command: {name} may not be run on this worker; `chmod +x` allows it, if it is a program"
+            )
+        what = "is no file" if named.exists() else "does not exist"
         raise Refused(f"run_command: the program {name} {what} on this worker; put it there")
     if named.name != name:
         raise Refused(f"run_command: the program {name!r} is neither a name nor an absolute path")

@@ -23,7 +23,7 @@ from gpustack.server.api.models import known_backends
 from gpustack.server.auth.caller import Access, Req, Via
 from gpustack.server.body import Body, nothing, one
 from gpustack.server.body import page as page_answer
-from gpustack.server.known_backends import Engine
+from gpustack.server.known_backends import CUSTOM, Engine
 from gpustack.server.services import services
 
 _WORKER = {"access": Access.WORKER}
@@ -65,6 +65,8 @@ async def install_engine(
     The answer comes at once; the environments tell how far they are. One that is installed is looked at, not made anew.
     """
     parts = services(request)
+    if data.backend == CUSTOM:
+        raise InvalidInput("backend custom installs nothing: its models bring a command or an image")
     name = EngineName(
         backend=data.backend, version=data.version or _default_version(request, data), packages=data.packages
     )

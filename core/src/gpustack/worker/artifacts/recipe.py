@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from packaging.utils import canonicalize_name
 
-from gpustack.plugin import Artifact, PipxPackage, Refused
+from gpustack.plugin import Artifact, ContainerImage, PipxPackage, Refused, ReleaseBinary
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,10 +23,7 @@ class Recipe:
     def of(cls, backend: str, artifact: Artifact, extras: tuple[str, ...] = ()) -> Recipe:
         """Return the recipe. Raises Refused for artifacts of a kind that pipx does not install."""
         if not isinstance(artifact, PipxPackage):
-            kind = type(artifact).__name__
-            raise Refused(
-                f"backend {backend} comes as {kind}, and this worker installs packages with pipx, and archives"
-            )
+            raise Refused(f"backend {backend} {not_made(artifact)}")
         return cls(backend=backend, package=artifact, extras=extras)
 
     @property
@@ -60,6 +57,16 @@ class Recipe:
     def wheel_digest(self) -> str:
         """SHA-256 of the wheel that GPUStack supplies; empty when an index does."""
         return "" if self.package.wheel is None else hashlib.sha256(self.package.wheel).hexdigest()
+
+
+def not_made(artifact: Artifact) -> str:
+    """Return why there is no environment of what is no package, as the end of a sentence that begins with its backend."""
+    match artifact:
+        case ReleaseBinary():
+            return "comes as an archive; only engines that come as Python packages are exported and imported"
+        case ContainerImage():
+            return "comes as an image, which is pulled when a model starts, and not installed"
+    return "installs nothing: its models bring a command or an image"
 
 
 def _digest(*words: str) -> str:
