@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
+import signal
+import socket
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -65,6 +69,71 @@ async def test_a_start_that_fails_once_it_was_ready_is_tried_again(tmp_path: Pat
     # In this order, as the supervisor does it: what listens to the process ends with the process.
     await child.stop(5)
     await asyncio.gather(running, return_exceptions=True)
+
+
+#: Ends at once, and leaves a program that holds its pipe.
+LEAVES = """\
+import os, subprocess, sys
+fd = int(sys.argv[1])
+os.write(fd, b"READY\\n")
+print(subprocess.Popen(["sleep", "60"], pass_fds=[fd], start_new_session=True).pid, flush=True)
+"""
+
+
+async def test_what_a_child_has_left_holds_up_no_new_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(children, "_LAST_WORDS", 0.1)
+    monkeypatch.setattr(
+        children, "role_command", lambda _name, _place, fd, *_, **__: [sys.executable, "-c", LEAVES, str(fd)]
+    )
+    said: list[str] = []
+    child = a_child(tmp_path, said)
+    running = asyncio.create_task(child.run())
+    try:
+        await until(lambda: child.describe()["restarts"] >= 1, seconds=10)
+    finally:
+        running.cancel()
+        await child.stop(5)
+        await asyncio.gather(running, return_exceptions=True)
+        for pid in (tmp_path / "log" / "server.log").read_text().split():
+            os.kill(int(pid), signal.SIGKILL)
+    assert "exited with status 0" in said[0]
+
+
+#: A role that does nothing but start a program, as it starts those that install; it tells what that has open.
+STARTS = """\
+import json, os, pathlib, sys
+from gpustack.app import child
+from gpustack.worker.artifacts.child import run_child
+async def run(configuration, sockets, parent):
+    script = 'for fd in /proc/self/fd/*; do readlink $fd; done'
+    here = pathlib.Path(sys.argv[3])
+    await run_child(["sh", "-c", script], env=dict(os.environ), cwd=here, output=here / "open", timeout=30)
+child._role = lambda name: run
+sys.exit(child.main())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_what_a_role_starts_has_none_of_its_pipe_and_sockets(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        arguments = {"ready_fd": writer, "sockets": {"http": listener.fileno()}, "parent": None}
+        done = subprocess.run(
+            [sys.executable, "-c", STARTS, "worker", json.dumps(arguments), str(tmp_path)],
+            input=json.dumps({"settings": {"debug": False}}) + "\n",
+            pass_fds=[writer, listener.fileno()],
+            text=True,
+            check=False,
+        )
+        ours = {str(Path(f"/proc/self/fd/{fd}").readlink()) for fd in (writer, listener.fileno())}
+    os.close(reader)
+    os.close(writer)
+    assert done.returncode == 0
+    opened = (tmp_path / "open").read_text().splitlines()
+    assert opened
+    assert not ours & set(opened)
 
 
 async def test_a_child_that_cannot_be_started_at_all_is_given_up(

@@ -17,7 +17,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any
 
 from gpustack.app.parent import Parent
@@ -36,6 +36,7 @@ Run = Callable[[dict[str, Any], dict[str, socket.socket], Parent], Awaitable[Non
 def main() -> int:
     """Run one role until it is asked to end; returns the exit status."""
     role, arguments = sys.argv[1], json.loads(sys.argv[2])
+    _keep_to_ourselves([arguments["ready_fd"], *arguments["sockets"].values()])
     if arguments["parent"] is not None:
         end_with_parent(arguments["parent"])
     run = _role(role)
@@ -89,6 +90,15 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     import uvloop
 
     return uvloop.new_event_loop
+
+
+def _keep_to_ourselves(fds: Iterable[int]) -> None:
+    """Have no program that we start inherit ``fds``, which uvloop would hand on whatever is said of closing.
+
+    Whoever holds the pipe counts as this role, and whoever holds a socket keeps its port.
+    """
+    for fd in fds:
+        os.set_inheritable(fd, False)
 
 
 def _own_input() -> int:

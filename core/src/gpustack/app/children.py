@@ -26,6 +26,8 @@ STABLE = 30.0
 FIRST_WAIT = 0.05
 #: Seconds for a process to apply other settings.
 _RELOAD = 5.0
+#: Seconds to read what a process that has ended had said before.
+_LAST_WORDS = 1.0
 _LOG_LIMIT = 20 << 20
 
 
@@ -186,8 +188,8 @@ class PythonChild(Child):
         feeding = asyncio.create_task(self._send(process))
         try:
             status = await process.wait()
-            # What it has said last; the pipe ends with it.
-            await asyncio.gather(listening, return_exceptions=True)
+            # What it has said last. The pipe ends with it, unless a program that it has left holds the other end.
+            await asyncio.wait([listening], timeout=_LAST_WORDS)
         finally:
             # One that outlives us keeps its end open.
             for task in (listening, feeding):
