@@ -14,6 +14,7 @@ import pytest
 
 from gpustack.kit.locks import FileLock
 from gpustack.kit.process import identify
+from gpustack.worker.artifacts.folders import MARKER
 from gpustack.worker.runners.records import EngineRecord, read_records, write_record
 from support.fake_api import FakeApi, Reply, a_model, fake_api, page
 
@@ -103,6 +104,28 @@ def test_stop_ends_engines_that_a_crash_left_behind(
     assert "1 engine" in ended.err
     assert identify(processes[0].pid) is None
     assert read_records(run_dir) == []
+
+
+def test_stop_ends_what_a_killed_worker_was_installing(
+    cli: Cli, tmp_path: Path, processes: list[subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "data" / "pipx"
+    home.mkdir(parents=True)
+    (tmp_path / "data" / "gpustack.lock").touch()
+    for name in ("abandoned_1", "ours_1"):
+        (note := home / f".{name}.busy").write_text("{}")
+        monkeypatch.setenv(MARKER, str(note))
+        spawn(processes, _OBEDIENT)
+    lock = FileLock(home / ".ours_1.lock")
+    assert lock.acquire()
+    try:
+        ended = cli("stop")
+    finally:
+        lock.release()
+
+    assert (ended.status, ended.out) == (0, "Ended what an earlier crash had left behind.\n")
+    assert identify(processes[0].pid) is None
+    assert identify(processes[1].pid) is not None, "somebody waits for it"
 
 
 def test_stop_leaves_a_starting_one_alone(cli: Cli, tmp_path: Path) -> None:

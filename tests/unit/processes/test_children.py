@@ -21,6 +21,7 @@ from gpustack.app.children import PythonChild, open_log
 from gpustack.app.disks import Disks
 from gpustack.app.ending import Ending
 from gpustack.kit.errors import GPUStackError
+from gpustack.worker.artifacts.folders import MARKER
 
 ROLE = "import os, sys; os.write(int(sys.argv[1]), b'READY\\n'); sys.stdin.readline(); print('was here')"
 
@@ -169,9 +170,13 @@ async def test_whatever_does_not_end_the_rest_does(
     server, door = _Unit("server", OSError(30, "Read-only file system")), _Unit("door", ValueError("odd"))
     worker, database = _Unit("worker"), _Unit("postgres")
     (tmp_path / "run" / "memories").mkdir(parents=True)
+    (tmp_path / "pipx").mkdir()
+    (note := tmp_path / "pipx" / ".acme_1.busy").touch()
+    install = subprocess.Popen(["sleep", "60"], env=os.environ | {MARKER: str(note)}, start_new_session=True)
     units: Any = [server, door, worker, database]
     await Ending(tmp_path, units, [], asyncio.Event()).everything(leave_door=False, leave_engines=False)
     assert all(unit.stopped for unit in units)
+    assert install.wait(5) == -signal.SIGTERM
     assert not (tmp_path / "run" / "memories").exists()
     told = capsys.readouterr().err
     assert "server did not end as it should (OSError: [Errno 30] Read-only file system)" in told

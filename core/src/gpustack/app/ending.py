@@ -30,6 +30,7 @@ class Ending:
         tasks: Sequence[asyncio.Task[None]],
         hurry: asyncio.Event,
     ) -> None:
+        self._data_dir = data_dir
         self._run_dir = data_dir / "run"
         self._units = units
         self._tasks = tasks
@@ -64,6 +65,7 @@ class Ending:
         for unit in self._units:
             if isinstance(unit, Child):
                 unit.kill()
+        await _or_say("installs", asyncio.to_thread(self._end_installs))
         if not leave_engines:
             await _or_say("engines", asyncio.to_thread(self._end_engines))
         rest = [unit for unit in self._units if not (leave_door and unit.name == "door")]
@@ -86,6 +88,14 @@ class Ending:
 
     def _end_retired(self) -> None:
         doors.end_doors(self._run_dir, grace=0.0, kind=doors.GATEWAYS)
+
+    def _end_installs(self) -> None:
+        """End what a worker that was killed had begun to install."""
+        home = self._data_dir / "pipx"
+        if any(home.glob(".*.busy")):
+            from gpustack.worker.artifacts.folders import end_abandoned
+
+            end_abandoned(home)
 
     def _end_engines(self) -> None:
         """End the engines, which outlive every worker but not the whole."""

@@ -48,19 +48,19 @@ def command(data_dir: str, as_json: bool) -> None:
     ours = _running(directory, state)
     running = bool(ours)
     forced = _stop(ours, quiet=as_json) if ours else 0
-    left, doors = _end_what_is_left(directory)
+    left, others = _end_what_is_left(directory)
     if as_json:
         emit_json({"was_running": running, "forced": forced, "engines_left_behind": left})
         return
     if running:
         click.echo("GPUStack has stopped.")
-    elif not left and not doors:
+    elif not left and not others:
         click.echo(f"Nothing runs with data directory {directory}.")
     if forced:
         note(f"{plural(forced, 'process')} did not end in {PATIENCE:.0f} s and had to be killed.")
     if left:
         note(f"Ended {plural(left, 'engine')} that an earlier crash had left behind.")
-    elif doors and not running:
+    elif others and not running:
         click.echo("Ended what an earlier crash had left behind.")
 
 
@@ -148,7 +148,7 @@ def _kill(left: list[ProcessId]) -> None:
 
 
 def _end_what_is_left(directory: Path) -> tuple[int, int]:
-    """End engines, doors and a database that nobody watches any more; return how many of the former two ran.
+    """End engines, doors, installs and a database that nobody watches any more; return how many engines and others ran.
 
     Raises Conflict when a GPUStack is just starting there, which may be about to adopt them.
     """
@@ -175,5 +175,14 @@ def _end_recorded(directory: Path) -> tuple[int, int]:
     # The door first: it lets requests end while their engines still answer.
     doors = end_doors(directory)
     end_recorded(run_dir(directory))
+    others = doors + _end_installs(directory / "pipx")
     asyncio.run(leftovers.end(directory / "postgresql"))
-    return left, doors
+    return left, others
+
+
+def _end_installs(home: Path) -> int:
+    if not any(home.glob(".*.busy")):
+        return 0
+    from gpustack.worker.artifacts.folders import end_abandoned
+
+    return end_abandoned(home)

@@ -15,6 +15,8 @@ from pathlib import Path
 import psutil
 from packaging.utils import canonicalize_name
 
+from gpustack.kit.errors import GPUStackError
+from gpustack.kit.locks import FileLock
 from gpustack.kit.paths import write_atomic
 from gpustack.kit.process import end_tree
 from gpustack.worker.artifacts.recipe import Recipe
@@ -168,11 +170,36 @@ class Journal:
         except (OSError, ValueError, KeyError, TypeError):
             path.unlink(missing_ok=True)
             return True
-        for process in list(_at_work(path)):
-            log.info("%s: ending process %d, which a worker that is gone has left", name, process.pid)
-            end_tree(process.pid, grace=1.0)
+        end_at_work(path)
         throw_away(self.undo(work))
         return True
+
+
+def end_abandoned(home: Path) -> int:
+    """End what installs below ``home`` for somebody who is gone; return how many it was for. Blocks.
+
+    The notes stay: what was begun is undone by whoever installs there next. An install whose lock is held goes on.
+    """
+    ended = 0
+    for path in home.glob(".*.busy"):
+        lock = FileLock(path.with_name(f"{path.name.removesuffix('.busy')}.lock"))
+        try:
+            if lock.acquire():
+                ended += bool(end_at_work(path))
+        except (OSError, GPUStackError) as error:
+            log.warning("whether somebody still installs %s is not known: %s", path.name, error)
+        finally:
+            lock.release()
+    return ended
+
+
+def end_at_work(path: Path) -> int:
+    """End the processes whose note is at ``path``, each with its tree; return how many there were. Blocks."""
+    found = list(_at_work(path))
+    for process in found:
+        log.info("%s: ending process %d, which a worker that is gone has left", path.name, process.pid)
+        end_tree(process.pid, grace=1.0)
+    return len(found)
 
 
 def _at_work(path: Path) -> Iterable[psutil.Process]:
