@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from gpustack.kit.errors import Conflict
 from gpustack.plugin import PipxPackage
 from gpustack.worker.artifacts import ArtifactInstaller, InstallError
 
@@ -20,6 +23,9 @@ import os, pathlib, shutil, sys
 home, bin_dir = pathlib.Path(os.environ["PIPX_HOME"]), pathlib.Path(os.environ["PIPX_BIN_DIR"])
 place = home / "venvs" / "acme-engine-1-2" / "bin" / "acme"
 if sys.argv[1] == "install":
+    (home / "begun").touch()
+    while (home / "waits").exists():
+        pass
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_text("#!/bin/sh\\necho acme 1.2\\n")
     place.chmod(0o755)
@@ -92,3 +98,70 @@ async def test_a_failure_is_one_line_and_the_engine_can_be_used_again(
         await installer.remove("acme", ACME)
     assert "\n" not in str(caught.value)
     assert await installer.ensure("acme", ACME) == command
+
+
+async def test_what_runs_stays(installer: ArtifactInstaller) -> None:
+    command = await installer.ensure("acme", ACME)
+    (program := command.resolve().with_name("sleep")).symlink_to("/bin/sleep")
+    with subprocess.Popen([program, "60"]) as process:
+        with pytest.raises(Conflict, match=f"acme_1.2 is in use by process {process.pid}"):
+            await installer.remove("acme", ACME)
+        process.kill()
+    assert installer.installed() == {"acme": ["1.2"]}
+
+
+async def test_what_is_installed_while_it_is_to_go_stays(
+    installer: ArtifactInstaller, tmp_path: Path
+) -> None:
+    home = tmp_path / "data_dir" / "pipx"
+    home.mkdir(parents=True)
+    (home / "waits").touch()
+    installing = asyncio.create_task(installer.ensure("acme", ACME))
+    async with asyncio.timeout(20):
+        while not (home / "begun").exists():
+            await asyncio.sleep(0.02)
+    removing = asyncio.create_task(installer.remove("acme", ACME))
+    await asyncio.wait([removing], timeout=0.3)
+    assert not removing.done()
+    (home / "waits").unlink()
+
+    assert (await installing).exists()
+    with pytest.raises(Conflict, match="was installed meanwhile"):
+        await removing
+    assert installer.installed() == {"acme": ["1.2"]}
+
+
+async def test_what_cannot_be_looked_at_keeps_nothing_else(
+    installer: ArtifactInstaller, tmp_path: Path
+) -> None:
+    home = tmp_path / "data_dir" / "pipx"
+    (home / ".foreign_1.lock").mkdir(parents=True)  # as little to be opened as root's
+    (home / ".foreign_1.busy").touch()
+    (home / ".acme_1.2.busy").touch()
+    assert await installer.settle() == ["acme_1.2"]
+    assert (home / ".foreign_1.busy").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"disk": ', '"disk": -'),
+        ('"extras": []', '"extras": [1]'),
+        ('"extras": []', '"extras": null'),
+        ('"backend": "acme"', '"backend": 7'),
+        ('"verified": "20', '"verified": "x'),
+        ("+00:00", ""),
+        ("{", "[" * 100_000),
+    ],
+)
+async def test_a_note_that_makes_no_sense_is_none(
+    installer: ArtifactInstaller, tmp_path: Path, old: str, new: str
+) -> None:
+    command = await installer.ensure("acme", ACME)
+    note = tmp_path / "bin" / "acme_1.2.json"
+    text = note.read_text()
+    assert old in text
+    note.write_text(text.replace(old, new))
+    assert installer.environments() == []
+    assert await installer.ensure("acme", ACME) == command
+    assert installer.installed() == {"acme": ["1.2"]}

@@ -106,19 +106,25 @@ class Engines:
     async def tidy(self) -> None:
         """Undo what was interrupted, and take away what was not used for long; again and again."""
         pause = min(_FIRST, self._unused / 4) if self._unused else _FIRST
-        for name in await self._installer.settle():
-            log.info("%s: its installation had been interrupted; nothing of it is left", name)
+        await self._settle()
         while True:
             await asyncio.sleep(pause)
             pause = min(_DAY, self._unused / 4) if self._unused else _DAY
+            await self._settle()
             try:
-                await self._installer.settle()
                 if self._unused:
                     await self._collect()
             except (GPUStackError, OSError) as error:
                 log.warning("unused engines are not looked for now: %s", error)
             # When each was used is told at least as often.
             self._changed.set()
+
+    async def _settle(self) -> None:
+        try:
+            for name in await self._installer.settle():
+                log.info("%s: its installation had been interrupted; nothing of it is left", name)
+        except OSError as error:
+            log.warning("what interrupted installations have left stays for now: %s", error)
 
     async def _collect(self) -> None:
         wanted = {
@@ -132,18 +138,22 @@ class Engines:
 
     def _inventory(self) -> WorkerEngineInventory:
         now = datetime.now(UTC)
-        return WorkerEngineInventory(
-            engines=[
-                EngineHeld(
-                    backend=each.receipt.backend,
-                    version=each.receipt.version,
-                    packages=each.receipt.extras,
-                    disk=each.receipt.disk,
-                    unused_seconds=max(0.0, (now - each.last_used).total_seconds()),
+        engines = []
+        for each in self._installer.environments():
+            try:
+                engines.append(
+                    EngineHeld(
+                        backend=each.receipt.backend,
+                        version=each.receipt.version,
+                        packages=each.receipt.extras,
+                        disk=each.receipt.disk,
+                        unused_seconds=max(0.0, (now - each.last_used).total_seconds()),
+                    )
                 )
-                for each in self._installer.environments()
-            ]
-        )
+            except ValidationError as error:
+                why = error.errors()[0]
+                log.warning("%s.json is not told: %s: %s", each.link, why["loc"], why["msg"])
+        return WorkerEngineInventory(engines=engines)
 
     def _look(self, event: Event) -> None:
         try:

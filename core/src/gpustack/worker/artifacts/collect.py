@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from gpustack.kit.errors import Conflict
-from gpustack.worker.artifacts.folders import discard, users
+from gpustack.worker.artifacts.folders import discard, refuse_used
 from gpustack.worker.artifacts.installer import ArtifactInstaller
 from gpustack.worker.artifacts.receipts import Held, note_use, read_receipt, remove_receipt
 from gpustack.worker.artifacts.wheels import Wheels
@@ -85,11 +85,7 @@ async def take_away(
 def _take_away(
     installer: ArtifactInstaller, root: Path, held: Held, unless_used_since: datetime | None
 ) -> None:
-    if running := users(held.folder):
-        names = ", ".join(f"process {process.pid}" for process in running[:3])
-        raise Conflict(
-            f"{held.link.name} is in use by {names}; remove the models that run from it, or change their version, first"
-        )
+    refuse_used(held.link, held.folder)
     if unless_used_since is not None and (latest := _latest(installer, held)) and latest > unless_used_since:
         raise Conflict(f"{held.link.name} was used meanwhile")
     # First, so that nobody takes it for proven meanwhile.

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 from packaging.utils import canonicalize_name
 
-from gpustack.kit.errors import GPUStackError
+from gpustack.kit.errors import Conflict, GPUStackError
 from gpustack.kit.locks import FileLock
 from gpustack.kit.paths import write_atomic
 from gpustack.kit.process import end_tree
@@ -101,6 +101,15 @@ def users(folder: Path) -> list[psutil.Process]:
             if any(word.startswith(inside) for word in process.cmdline()):
                 found.append(process)
     return found
+
+
+def refuse_used(link: Path, folder: Path) -> None:
+    """Raise Conflict with one line while something runs from the environment of ``link``. Blocks."""
+    if running := users(folder):
+        names = ", ".join(f"process {process.pid}" for process in running[:3])
+        raise Conflict(
+            f"{link.name} is in use by {names}; remove the models that run from it, or change their version, first"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

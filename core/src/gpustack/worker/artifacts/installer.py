@@ -12,12 +12,21 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from gpustack.kit.errors import Conflict, GPUStackError
 from gpustack.kit.locks import FileLock
 from gpustack.kit.paths import make_dir, write_atomic
 from gpustack.plugin import Artifact, PipxPackage, Refused, ReleaseBinary
 from gpustack.worker.artifacts.child import run_child
 from gpustack.worker.artifacts.errors import InstallError
-from gpustack.worker.artifacts.folders import MARKER, Journal, disk_use, empty_trash, throw_away, venvs
+from gpustack.worker.artifacts.folders import (
+    MARKER,
+    Journal,
+    disk_use,
+    empty_trash,
+    refuse_used,
+    throw_away,
+    venvs,
+)
 from gpustack.worker.artifacts.pins import Pins, a_pip
 from gpustack.worker.artifacts.pipx import explain_failure, find_pipx, pipx_environment, takes_uv
 from gpustack.worker.artifacts.proof import trouble_of
@@ -151,10 +160,11 @@ class ArtifactInstaller:
         on_progress: Progress | None = None,
         extras: tuple[str, ...] = (),
     ) -> bool:
-        """Take an engine away again; False when there is none. The caller has seen to it that none of it runs.
+        """Take an engine away again; False when there is none.
 
         What an interrupted removal, or a data directory that is gone, left of it goes too, and so do wheels that were
-        imported for it. Raises InstallError with one line when it cannot be removed.
+        imported for it. An install that is going on is awaited. Raises Conflict with one line while something runs from
+        it, and when it was made meanwhile; InstallError with one line when it cannot be removed.
         """
         if isinstance(artifact, ReleaseBinary):
             _no_extras(backend, extras)
@@ -162,10 +172,19 @@ class ArtifactInstaller:
         recipe, say = Recipe.of(backend, artifact, extras), on_progress or (lambda _line: None)
         link = self.bin_dir / recipe.name
         wheels = Wheels(self.home, recipe.name)
-        if not (link.is_symlink() or _exists(link) or read_receipt(link) is not None or wheels.exists()):
+
+        def something() -> bool:
+            return link.is_symlink() or link.exists() or read_receipt(link) is not None or wheels.exists()
+
+        if not something() and not self.journal.path(recipe.name).exists():
             return False
+        worked = _is_proven(recipe, link)
         make_dir(self.home, what="data directory")
         async with self.alone(link.name, say):
+            if not something():
+                return False
+            if _is_proven(recipe, link) and not worked:
+                raise Conflict(f"{link.name} was installed meanwhile; ask again if it is to go")
             await self._uninstall(recipe, link, say)
             link.unlink(missing_ok=True)
             remove_receipt(link)
@@ -197,18 +216,22 @@ class ArtifactInstaller:
             raise InstallError(f"{recipe.name} cannot be exported: {why}; see {output}", again=again)
 
     async def settle(self) -> list[str]:
-        """Undo what installs that were killed have left; return their names. What is just being made stays."""
+        """Undo what installs that were killed have left; return their names. What is just being made stays.
+
+        What cannot be looked at, such as another user's, is a line in the log.
+        """
         if not self.home.is_dir():
             return []
         settled = []
         for name in list(self.journal.unfinished()):
             lock = FileLock(self.home / f".{name}.lock")
-            if lock.acquire():
-                try:
-                    if await asyncio.to_thread(self.journal.settle, name):
-                        settled.append(name)
-                finally:
-                    lock.release()
+            try:
+                if lock.acquire() and await asyncio.to_thread(self.journal.settle, name):
+                    settled.append(name)
+            except (GPUStackError, OSError) as error:
+                self._log.warning("what an install of %s has left cannot be undone: %s", name, error)
+            finally:
+                lock.release()
         for root in (self.home, releases(self.bin_dir)):
             await asyncio.to_thread(empty_trash, root)
         return settled
@@ -227,6 +250,7 @@ class ArtifactInstaller:
                     again=False,
                 )
             return
+        await asyncio.to_thread(refuse_used, link, environment)
         # First, so that nobody takes it for proven meanwhile.
         remove_receipt(link)
         if not environment.exists():

@@ -141,7 +141,7 @@ def last_used(link: Path, receipt: Receipt) -> datetime:
     """Return when it was used last, or proven when it never was."""
     try:
         return datetime.fromtimestamp(_used(link).stat().st_mtime, UTC)
-    except OSError:
+    except (OSError, OverflowError, ValueError):  # it is not there, or of a time that is none
         return datetime.fromisoformat(receipt.verified)
 
 
@@ -155,9 +155,29 @@ def _used(link: Path) -> Path:
 
 def _read(path: Path) -> Receipt | None:
     try:
-        return Receipt(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        receipt = Receipt(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
+    return receipt if _is_sound(receipt) else None
+
+
+def _is_sound(receipt: Receipt) -> bool:
+    """Tell whether every value is of its kind: other programs may write into the folder."""
+    texts = (receipt.backend, receipt.version, receipt.wheel, receipt.target, receipt.verified)
+    lists: tuple[object, ...] = (receipt.requirements, receipt.extras)
+    if not all(isinstance(each, str) for each in texts):
+        return False
+    if (
+        not all(type(each) is int for each in (receipt.size, receipt.changed, receipt.disk))
+        or receipt.disk < 0
+    ):
+        return False
+    if not all(isinstance(each, list) and all(isinstance(one, str) for one in each) for each in lists):
+        return False
+    try:
+        return datetime.fromisoformat(receipt.verified).tzinfo is not None
+    except ValueError:
+        return False
 
 
 def _interpreter_exists(target: Path) -> bool:

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from gpustack.kit.errors import system_line
+from gpustack.kit.errors import Conflict, system_line
 from gpustack.kit.locks import FileLock
 from gpustack.kit.paths import make_dir
 from gpustack.kit.tasks import to_the_end
@@ -24,7 +24,7 @@ from gpustack.plugin import ReleaseBinary
 from gpustack.worker.artifacts.child import run_child
 from gpustack.worker.artifacts.errors import InstallError
 from gpustack.worker.artifacts.fetching import Fetcher, Source, elsewhere, shown
-from gpustack.worker.artifacts.folders import disk_use
+from gpustack.worker.artifacts.folders import disk_use, refuse_used
 from gpustack.worker.artifacts.proof import names
 from gpustack.worker.artifacts.receipts import Receipt, read_receipt, releases, remove_receipt, write_receipt
 from gpustack.worker.artifacts.unpacking import BadArchive, Bounds, unpack
@@ -96,15 +96,20 @@ class ArchiveInstaller:
     async def remove(self, artifact: ReleaseBinary, on_progress: Progress | None = None) -> bool:
         """Take an engine away again, also what is left of one; False when there is nothing.
 
-        The caller has seen to it that none of it runs. Raises InstallError when it cannot be removed.
+        An install that is going on is awaited. Raises Conflict while something runs from it, and when it was made
+        meanwhile; InstallError when it cannot be removed.
         """
         link, say = self.link(artifact), on_progress or (lambda _line: None)
         place = _Place(self._bin_dir, link.name)
         if not (link.is_symlink() or link.exists() or read_receipt(link) is not None or place.exists()):
             return False
+        worked = _is_proven(link)
         with _in_one_line(self._bin_dir):
             make_dir(place.root, what="--bin-dir")
             async with self._alone(place, say):
+                if _is_proven(link) and not worked:
+                    raise Conflict(f"{link.name} was installed meanwhile; ask again if it is to go")
+                await asyncio.to_thread(refuse_used, link, place.final)
                 say(f"removing {link.name}")
                 # First, so that nobody takes it for proven meanwhile.
                 remove_receipt(link)
