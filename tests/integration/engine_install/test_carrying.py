@@ -15,7 +15,7 @@ import pytest
 
 from gpustack.kit.errors import GPUStackError, InvalidInput
 from gpustack.worker.artifacts import ArtifactInstaller, InstallError
-from gpustack.worker.artifacts.archive import export_engine, import_engine
+from gpustack.worker.artifacts.archive import export_engine, import_engine, read_manifest
 from gpustack.worker.artifacts.recipe import Recipe
 from support.packages import Index, a_wheel, an_engine
 
@@ -151,6 +151,37 @@ async def test_archives_that_are_refused(
     assert elsewhere.environments() == []
     assert not (elsewhere.home / "wheels" / RECIPE.name).exists()
     assert list((elsewhere.home / "wheels").glob(".import-*")) == []
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        "[" * 100_000,
+        "7",
+        {"packages": 7},
+        {"packages": None},
+        {"packages": [1]},
+        {"backend": 7},
+        {"version": None},
+        {"python": ["3"]},
+        {"wheels": [7]},
+        {"wheels": [{"name": 1, "version": "1", "file": "a-1-py3-none-any.whl", "sha256": "", "size": 1}]},
+        None,
+    ],
+)
+def test_a_list_that_makes_no_sense_is_one_line(tmp_path: Path, manifest: Any) -> None:
+    sound = {"backend": "acme", "version": "1", "packages": [], "wheels": [], "format": 1}
+    sound |= {"python": "3", "system": "linux", "machine": "x"}
+    content = json.dumps(sound | manifest) if isinstance(manifest, dict) else manifest or ""
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        member = tarfile.TarInfo("manifest.json")
+        member.size = len(content)
+        if manifest is None:
+            member.type, member.linkname = tarfile.SYMTYPE, "nowhere"
+        archive.addfile(member, io.BytesIO(content.encode()))
+    with pytest.raises(InvalidInput) as caught:
+        read_manifest(tmp_path / "a.tar")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.slow

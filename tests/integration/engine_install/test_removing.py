@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from gpustack.kit.errors import Conflict
+from gpustack.kit.locks import FileLock
 from gpustack.plugin import PipxPackage
 from gpustack.worker.artifacts import ArtifactInstaller, InstallError
 
@@ -140,6 +141,25 @@ async def test_what_cannot_be_looked_at_keeps_nothing_else(
     (home / ".acme_1.2.busy").touch()
     assert await installer.settle() == ["acme_1.2"]
     assert (home / ".foreign_1.busy").exists()
+
+
+async def test_what_was_killed_leaves_nothing(installer: ArtifactInstaller, tmp_path: Path) -> None:
+    home = tmp_path / "data_dir" / "pipx"
+    left = [
+        home / ".export-acme-x_1.2-a1b2_c3",
+        home / "wheels" / ".import-acme-x_1.2-a1b2_c3",
+        home / "pins" / "acme-x_1.2",
+    ]
+    for folder in left:
+        (folder / "files").mkdir(parents=True)
+        (folder / "files" / "some.whl").touch()
+    lock = FileLock(home / ".acme-x_1.2.lock")
+    assert lock.acquire()
+    await installer.settle()
+    assert all(folder.exists() for folder in left), "somebody is at work"
+    lock.release()
+    await installer.settle()
+    assert not any(folder.exists() for folder in left)
 
 
 @pytest.mark.parametrize(

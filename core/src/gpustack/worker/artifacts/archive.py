@@ -27,6 +27,7 @@ from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel
 from gpustack.kit.errors import GPUStackError, InvalidInput
 from gpustack.kit.paths import make_dir, sync_dir, write_atomic
 from gpustack.worker.artifacts.errors import InstallError
+from gpustack.worker.artifacts.folders import EXPORT, IMPORT
 from gpustack.worker.artifacts.installer import ArtifactInstaller, Progress
 from gpustack.worker.artifacts.pins import hashes_of, sha256_of
 from gpustack.worker.artifacts.recipe import Recipe
@@ -71,7 +72,16 @@ async def export_engine(installer: ArtifactInstaller, recipe: Recipe, file: Path
     Raises GPUStackError with one line; then there is no such file, or the one of before.
     """
     link = await installer.ensure(recipe.backend, recipe.package, say, recipe.extras)
-    with tempfile.TemporaryDirectory(dir=make_dir(installer.home, what="data directory")) as folder:
+    make_dir(installer.home, what="data directory")
+    # The lock tells whose folder it is, should we be killed; and nobody removes the engine meanwhile.
+    async with installer.alone(recipe.name, say):
+        return await _export(installer, recipe, link, file, say)
+
+
+async def _export(
+    installer: ArtifactInstaller, recipe: Recipe, link: Path, file: Path, say: Progress
+) -> Manifest:
+    with tempfile.TemporaryDirectory(dir=installer.home, prefix=f"{EXPORT}{recipe.name}-") as folder:
         wheels = Path(folder)
         kept = Wheels(installer.home, recipe.name)
         if kept.exists():
@@ -190,7 +200,12 @@ def _member(name: str, size: int) -> tarfile.TarInfo:
 def _manifest(archive: tarfile.TarFile, file: Path) -> Manifest:
     member = archive.next()
     content = None
-    if member is not None and member.name == MANIFEST and member.size <= _LONGEST_MANIFEST:
+    if (
+        member is not None
+        and member.isfile()
+        and member.name == MANIFEST
+        and member.size <= _LONGEST_MANIFEST
+    ):
         content = archive.extractfile(member)
     if content is None:
         raise InvalidInput(f"{file}: it is no archive of `gpustack backends export`")
@@ -202,12 +217,26 @@ def _manifest(archive: tarfile.TarFile, file: Path) -> Manifest:
             )
         wheels = [WheelFile(**each) for each in values.pop("wheels")]
         manifest = Manifest(**values, wheels=wheels)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InvalidInput(f"{file}: its list of wheels cannot be read; export it again") from error
+    if not _is_sound(manifest):
+        raise InvalidInput(f"{file}: its list of wheels makes no sense; export it again")
     for each in manifest.wheels:
         if not _FILE.fullmatch(str(each.file)):
             raise InvalidInput(f"{file} lists {str(each.file)[:100]!r}, which is no wheel's name")
     return manifest
+
+
+def _is_sound(manifest: Manifest) -> bool:
+    """Tell whether every value is of its kind."""
+    packages: object = manifest.packages
+    texts: list[object] = [
+        *(manifest.backend, manifest.version, manifest.python, manifest.system, manifest.machine),
+        *(packages if isinstance(packages, list) else [packages, None]),
+    ]
+    for each in manifest.wheels:
+        texts += [each.name, each.version, each.file, each.sha256]
+    return all(isinstance(text, str) for text in texts)
 
 
 def _check_machine(manifest: Manifest, file: Path) -> None:
@@ -238,7 +267,7 @@ def _take_over(installer: ArtifactInstaller, recipe: Recipe, manifest: Manifest,
     """Put the archive's wheels, each with the hash that is listed, where the environment is made from."""
     wheels = Wheels(installer.home, recipe.name)
     make_dir(wheels.folder.parent, what="data directory")
-    place = Path(tempfile.mkdtemp(dir=wheels.folder.parent, prefix=".import-"))
+    place = Path(tempfile.mkdtemp(dir=wheels.folder.parent, prefix=f"{IMPORT}{recipe.name}-"))
     try:
         missing = {each.file: each for each in manifest.wheels}
         with tarfile.open(file, "r:") as archive:

@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 #: In the environment of everything that installs: the path of the note that it is at work.
 MARKER = "GPUSTACK_INSTALLS"
 _TRASH = ".trash-"
+#: Begins the folders in which an archive is made or taken over; the name of the environment follows, and chance.
+EXPORT, IMPORT = ".export-", ".import-"
 
 
 def disk_use(folder: Path) -> int:
@@ -90,6 +92,18 @@ def empty_trash(home: Path) -> None:
     """Remove what a process that was killed while it took environments away has left."""
     for trash in home.glob(f"{_TRASH}*"):
         shutil.rmtree(trash, ignore_errors=True)
+
+
+def unfinished(home: Path) -> Iterator[tuple[str, Path]]:
+    """Yield the folders that installing, export and import have below ``home`` while they work, with the environment.
+
+    Where the lock of that is free, whoever made the folder was killed.
+    """
+    for place, prefix in ((home, EXPORT), (home / "wheels", IMPORT)):
+        for folder in place.glob(f"{prefix}*-*"):
+            yield folder.name.removeprefix(prefix).rpartition("-")[0], folder
+    for folder in (home / "pins").glob("*"):
+        yield folder.name, folder
 
 
 def users(folder: Path) -> list[psutil.Process]:

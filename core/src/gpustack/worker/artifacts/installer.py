@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import shlex
+import shutil
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -25,6 +26,7 @@ from gpustack.worker.artifacts.folders import (
     empty_trash,
     refuse_used,
     throw_away,
+    unfinished,
     venvs,
 )
 from gpustack.worker.artifacts.pins import Pins, a_pip
@@ -230,6 +232,15 @@ class ArtifactInstaller:
                     settled.append(name)
             except (GPUStackError, OSError) as error:
                 self._log.warning("what an install of %s has left cannot be undone: %s", name, error)
+            finally:
+                lock.release()
+        for name, folder in await asyncio.to_thread(lambda: list(unfinished(self.home))):
+            lock = FileLock(self.home / f".{name}.lock")
+            try:
+                if lock.acquire():
+                    await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            except (GPUStackError, OSError) as error:
+                self._log.warning("%s cannot be removed: %s", folder, error)
             finally:
                 lock.release()
         for root in (self.home, releases(self.bin_dir)):

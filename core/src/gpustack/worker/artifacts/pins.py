@@ -48,6 +48,8 @@ class Pins:
     async def arguments(self, recipe: Recipe, run: Run) -> list[str]:
         """Return pip's arguments for the environment, which uv understands as well. Raises InstallError."""
         folder = self.home / "pins" / recipe.name
+        # A killed install may have left files of an older lock.
+        await asyncio.to_thread(self.forget, recipe)
         arguments: list[str] = []
         if recipe.requirements:
             arguments += ["-r", str(_written(folder / "requirements.txt", recipe.requirements))]
