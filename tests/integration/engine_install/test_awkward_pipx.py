@@ -9,6 +9,7 @@ import asyncio
 import importlib.util
 import json
 import os
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -19,6 +20,7 @@ import pytest
 
 from gpustack.plugin import ContainerImage, PipxPackage, Refused
 from gpustack.worker.artifacts import ArtifactInstaller, InstallError
+from gpustack.worker.artifacts.pins import Pins
 
 ACME = PipxPackage(
     package="acme-engine", version="1.2", command="acme", wheel=b"as it were", wheel_name="acme-1.2.whl"
@@ -148,6 +150,86 @@ async def test_an_engine_put_there_by_hand_is_taken(pipx, tmp_path) -> None:
     assert not (tmp_path / "data_dir" / "pipx" / "calls").exists()
 
 
+@pytest.mark.parametrize("linked", [False, True])
+async def test_what_somebody_put_there_is_not_overwritten(pipx, tmp_path, linked) -> None:
+    (tmp_path / "bin_dir").mkdir()
+    foreign = tmp_path / ("theirs" if linked else "bin_dir/acme_1.2")
+    foreign.write_text("#!/bin/sh\necho mine\n")
+    foreign.chmod(0o755)
+    if linked:
+        (tmp_path / "bin_dir" / "acme_1.2").symlink_to(foreign)
+
+    error = await fails(pipx("install(WORKS)"))
+
+    assert (
+        "bin_dir/acme_1.2 was not put there by GPUStack, and is not acme-engine 1.2: --version does"
+        in str(error)
+    )
+    assert not error.again
+    assert (tmp_path / "bin_dir" / "acme_1.2").read_text() == "#!/bin/sh\necho mine\n"
+
+
+async def test_another_bin_dir_leads_to_the_same_environment(pipx, tmp_path) -> None:
+    installer = pipx("install(WORKS); os.rename(home / 'venvs/acme-1-2', home / 'venvs/acme-engine-1-2'); "
+                     "os.unlink(bin_dir / 'acme_1.2'); (bin_dir / 'acme_1.2').symlink_to("
+                     "home / 'venvs/acme-engine-1-2/acme')")  # fmt: skip
+    there = await installer.ensure("acme", ACME)
+    other = ArtifactInstaller(
+        bin_dir=tmp_path / "other", data_dir=tmp_path / "data_dir", pipx_path="/bin/false"
+    )
+
+    command = await other.ensure("acme", ACME)
+
+    assert command.parent == tmp_path / "other"
+    assert command.resolve() == there.resolve()
+    assert len(calls(tmp_path)) == 1
+    assert installer.installed() == other.installed() == {"acme": ["1.2"]}
+
+    # A launcher of another GPUStack has to be installed anew, but not under what runs.
+    (program := command.resolve().with_name("sleep")).symlink_to("/bin/sleep")
+    command.unlink()
+    with subprocess.Popen([program, "60"]) as process:
+        with pytest.raises(InstallError, match=f"process {process.pid} runs from its environment"):
+            await other.ensure("acme", replace(ACME, wheel=b"newer"))
+        process.kill()
+    assert installer.installed() == {"acme": ["1.2"]}
+
+
+async def test_what_succeeded_before_is_no_reason(pipx, tmp_path) -> None:
+    package = replace(ACME, constraints="dep==1")
+    installer = pipx("sys.exit(1)")
+
+    async def downloads(self, recipe, run):
+        await run(["/bin/echo", "Successfully downloaded dep"], "fetching")
+        return []
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Pins, "arguments", downloads)
+        assert "pipx exited with status 1 and said nothing; check --pipx-path" in str(
+            await fails(installer, package)
+        )
+
+
+@pytest.mark.parametrize(
+    ("mode", "owner", "who"),
+    [(0o777, 0, "every user"), (0o700, 1234, "its owner, user 1234,"), (0o755, 0, ""), (0o1777, 0, "")],
+)
+async def test_who_else_may_exchange_engines_is_said(pipx, tmp_path, mode, owner, who) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give folders away")
+    (tmp_path / "bin_dir").mkdir()
+    (tmp_path / "bin_dir").chmod(mode)
+    os.chown(tmp_path / "bin_dir", owner, owner)
+    said: list[str] = []
+
+    await pipx("install(WORKS)").ensure("acme", ACME, said.append)
+
+    assert [line for line in said if f"bin_dir: {who} can exchange the engines in it" in line] == (
+        [f"--bin-dir {tmp_path / 'bin_dir'}: {who} can exchange the engines in it"] if who else []
+    )
+    assert any("can exchange" in line for line in said) == bool(who)
+
+
 async def test_a_dangling_link_is_replaced(pipx, tmp_path) -> None:
     (tmp_path / "bin_dir").mkdir()
     (tmp_path / "bin_dir" / "acme_1.2").symlink_to(tmp_path / "gone")
@@ -163,7 +245,10 @@ async def test_a_dangling_link_is_replaced(pipx, tmp_path) -> None:
         ("", "acme_1.2 cannot be installed: pipx made no "),
         ("print('ERROR: the moon is full'); sys.exit(1)", "cannot be installed: the moon is full; see "),
         ("print('OSError: [Errno 28] No space left on device'); sys.exit(1)", "the disk is full"),
-        ("os.kill(os.getpid(), 9)", "cannot be installed: it said nothing"),
+        (
+            "os.kill(os.getpid(), 9)",
+            "cannot be installed: pipx was killed by SIGKILL and said nothing; check --pipx-path",
+        ),
         (
             "install('#!/bin/sh\\necho cannot load; exit 3\\n')",
             "--version ended with status 3: cannot load; see ",

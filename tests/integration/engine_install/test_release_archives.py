@@ -335,6 +335,20 @@ async def test_an_engine_put_there_by_hand_is_taken(make, server, tmp_path) -> N
     assert server.paths() == []
 
 
+async def test_what_somebody_put_there_is_not_overwritten(make, server, tmp_path) -> None:
+    by_hand = tmp_path / "a user" / "bin" / NAME
+    by_hand.parent.mkdir(parents=True)
+    by_hand.write_text("#!/bin/sh\necho mine\n")
+    by_hand.chmod(0o755)
+
+    with pytest.raises(InstallError, match="was not put there by GPUStack, and is not acme v") as caught:
+        await make().ensure("acme", ACME)
+
+    assert not caught.value.again
+    assert by_hand.read_text() == "#!/bin/sh\necho mine\n"
+    assert server.paths() == []
+
+
 async def test_it_is_removed_with_all_that_is_left_of_it(make, server, tmp_path) -> None:
     installer = make()
     await installer.ensure("acme", ACME)

@@ -7,11 +7,14 @@ import logging
 import os
 import shlex
 import shutil
+import stat
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+
+from packaging.utils import canonicalize_name
 
 from gpustack.kit.errors import Conflict, GPUStackError
 from gpustack.kit.locks import FileLock
@@ -24,9 +27,11 @@ from gpustack.worker.artifacts.folders import (
     Journal,
     disk_use,
     empty_trash,
+    folders_of,
     refuse_used,
     throw_away,
     unfinished,
+    users,
     venvs,
 )
 from gpustack.worker.artifacts.pins import Pins, a_pip
@@ -49,6 +54,8 @@ from gpustack.worker.artifacts.steps import told
 from gpustack.worker.artifacts.wheels import Wheels
 
 Progress = Callable[[str], None]
+#: The name of the receipt inside of an environment, for links to it from elsewhere.
+_INSIDE = "gpustack"
 
 
 class ArtifactInstaller:
@@ -271,7 +278,7 @@ class ArtifactInstaller:
         say(f"removing {recipe.title} with pipx")
         status = await self._pipx("uninstall", environment.name, link=link, output=output)
         if status != 0:
-            why, again = explain_failure(_read(output))
+            why, again = explain_failure(_read(output), status)
             raise InstallError(f"{link.name} cannot be removed: {why}; see {output}", again=again)
 
     async def _install(self, recipe: Recipe, link: Path, say: Progress) -> None:
@@ -281,23 +288,78 @@ class ArtifactInstaller:
             (self._log_dir, "--log-dir"),
         ):
             make_dir(folder, what=what)
+        if others := _who_may_change(self.bin_dir):
+            self._log.warning("--bin-dir %s: %s can exchange the engines in it", self.bin_dir, others)
+            say(f"--bin-dir {self.bin_dir}: {others} can exchange the engines in it")
         async with self.alone(link.name, say):
             if _is_proven(recipe, link):
                 return
             await asyncio.to_thread(self.journal.settle, recipe.name)
             output = self._log_dir / f"install_{link.name}.log"
             output.write_bytes(b"")
+            await asyncio.to_thread(self._link_again, recipe, link)
+            foreign = self._is_foreign(recipe, link)
             # It may be there from before, or put there by hand; then pipx has nothing to do.
-            usable = _exists(link) and not _is_outdated(recipe, link)
-            if not usable or await self._trouble(recipe, link, output) is not None:
+            usable = _exists(link) and (foreign or not _is_outdated(recipe, link))
+            trouble = await self._trouble(recipe, link, output) if usable else ""
+            if trouble is not None:
+                if foreign:
+                    raise InstallError(
+                        f"{link} was not put there by GPUStack, and is not {recipe.title}: {trouble}; move it away",
+                        again=False,
+                    )
+                await asyncio.to_thread(self._refuse_of_another, recipe, link)
                 await self._make(recipe, link, output, say)
             disk = await asyncio.to_thread(disk_use, _environment(link))
-            write_receipt(link, Receipt.of(link, recipe, disk=disk))
+            receipt = Receipt.of(link, recipe, disk=disk)
+            write_receipt(link, receipt)
+            for folder in self._folders(recipe, link):
+                write_receipt(folder / _INSIDE, receipt)
             self._on_installed()
+
+    def _folders(self, recipe: Recipe, link: Path) -> list[Path]:
+        """Return the environment that ``link`` leads into, if it is one of ours."""
+        target = link.resolve()
+        return [
+            each for each in folders_of(self.home, recipe.folder) if target.is_relative_to(each.resolve())
+        ]
+
+    def _is_foreign(self, recipe: Recipe, link: Path) -> bool:
+        """Tell whether something is at ``link`` that no GPUStack has put there."""
+        if not _exists(link) or os.name == "nt":  # there pipx makes copies, which look like anybody's
+            return False
+        folder = _environment(link)
+        others = link.is_symlink() and canonicalize_name(folder.name) == recipe.folder
+        return not others and not link.resolve().is_relative_to(venvs(self.home).resolve())
+
+    def _link_again(self, recipe: Recipe, link: Path) -> None:
+        """Put a link to the environment that is there already, such as for another ``bin_dir``, where there is none."""
+        if os.path.lexists(link) or os.name == "nt":
+            return
+        for folder in folders_of(self.home, recipe.folder):
+            receipt = read_receipt(folder / _INSIDE)
+            if receipt is None or not receipt.is_of(recipe) or not receipt.holds(Path(receipt.target)):
+                continue
+            if (wheels := Wheels(self.home, recipe.name)).exists():
+                wheels.check()
+            link.symlink_to(receipt.target)
+
+    def _refuse_of_another(self, recipe: Recipe, link: Path) -> None:
+        """Raise InstallError where the environment would be made anew under what runs by another ``bin_dir``'s link."""
+        if self._folders(recipe, link):
+            return
+        for folder in folders_of(self.home, recipe.folder):
+            if running := users(folder):
+                raise InstallError(
+                    f"{link} cannot be made: process {running[0].pid} runs from its environment {folder}, which another "
+                    "--bin-dir leads to; name that one, or another --data-dir"
+                )
 
     async def _make(self, recipe: Recipe, link: Path, output: Path, say: Progress) -> None:
         """Have pipx make the environment, and prove it; what does not work is taken away again."""
         work = self.journal.begin(recipe)
+        for folder in folders_of(self.home, recipe.folder):
+            remove_receipt(folder / _INSIDE)
         pins = self._pins()
         try:
             await self._run_pipx(recipe, link, output, say, pins)
@@ -351,17 +413,20 @@ class ArtifactInstaller:
 
         # --force also repairs what an interrupted installation left behind.
         flags = ["--verbose", "--force", "--suffix", recipe.suffix]
+        before = 0
         try:
             if arguments := await pins.arguments(recipe, run):
                 flags.append(f"--pip-args={shlex.join(arguments)}")
             async with told(output, f"{package.package} {package.version}", say):
+                before = _size(output)
                 status = await self._pipx("install", *flags, self._what(package), link=link, output=output)
         except InstallError as error:
             if error.message:
                 raise
             status = 1
         if status != 0:
-            why, again = explain_failure(_read(output))
+            # What came before, such as a download that succeeded, is no reason.
+            why, again = explain_failure(_read(output, before), status)
             raise InstallError(f"{link.name} cannot be installed: {why}; see {output}", again=again)
         # Status 0 also comes when the name belongs to another environment, or the link is missing.
         if not _exists(link):
@@ -420,6 +485,16 @@ def _no_extras(backend: str, extras: tuple[str, ...]) -> None:
         )
 
 
+def _who_may_change(folder: Path) -> str:
+    """Return who else may change what is in ``folder``, in words; empty for nobody but us and the administrator."""
+    status = folder.stat()
+    if os.name == "nt":
+        return ""
+    if status.st_uid not in (0, os.geteuid()):
+        return f"its owner, user {status.st_uid},"
+    return "every user" if status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX else ""
+
+
 def _environment(link: Path) -> Path:
     """Return the folder of the Python environment that ``link`` leads into, whether it is there or not."""
     return link.resolve().parent.parent
@@ -440,5 +515,9 @@ def _is_outdated(recipe: Recipe, link: Path) -> bool:
     return receipt is not None and not receipt.is_of(recipe)
 
 
-def _read(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace")
+def _read(path: Path, start: int = 0) -> str:
+    return path.read_bytes()[start:].decode("utf-8", errors="replace")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size

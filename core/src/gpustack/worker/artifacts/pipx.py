@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from gpustack.kit.process import describe_exit
 from gpustack.worker.artifacts.errors import InstallError
 from gpustack.worker.artifacts.pip_settings import for_pip, for_uv
 from gpustack.worker.environment import PACKAGES, clean_environment
@@ -97,8 +98,10 @@ def pipx_environment(
     }
 
 
-def explain_failure(output: str) -> tuple[str, bool]:
+def explain_failure(output: str, status: int | None = None) -> tuple[str, bool]:
     """Return what ``output`` of a failed pipx says in a few words, and whether another attempt may succeed.
+
+    Where it says nothing, its ``status`` does, if that is known.
 
     The order matters: without a network, pip also says that no version exists.
     """
@@ -125,4 +128,6 @@ def explain_failure(output: str) -> tuple[str, bool]:
         return f"permission denied: {found[1]}" if found[1] else "permission denied", True
     errors = _ERROR_LINE.findall(output)
     lines = [line for line in output.splitlines() if line.strip()]
+    if not lines and status is not None:
+        return f"pipx {describe_exit(status)} and said nothing; check --pipx-path", True
     return (errors or lines or ["it said nothing"])[-1].strip()[:300], True

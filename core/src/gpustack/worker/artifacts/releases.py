@@ -130,7 +130,14 @@ class ArchiveInstaller:
                 output.write_bytes(b"")
                 # It may be there from before, or put there by hand.
                 there = _behind(link)
-                if there is None or await self._trouble(artifact, there, output) is not None:
+                trouble = "" if there is None else await self._trouble(artifact, there, output)
+                if trouble is not None:
+                    if there is not None and not there.is_relative_to(place.root.resolve()):
+                        raise InstallError(
+                            f"{link} was not put there by GPUStack, and is not {backend} {artifact.version}: {trouble}; "
+                            "move it away",
+                            again=False,
+                        )
                     await self._make(artifact, place, link, output, say)
                 write_receipt(link, _receipt(link, backend, artifact))
         self._on_installed()
