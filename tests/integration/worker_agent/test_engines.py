@@ -82,6 +82,23 @@ async def test_an_engine_is_installed_when_the_server_asks_and_removed_again(
     assert list(fleet.config.bin_dir.iterdir()) == []
 
 
+async def test_what_is_being_installed_goes_on_when_it_is_asked_for_again(
+    fleet: Any, server: Any, until: Any, index: Index
+) -> None:
+    index.add("fake", "1", command="fake")
+    index.slow = 1.5
+    ask(server)
+    await fleet.start()
+    await until(lambda: index.asked, seconds=40)
+
+    ask(server, request=2)
+
+    await until(lambda: state(server) == "installed", seconds=40)
+    said = [report["state_message"] for kind, _, report in server.reports if kind == KIND]
+    assert said.count("installing fake 1 with pipx") == 1
+    assert server.last(1, KIND)["request"] == 2
+
+
 @pytest.mark.slow
 async def test_an_index_that_comes_back_is_asked_again_and_a_wrong_version_is_not(
     fleet: Any, server: Any, until: Any, index: Index

@@ -6,8 +6,10 @@ What is not used for long, and wanted by no model, is taken away.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from pydantic import ValidationError
@@ -42,6 +44,18 @@ _UNKNOWN = 600.0
 _DAY, _FIRST = 86_400.0, 300.0
 
 
+@dataclass(slots=True, kw_only=True)
+class _Doing:
+    """What is done for one row: ``request`` is the newest that it answers."""
+
+    request: int
+    removes: bool
+    #: Set to try again now what waits for a better time.
+    hurry: asyncio.Event = field(default_factory=asyncio.Event)
+    #: What does it, last, and all that has to have ended before.
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+
 class Engines:
     """Does what the rows of this worker in ``/v2/worker-engines`` ask for.
 
@@ -57,8 +71,8 @@ class Engines:
         self._unused = unused_seconds
         self._outbox: Outbox[WorkerEngineReport] = Outbox("engine", client.worker_engines.report)
         self._outbox.on_gone = self._withdraw
-        #: The request that is being done, and what does it, by row.
-        self._doing: dict[int, tuple[int, asyncio.Task[None]]] = {}
+        #: By row.
+        self._doing: dict[int, _Doing] = {}
         self._changed = asyncio.Event()
         self._changed.set()
         self._tasks = Tasks("engines")
@@ -164,66 +178,76 @@ class Engines:
             )
             return
         doing = self._doing.get(engine.id)
+        removes = engine.state is EngineState.REMOVING
         if engine.state in (EngineState.INSTALLED, EngineState.ERROR):
             return
-        if doing is not None and doing[0] == engine.request:
+        if doing is not None and doing.request == engine.request:
             return
-        before = None if doing is None else doing[1]
-        if before is not None:
-            before.cancel()
-        self._doing[engine.id] = (
-            engine.request,
-            self._tasks.start(engine.name.title, self._do(engine, before)),
-        )
+        if doing is not None and not (doing.removes or removes):
+            # Asked again: what has come so far is not thrown away, and answers the newer request.
+            doing.request = engine.request
+            doing.hurry.set()
+            self._say(engine, doing, EngineState.INSTALLING, "goes on")
+            return
+        before = [] if doing is None else [task for task in doing.tasks if not task.done()]
+        for task in before:
+            task.cancel()
+        doing = self._doing[engine.id] = _Doing(request=engine.request, removes=removes)
+        doing.tasks = [*before, self._tasks.start(engine.name.title, self._do(engine, doing, before))]
 
     def _withdraw(self, engine_id: int) -> None:
         """End what is done for a row that is gone."""
         if (doing := self._doing.pop(engine_id, None)) is not None:
-            doing[1].cancel()
+            for task in doing.tasks:
+                task.cancel()
 
-    async def _do(self, engine: WorkerEnginePublic, before: asyncio.Task[None] | None) -> None:
-        if before is not None:
-            await asyncio.wait([before])
+    async def _do(
+        self, engine: WorkerEnginePublic, doing: _Doing, before: Sequence[asyncio.Task[None]]
+    ) -> None:
+        if before:
+            await asyncio.wait(before)
         try:
-            if engine.state is EngineState.REMOVING:
-                await to_the_end(self._remove(engine))
+            if doing.removes:
+                await to_the_end(self._remove(engine, doing))
             else:
-                await self._install(engine)
+                await self._install(engine, doing)
         except Exception as error:  # a defect here must not leave the row waiting
             log.exception("engine %s failed", engine.name.title)
-            self._say(engine, EngineState.ERROR, f"the worker failed: {error}; see its log")
-        if self._doing.get(engine.id, (0, None))[0] == engine.request:
+            self._say(engine, doing, EngineState.ERROR, f"the worker failed: {error}; see its log")
+        if self._doing.get(engine.id) is doing:
             del self._doing[engine.id]
 
-    async def _install(self, engine: WorkerEnginePublic) -> None:
+    async def _install(self, engine: WorkerEnginePublic, doing: _Doing) -> None:
         """Install it, however often that fails for a reason that may pass."""
         title, wait = engine.name.title, Backoff(first=_RETRY[0], limit=_RETRY[1])
-        self._say(engine, EngineState.INSTALLING, "begins")
+        self._say(engine, doing, EngineState.INSTALLING, "begins")
 
         def say(line: str) -> None:
             log.info("engine %s: %s", title, line)
-            self._say(engine, EngineState.INSTALLING, line)
+            self._say(engine, doing, EngineState.INSTALLING, line)
 
         while True:
             try:
                 await self._desk.install_engine(engine.backend, engine.version, tuple(engine.packages), say)
             except InstallError as error:
                 if not error.again:
-                    self._say(engine, EngineState.ERROR, error.message)
+                    self._say(engine, doing, EngineState.ERROR, error.message)
                     return
                 seconds = wait.next()
                 say(f"{error}; trying again in {seconds:.0f} s (attempt {wait.failures + 1})")
-                await asyncio.sleep(seconds)
+                doing.hurry.clear()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(doing.hurry.wait(), seconds)
             except GPUStackError as error:
-                self._say(engine, EngineState.ERROR, error.message)
+                self._say(engine, doing, EngineState.ERROR, error.message)
                 return
             else:
                 held = await asyncio.to_thread(self._held, engine)
                 disk = held.receipt.disk if held is not None else 0
-                self._say(engine, EngineState.INSTALLED, "", disk=disk)
+                self._say(engine, doing, EngineState.INSTALLED, "", disk=disk)
                 return
 
-    async def _remove(self, engine: WorkerEnginePublic) -> None:
+    async def _remove(self, engine: WorkerEnginePublic, doing: _Doing) -> None:
         held = await asyncio.to_thread(self._held, engine)
         try:
             if held is None:
@@ -231,9 +255,9 @@ class Engines:
             else:
                 await take_away(self._installer, held)
         except Conflict as error:
-            self._say(engine, EngineState.INSTALLED, error.message)
+            self._say(engine, doing, EngineState.INSTALLED, error.message)
         except (GPUStackError, OSError) as error:
-            self._say(engine, EngineState.ERROR, f"it cannot be removed: {error}")
+            self._say(engine, doing, EngineState.ERROR, f"it cannot be removed: {error}")
         else:
             log.info("engine %s: removed", engine.name.title)
             self._outbox.put(
@@ -244,8 +268,16 @@ class Engines:
         wanted = (engine.backend, engine.version, tuple(engine.packages))
         return next((each for each in self._installer.environments() if key_of(each) == wanted), None)
 
-    def _say(self, engine: WorkerEnginePublic, state: EngineState, message: str, *, disk: int = 0) -> None:
+    def _say(
+        self,
+        engine: WorkerEnginePublic,
+        doing: _Doing,
+        state: EngineState,
+        message: str,
+        *,
+        disk: int = 0,
+    ) -> None:
         report = WorkerEngineReport(
-            request=engine.request, state=state, state_message=message[:_MESSAGE], disk=disk
+            request=doing.request, state=state, state_message=message[:_MESSAGE], disk=disk
         )
         self._outbox.put(engine.id, report)
