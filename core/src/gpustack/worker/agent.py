@@ -21,7 +21,6 @@ from gpustack.kit.errors import GPUStackError, InvalidInput, NotFound, Unauthent
 from gpustack.kit.tasks import plain, to_the_end
 from gpustack.plugin import Host
 from gpustack.schemas import (
-    ContainerEngineStatus,
     Heartbeat,
     InstanceReport,
     ModelFileReport,
@@ -35,6 +34,7 @@ from gpustack.worker.api import WorkerApi, serve
 from gpustack.worker.artifacts import ArtifactInstaller
 from gpustack.worker.artifacts.hub import HubFiles
 from gpustack.worker.config import WorkerConfig
+from gpustack.worker.container_engines import ContainerEngines
 from gpustack.worker.desk import Desk
 from gpustack.worker.engine_load import EngineLoads
 from gpustack.worker.engines import Engines
@@ -46,8 +46,6 @@ from gpustack.worker.model_files import Downloads, ModelFiles
 from gpustack.worker.news import is_news
 from gpustack.worker.outbox import Outbox
 from gpustack.worker.ports import PortPool
-from gpustack.worker.runners import daemon
-from gpustack.worker.runners.daemon import NoContainerEngine
 from gpustack.worker.runners.ending import end_recorded, owners
 from gpustack.worker.runners.images import Images
 from gpustack.worker.status import Machine
@@ -132,6 +130,7 @@ class Agent:
         self._due = asyncio.Event()
         self._installed_anew = False
         self._figures: Heartbeat | None = None
+        self._containers = ContainerEngines()
         #: What the server was told last of the machine.
         self._told: WorkerStatus | None = None
         self._engines_changed: Callable[[], None] = lambda: None
@@ -315,7 +314,7 @@ class Agent:
             news, self._installed_anew = self._installed_anew, False
             try:
                 versions = await asyncio.to_thread(self._installer.installed)
-                status = await _measured(machine)
+                status = await _measured(machine, self._containers)
             except Exception:  # what plugins say may be anything; the worker goes on with older figures
                 log.exception("the machine cannot be measured")
             else:
@@ -328,7 +327,7 @@ class Agent:
         """Return what the server is told of this worker, with the present figures."""
         config = self._config
         installed = await asyncio.to_thread(self._installer.installed)
-        self._told = status = await _measured(machine)
+        self._told = status = await _measured(machine, self._containers)
         return WorkerRegistration(
             name=config.name,
             hostname=platform.node(),
@@ -370,14 +369,7 @@ class Agent:
         )
 
 
-async def _measured(machine: Machine) -> WorkerStatus:
+async def _measured(machine: Machine, containers: ContainerEngines) -> WorkerStatus:
     """Return the present figures, and whether engines can run in containers here."""
-    status, containers = await asyncio.gather(machine.measure(), asyncio.to_thread(_containers))
-    return status.model_copy(update={"container_engine": containers})
-
-
-def _containers() -> ContainerEngineStatus:
-    try:
-        return ContainerEngineStatus(name=daemon.find().name)
-    except NoContainerEngine as error:
-        return ContainerEngineStatus(reason=error.message)
+    status, engine = await asyncio.gather(machine.measure(), containers.look())
+    return status.model_copy(update={"container_engine": engine})
