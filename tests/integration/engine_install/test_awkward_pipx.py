@@ -342,5 +342,5 @@ async def test_a_bin_dir_that_is_a_file_is_named(pipx, tmp_path) -> None:
     [ContainerImage(image="acme", version="1")],
 )
 async def test_other_kinds_of_artifact_are_refused(tmp_path, artifact) -> None:
-    with pytest.raises(Refused, match="installs packages with pipx, and archives"):
+    with pytest.raises(Refused, match="backend acme comes as an image, which is pulled when a model starts"):
         await ArtifactInstaller(bin_dir=tmp_path, data_dir=tmp_path).ensure("acme", artifact)
