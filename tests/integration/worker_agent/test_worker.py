@@ -46,6 +46,7 @@ class TestJoining:
         assert first["door_token"] == second["door_token"]
         assert (first["name"], first["ip"], first["port"]) == ("w1", "127.0.0.1", fleet.port)
         assert first["catalogue"]["backends"] == ["fake"]
+        assert first["catalogue"]["abilities"] == ["members"], "an older one is given no members"
         assert first["installed_versions"] == {"fake": ["1"]}
         assert first["labels"]["worker-name"] == "w1"
         kept = {path.name: path.stat().st_mode & 0o777 for path in fleet.config.worker_dir.iterdir()}
