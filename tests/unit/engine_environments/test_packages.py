@@ -52,6 +52,14 @@ def test_what_is_no_package_is_said_in_a_clause(wrong: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("address", ["https://me:hunter2@x.org/x.whl", "git+https://hunter2@x.org/x.git@v1"])
+def test_an_address_with_a_password_is_not_taken_and_not_said(address: str) -> None:
+    with pytest.raises(ValueError, match=r"the address of x has a user or a password in it") as caught:
+        normal_packages([f"x @ {address}"])
+    assert "hunter2" not in str(caught.value)
+    assert normal_packages(["x @ git+https://x.org/x.git@v1"])
+
+
 @given(st.lists(REQUIREMENTS, max_size=5), st.randoms())
 def test_order_and_spelling_make_no_other_environment(found: list[str], chance: object) -> None:
     spelt = [each.replace("-", "_").upper() if chance.random() < 0.5 else f" {each} " for each in found]  # type: ignore[attr-defined]

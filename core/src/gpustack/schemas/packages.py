@@ -52,5 +52,11 @@ def _normal(text: str) -> str:
         raise ValueError(
             f"{stripped[:80]!r} names a place that is not on every worker; use a https:// address"
         )
+    # Packages are part of messages, logs and events, and told to all workers.
+    if parsed.url is not None and "@" in re.split(r"[/?#]", parsed.url.partition("://")[2], maxsplit=1)[0]:
+        raise ValueError(
+            f"the address of {parsed.name} has a user or a password in it, which everybody would see; put them into the "
+            ".netrc file of the user that runs the workers"
+        )
     parsed.name = canonicalize_name(parsed.name)
     return str(parsed)
