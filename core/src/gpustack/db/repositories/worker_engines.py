@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from gpustack.db.connection import Writing
+from gpustack.db.dialect import filled
 from gpustack.db.errors import conflicts
 from gpustack.db.repositories.base import Repository, now
 from gpustack.db.tables import WorkerEngine
@@ -63,7 +64,10 @@ class WorkerEngines(Repository[WorkerEnginePublic]):
         with conflicts(taken, gone):
             async with self._session.writing() as tx:
                 there = await self._find(
-                    tx, WorkerEngine.worker_id.is_in([*worker_ids]), WorkerEngine.engine_key == key, lock=True
+                    tx,
+                    WorkerEngine.worker_id.is_in(filled([*worker_ids])),
+                    WorkerEngine.engine_key == key,
+                    lock=True,
                 )
                 asked = [
                     (old, {"state": EngineState.PENDING, "state_message": "", "request": old.request + 1})
