@@ -17,7 +17,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         hung = behaviour == "hangs later" and time.monotonic() - began > 0.5
         if hung:
             time.sleep(3600)
-        status = 503 if behaviour == "never ready" else 200
+        status = {"never ready": 503, "has no such path": 404}.get(behaviour, 200)
         self.send_response(status)
         self.send_header("Content-Length", "2")
         self.end_headers()

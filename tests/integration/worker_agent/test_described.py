@@ -104,6 +104,17 @@ async def test_a_health_path_that_never_answers_is_named(fleet: Any, server: Any
     assert said == "the engine did not answer at /never within 1 s and was ended"
 
 
+async def test_a_health_path_that_the_engine_does_not_have_is_named_while_it_starts(
+    fleet: Any, server: Any, until: Any
+) -> None:
+    await fleet.start()
+    server.want(1, described(fleet, behaviour="has no such path", health_check_path="/up"), backend="mine")
+    said = "the engine answers 404 at /up, by which it is to tell that it is ready"
+
+    await until(lambda: server.last(1).get("state_message") == said)
+    assert server.last(1)["state"] == "starting"
+
+
 async def test_files_that_are_no_model_to_us_are_served(
     fleet: Any, server: Any, until: Any, tmp_path: Path
 ) -> None:

@@ -32,7 +32,7 @@ from gpustack.worker.leftovers import clear, end_all, make_way
 from gpustack.worker.measuring import Peak
 from gpustack.worker.memory import Notebook, first_event
 from gpustack.worker.ports import Lease
-from gpustack.worker.probe import ready
+from gpustack.worker.probe import look
 from gpustack.worker.runners import engine as engines
 from gpustack.worker.runners.ending import own_record
 from gpustack.worker.runners.engine import Engine, Launch
@@ -365,7 +365,8 @@ class InstanceDriver:
     async def _probe(self, engine: Engine, seconds: float) -> None:
         generation, record = self._generation, engine.record
         await asyncio.sleep(seconds)
-        if await ready(record):
+        found = await look(record)
+        if found.ready:
             # Once: while the engine listens nobody else can.
             if self._answering_since is None and (who := await asyncio.to_thread(intruder, engine)):
                 message = f"port {record.port}, which was meant for the engine, is taken by {who}"
@@ -376,6 +377,9 @@ class InstanceDriver:
             self._post(generation, life.Answered(moment() - self._answering_since))
         else:
             running = self.life.state is InstanceState.RUNNING
+            line = f"the engine answers {found.refusal} at {record.ready_path}, by which it is to tell that it is ready"
+            if found.refusal and self.life.state is InstanceState.STARTING and line != self._last_message:
+                self._report(life.Report(self.life.state, line))
             self._post(generation, life.Silent(await self._tail() if running else ""))
 
     async def _later(self, seconds: float, event: life.Event) -> None:

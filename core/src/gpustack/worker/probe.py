@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from dataclasses import dataclass
 
 from gpustack.kit.net import LOOPBACK
 from gpustack.worker.runners.records import EngineRecord
@@ -12,10 +13,24 @@ _LONGEST_LINE = 1024
 _LONGEST_ANSWER = 1 << 20
 
 
-async def ready(record: EngineRecord) -> bool:
-    """Tell whether an engine is ready, as its plan says that this is known. Never raises for trouble."""
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What an engine answered."""
+
+    ready: bool
+    #: The status by which it refuses the path it is asked at, as servers refuse what they do not have; else 0.
+    refusal: int = 0
+
+
+async def look(record: EngineRecord) -> Look:
+    """Return whether an engine is ready, as its plan says that this is known. Never raises for trouble."""
     if record.ready_path:
-        return await answers(record.port, record.ready_path, timeout=record.ready_timeout)
+        status = await _asked(record.port, record.ready_path, timeout=record.ready_timeout)
+        return Look(status in range(200, 300), status if status in range(400, 500) else 0)
+    return Look(await _listens(record))
+
+
+async def _listens(record: EngineRecord) -> bool:
     if record.ready_address is None:
         return True
     host, port = record.ready_address
@@ -30,11 +45,16 @@ async def ready(record: EngineRecord) -> bool:
 
 async def answers(port: int, path: str, *, timeout: float) -> bool:
     """Tell whether GET ``path`` gives a status below 300 within ``timeout`` seconds. Never raises for trouble."""
+    return await _asked(port, path, timeout=timeout) in range(200, 300)
+
+
+async def _asked(port: int, path: str, *, timeout: float) -> int:
+    """Return the status of GET ``path``; 0 for trouble."""
     try:
         async with asyncio.timeout(timeout):
-            return await _status(port, path) in range(200, 300)
+            return await _status(port, path)
     except (OSError, ValueError, EOFError, asyncio.LimitOverrunError):
-        return False
+        return 0
 
 
 async def fetch(port: int, path: str, *, timeout: float) -> str | None:
