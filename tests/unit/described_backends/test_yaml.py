@@ -82,6 +82,7 @@ def test_what_was_written_is_read_again() -> None:
         (GOOD.replace('A: "1"', 'A-B: "1"'), "f:8: version_configs.2.0.env: 'A-B' is not an environment variable"),
         (GOOD + "    packages: [a b c]", "f:9: version_configs.2.0.packages: 'a b c' is no package"),
         (GOOD + "    runner: box", "f:9: version_configs.2.0.runner: it is 'box', and can be 'process' or 'container'"),
+        (GOOD + "    image_name: UPPER !!", "f:9: version_configs.2.0.image_name: 'UPPER !!' has characters that cannot"),
         ("backend_name: a b", "f:1: backend_name: 'a b' has characters that cannot be there"),
         ("backend_name: x\nbackend_name: y", "f:2: backend_name is there twice"),
         (BOMB, "f:1: more than 20000 values"),

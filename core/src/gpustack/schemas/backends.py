@@ -18,6 +18,8 @@ Runner = Literal["process", "container"]
 #: How parameters are handed on: as ``--name value`` or as ``--name=value``; empty as they were given.
 ParameterFormat = Literal["", "space", "equal"]
 
+#: An image with registry, path, tag or digest, and ``{{version}}`` anywhere; the container engine knows the rest.
+IMAGE_NAME = r"^([A-Za-z0-9{][A-Za-z0-9._/:@{}\[\]-]*)?$"
 #: What a command of one's own cannot have.
 _NO_ENGINE = "{{command}} is the engine that a plugin installs, and here none does; name the program"
 #: Versions of one backend, and its default parameters.
@@ -83,7 +85,7 @@ class BackendVersionConfig(BaseModel):
 
     runner: Runner = "process"
     #: The image of a container, with or without a registry.
-    image_name: str = Field(default="", max_length=512)
+    image_name: str = Field(default="", max_length=512, pattern=IMAGE_NAME)
     #: Replaces the command line of the plugin; words in double braces are filled in.
     run_command: str = Field(default="", max_length=8192)
     #: Replaces the entry point of the image.

@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from gpustack.kit.errors import InvalidInput
 from gpustack.kit.paths import stays_below
-from gpustack.schemas.backends import BackendVersionConfig, command_line, variables
+from gpustack.schemas.backends import IMAGE_NAME, BackendVersionConfig, command_line, variables
 from gpustack.schemas.common import Input, Name, Record, Title
 from gpustack.schemas.gpu_selection import GpuSelector, GpuSelectorPatch
 from gpustack.schemas.packages import DEPS_VARIABLE, all_packages, normal_packages, packages_of_variable
@@ -138,7 +138,7 @@ class _Spec(Input):
     #: Engine parameters, one command-line item or ``--name=value`` each.
     backend_parameters: list[str] = Field(default_factory=list, max_length=200)
     #: The image of the engine's container, in place of the backend's.
-    image_name: Title = Field(default="", max_length=512)
+    image_name: Title = Field(default="", max_length=512, pattern=IMAGE_NAME)
     #: The engine's command line, in place of the backend's; words in double braces are filled in.
     run_command: str = Field(default="", max_length=8192)
     #: Packages beside the engine, as pip's requirements name them: the model gets an environment of its own with them.
