@@ -131,6 +131,23 @@ async def test_many_callers_wait_for_one_installation(pipx, tmp_path) -> None:
     assert len(calls(tmp_path)) == 1
 
 
+async def test_the_last_caller_alone_ends_an_installation(pipx, tmp_path) -> None:
+    installer = pipx("time.sleep(1); install(WORKS)")
+    said: list[str] = []
+    first = asyncio.create_task(installer.ensure("acme", ACME))
+    await asyncio.sleep(0.4)
+    second = asyncio.create_task(installer.ensure("acme", ACME, said.append))
+    await asyncio.sleep(0.1)
+
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+
+    assert (await second).exists()
+    assert len(calls(tmp_path)) == 1
+    assert said == ["installing acme-engine 1.2 with pipx", "checking acme_1.2"]
+
+
 async def test_another_wheel_of_the_same_version_is_installed_anew(pipx, tmp_path) -> None:
     installer = pipx("install(WORKS)")
     await installer.ensure("acme", ACME)

@@ -86,12 +86,11 @@ async def test_what_breaks_is_repaired(folders) -> None:
     (environment / "bin" / "python").unlink()
     assert installer.installed() == {}
     steps: list[str] = []
-    both = await asyncio.gather(*(installer.ensure("llama-cpp", artifact, steps.append) for _ in range(3)))
+    listening = (steps.append, None, None)
+    both = await asyncio.gather(*(installer.ensure("llama-cpp", artifact, each) for each in listening))
     assert set(both) == {command}
-    assert steps == [
-        f"installing gpustack-llama-server {artifact.version} with pipx",
-        f"checking {command.name}",
-    ]
+    assert steps.count(f"installing gpustack-llama-server {artifact.version} with pipx") == 1
+    assert steps[-1] == f"checking {command.name}"
     assert artifact.version in version_of(command)
 
     shutil.rmtree(next(environment.glob("lib/python*/site-packages/xllamacpp")))

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from packaging.utils import canonicalize_name
@@ -19,6 +20,7 @@ from packaging.utils import canonicalize_name
 from gpustack.kit.errors import Conflict, GPUStackError
 from gpustack.kit.locks import FileLock
 from gpustack.kit.paths import make_dir, write_atomic
+from gpustack.kit.tasks import to_the_end
 from gpustack.plugin import Artifact, PipxPackage, Refused, ReleaseBinary
 from gpustack.worker.artifacts.child import run_child
 from gpustack.worker.artifacts.errors import InstallError
@@ -58,6 +60,20 @@ Progress = Callable[[str], None]
 _INSIDE = "gpustack"
 
 
+@dataclass(slots=True)
+class _Going:
+    """An install that is going on, and whom it tells its steps."""
+
+    task: asyncio.Task[None] | None = None
+    wanted: list[Progress] = field(default_factory=list)
+    last: str = ""
+
+    def say(self, line: str) -> None:
+        self.last = line
+        for each in list(self.wanted):
+            each(line)
+
+
 class ArtifactInstaller:
     """Makes engines ready to run.
 
@@ -91,7 +107,7 @@ class ArtifactInstaller:
         self._verify_timeout = verify_timeout
         self._log = log or logging.getLogger(__name__)
         self._on_installed = on_installed
-        self._busy: dict[str, asyncio.Lock] = {}
+        self._going: dict[Recipe, _Going] = {}
         self.journal = Journal(self.home, bin_dir)
         self._archives = ArchiveInstaller(
             bin_dir=bin_dir,
@@ -135,8 +151,8 @@ class ArtifactInstaller:
         """Return the path of the engine's executable, after installing it if need be.
 
         What was proven before and has not changed since costs a few file system calls and no process. Calls
-        for the same engine wait for one another, also across processes. When this is cancelled, pipx ends with
-        everything it started, and nothing of it is left.
+        for the same engine wait for one another, also across processes. When all of them are cancelled, pipx ends
+        with everything it started, and nothing of it is left.
 
         ``extras`` are packages that a deployment adds: the engine with them is another environment.
         ``on_progress`` gets a line for each step. Raises InstallError with one line when the engine cannot be
@@ -150,9 +166,7 @@ class ArtifactInstaller:
         recipe = Recipe.of(backend, artifact, extras)
         link = self.bin_dir / recipe.name
         if not _is_proven(recipe, link):
-            async with self._busy.setdefault(link.name, asyncio.Lock()):
-                if not _is_proven(recipe, link):
-                    await self._install(recipe, link, on_progress or (lambda _line: None))
+            await self._together(recipe, link, on_progress or (lambda _line: None))
         note_use(link)
         return link
 
@@ -280,6 +294,32 @@ class ArtifactInstaller:
         if status != 0:
             why, again = explain_failure(_read(output), status)
             raise InstallError(f"{link.name} cannot be removed: {why}; see {output}", again=again)
+
+    async def _together(self, recipe: Recipe, link: Path, say: Progress) -> None:
+        """Install, in one task for all who want that; it is cancelled with the last of them."""
+        going = self._going.get(recipe)
+        if going is None:
+            going = self._going[recipe] = _Going()
+            going.task = asyncio.create_task(self._install(recipe, link, going.say))
+            going.task.add_done_callback(lambda _task: self._over(recipe, going))
+        elif going.last:
+            say(going.last)
+        # Not a set: one method may be given twice.
+        going.wanted.append(say)
+        assert going.task is not None
+        try:
+            await asyncio.shield(going.task)
+        finally:
+            going.wanted.remove(say)
+            if not going.wanted and not going.task.done():
+                # Who comes now begins anew, once the lock is free.
+                self._over(recipe, going)
+                going.task.cancel()
+                await to_the_end(_ended(going.task))
+
+    def _over(self, recipe: Recipe, going: _Going) -> None:
+        if self._going.get(recipe) is going:
+            del self._going[recipe]
 
     async def _install(self, recipe: Recipe, link: Path, say: Progress) -> None:
         for folder, what in (
@@ -476,6 +516,11 @@ class ArtifactInstaller:
             timeout=self._verify_timeout,
             mark=str(self.journal.path(link.name)),
         )
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    """Wait for the end of a task that was cancelled; how it ends concerns nobody any more."""
+    await asyncio.gather(task, return_exceptions=True)
 
 
 def _no_extras(backend: str, extras: tuple[str, ...]) -> None:
