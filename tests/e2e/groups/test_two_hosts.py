@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +79,11 @@ class Cluster:
                 if "gpustack.app.child worker" in " ".join((process := psutil.Process(pid)).cmdline()):
                     return process
         return None
+
+    def takeovers(self, address: str) -> int:
+        """Return how often a worker on a machine has found an engine running."""
+        log = self.machines[address].data_dir / "log" / "worker.log"
+        return log.read_text().count("found its engine running")
 
     def story(self) -> list[tuple[str, str]]:
         number = self.instance()["id"]
@@ -164,6 +168,7 @@ def test_members_are_taken_over_when_a_worker_is_killed(cluster: Cluster) -> Non
     before = {address: cluster.engines(address)[0].pid for address in cluster.machines}
     attempt = cluster.instance()["attempt"]
     workers = {address: cluster.worker_process(address) for address in cluster.machines}
+    taken = {address: cluster.takeovers(address) for address in cluster.machines}
     for process in workers.values():
         process.kill()
     eventually(
@@ -171,7 +176,11 @@ def test_members_are_taken_over_when_a_worker_is_killed(cluster: Cluster) -> Non
         "the workers are started again",
         seconds=30,
     )
-    time.sleep(3)
+    eventually(
+        lambda: all(cluster.takeovers(each) > taken[each] for each in workers),
+        "engines are found",
+        seconds=30,
+    )
     cluster.wait("running")
 
     assert cluster.says("still") == "You said: still (member 1 heard 1 words)"
@@ -193,6 +202,8 @@ def test_a_machine_that_is_cut_off_and_comes_back_keeps_its_member(cluster: Clus
     assert lost["members"][0]["state"] == "running"
     assert cluster.engines(address)[0].pid == pid
     assert cluster.instance()["attempt"] == attempt
+    # The gateway hears of it a moment later than who asks the API.
+    eventually(lambda: cluster.ask("back").status_code == 200, "the gateway hears of it", seconds=5)
     assert cluster.says("back") == "You said: back (member 1 heard 1 words)"
 
 
