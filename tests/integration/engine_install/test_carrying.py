@@ -153,6 +153,13 @@ async def test_archives_that_are_refused(
     assert list((elsewhere.home / "wheels").glob(".import-*")) == []
 
 
+async def test_a_place_that_cannot_be_written_is_told_first(an_installer: Maker, tmp_path: Path) -> None:
+    said: list[str] = []
+    with pytest.raises(GPUStackError, match="cannot be written: there is no folder"):
+        await export_engine(an_installer(), RECIPE, tmp_path / "nowhere" / "acme.tar", said.append)
+    assert said == []
+
+
 @pytest.mark.parametrize(
     "manifest",
     [

@@ -40,6 +40,8 @@ def test_steps(line: str, step: str) -> None:
         ("ERROR: Cannot install a and b because these package versions have conflicting dependencies.", "contradict", False),
         ("Because there is no version of x==9 and you require x==9, we can conclude that your requirements are unsatisfiable.", "has no x==9 ", False),
         ("Because x was not found in the provided package locations, your requirements are unsatisfiable", "does not have x", False),
+        ("ERROR: Could not find a version that satisfies the requirement x==1 (from versions: none)", "or has no x==1", True),
+        ("requirement x==1 (from y==2.0) (from versions: none)\nERROR: No matching", "or has no x==1", True),
         ("PermissionError: [Errno 13] Permission denied: '/srv/pipx/venvs'", "permission denied: /srv/pipx/venvs", True),
     ],
 )  # fmt: skip

@@ -69,7 +69,10 @@ class Engines:
         self._desk = desk
         self._installer = installer
         self._unused = unused_seconds
-        self._outbox: Outbox[WorkerEngineReport] = Outbox("engine", client.worker_engines.report)
+        self._outbox: Outbox[WorkerEngineReport] = Outbox("engine", self._report)
+        #: What is here is looked up and told with no report in between: one of an engine that came meanwhile would be
+        #: followed by a list without it.
+        self._telling = asyncio.Lock()
         self._outbox.on_gone = self._withdraw
         #: By row.
         self._doing: dict[int, _Doing] = {}
@@ -104,9 +107,10 @@ class Engines:
         while True:
             await self._changed.wait()
             self._changed.clear()
-            held = await asyncio.to_thread(self._inventory)
             try:
-                await self._client.worker_engines.inventory(held)
+                async with self._telling:
+                    held = await asyncio.to_thread(self._inventory)
+                    await self._client.worker_engines.inventory(held)
             except NotFound:  # a server of before, which may be upgraded
                 await asyncio.sleep(_UNKNOWN)
                 self._changed.set()
@@ -116,6 +120,10 @@ class Engines:
                 await asyncio.sleep(wait.next())
             else:
                 wait.reset()
+
+    async def _report(self, engine_id: int, report: WorkerEngineReport) -> None:
+        async with self._telling:
+            await self._client.worker_engines.report(engine_id, report)
 
     async def tidy(self) -> None:
         """Undo what was interrupted, and take away what was not used for long; again and again."""

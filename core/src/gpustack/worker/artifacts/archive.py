@@ -71,11 +71,19 @@ async def export_engine(installer: ArtifactInstaller, recipe: Recipe, file: Path
 
     Raises GPUStackError with one line; then there is no such file, or the one of before.
     """
+    # Now, and not after all was fetched.
+    await asyncio.to_thread(_check_place, file)
     link = await installer.ensure(recipe.backend, recipe.package, say, recipe.extras)
     make_dir(installer.home, what="data directory")
     # The lock tells whose folder it is, should we be killed; and nobody removes the engine meanwhile.
     async with installer.alone(recipe.name, say):
         return await _export(installer, recipe, link, file, say)
+
+
+def _check_place(file: Path) -> None:
+    if not file.parent.is_dir():
+        raise GPUStackError(f"{file} cannot be written: there is no folder {file.parent}")
+    make_dir(file.parent, what="folder")
 
 
 async def _export(

@@ -20,6 +20,7 @@ _NO_NETWORK = re.compile(
     r"|ReadTimeout|Read timed out|ProxyError|dns error|tcp connect error|operation timed out|Failed to fetch",
     re.IGNORECASE,
 )
+_NOTHING = re.compile(r"(\S+)(?: \(from [^)]*\))? \(from versions: none\)")
 _NO_VERSION = re.compile(r"No matching distribution found for (\S+)|there is no version of (\S+?)(?=\s)")
 _NOT_IN_INDEX = re.compile(
     r"Because (\S+) was not found in the (?:package registry|provided package locations)"
@@ -114,8 +115,8 @@ def explain_failure(output: str, status: int | None = None) -> tuple[str, bool]:
             "the package index cannot be reached; check the network, the proxy, or the index set for pip or uv",
             True,
         )
-    if "(from versions: none)" in output:
-        return "the package index cannot be reached, or has nothing of that name", True
+    if found := _NOTHING.search(output):
+        return f"the package index cannot be reached, or has no {found[1]}", True
     if found := _NO_VERSION.search(output):
         return f"the package index has no {found[1] or found[2]} for this machine and Python", False
     if found := _NOT_IN_INDEX.search(output):

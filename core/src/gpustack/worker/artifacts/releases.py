@@ -139,7 +139,7 @@ class ArchiveInstaller:
                             again=False,
                         )
                     await self._make(artifact, place, link, output, say)
-                write_receipt(link, _receipt(link, backend, artifact))
+                write_receipt(link, await asyncio.to_thread(_receipt, link, backend, artifact))
         self._on_installed()
 
     async def _make(
