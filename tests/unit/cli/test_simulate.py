@@ -51,9 +51,10 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
 @pytest.fixture
 def record(tmp_path: Path) -> Path:
     """Return a file of 40 decisions, the last of which was placed."""
-    odds = Odds(4)
+    odds = Odds(17)
     fleet = RecordedFleet(odds.workers(6))
     for number in count(1):
+        assert number < 200, "the fleet is full; take another seed"
         answer = fleet.decide(odds.request(number, 6))
         if isinstance(answer, Placed):
             for each in answer.holdings():
