@@ -124,7 +124,7 @@ async def install(where: Places, text: str, say: Say, packages: Sequence[str] = 
     name, version = named(text)
     extras = extras_of(packages)
     async with package_of(where, name, version) as package:
-        path = await where.installer().ensure(name, package, say, extras)
+        path = await (await _tidy(where)).ensure(name, package, say, extras)
         return name, package.version, path
 
 
@@ -163,7 +163,7 @@ async def export_archive(
     name, version = named(text)
     extras = extras_of(packages)
     async with package_of(where, name, version) as package:
-        return await export_engine(where.installer(), Recipe.of(name, package, extras), file, say)
+        return await export_engine(await _tidy(where), Recipe.of(name, package, extras), file, say)
 
 
 async def import_archive(where: Places, file: Path, say: Say) -> tuple[Manifest, Path]:
@@ -175,8 +175,15 @@ async def import_archive(where: Places, file: Path, say: Say) -> tuple[Manifest,
     name, version = named(f"{manifest.backend}=={manifest.version}")
     extras = extras_of(manifest.packages)
     async with package_of(where, name, version) as package:
-        path = await import_engine(where.installer(), Recipe.of(name, package, extras), file, say)
+        path = await import_engine(await _tidy(where), Recipe.of(name, package, extras), file, say)
         return manifest, path
+
+
+async def _tidy(where: Places) -> ArtifactInstaller:
+    """Return what installs there, once what an earlier command has left that was killed is undone."""
+    installer = where.installer()
+    await installer.settle()
+    return installer
 
 
 def _have(where: Places, name: str, installed: list[str]) -> str:
