@@ -100,7 +100,8 @@ def cluster(place: Path) -> Iterator[Cluster]:
     env = {"PYTHONPATH": str(fakes.path("fake-engine"))}
     with contextlib.ExitStack() as stack:
         net = stack.enter_context(hosts.network(2))
-        flags = ["--disable-worker", "--advertise-address", net.address, "--replace-after", "10"]
+        # Long enough for a machine whose cable is back to be heard of before its place is given up.
+        flags = ["--disable-worker", "--advertise-address", net.address, "--replace-after", "40"]
         server = stack.enter_context(gpustack(place / "server", place / "server home", flags, env=env))
         own = ["--config-file", str(place / "machine.yaml"), "--distributed-worker-port-range", PORTS]
         machines = stack.enter_context(joined(server, net, place, flags=own, env=env))
