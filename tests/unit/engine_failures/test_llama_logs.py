@@ -68,10 +68,6 @@ END = "0.00.510.454 E srv          init: exiting due to model loading error\n"
                 "cudaMalloc failed: out of memory"
             ),
         ),
-        (
-            "gpustack-llama-server: unrecognized arguments: --nosuchflag (see gpustack-llama-server --help)\n",
-            "unrecognized arguments: --nosuchflag (see gpustack-llama-server --help)",
-        ),
         ("", ""),
         ("0.00.1 I all is well\n", ""),
     ],

@@ -12,8 +12,6 @@ _DAMAGED = re.compile(
 _PROJECTOR = re.compile(r"mismatch between text model \(([^)\n]{1,80})\) and mmproj \(([^)\n]{1,80})\)")
 _ADAPTER = re.compile(r"failed to apply lora adapter: ([^\n]{1,300})")
 _LENDER = re.compile(r"failed to register RPC device[ :]*([^\n]{0,200})")
-#: What our launcher says before the engine begins: a wrong flag, a file that is not there.
-_LAUNCHER = re.compile(r"^gpustack-llama-server: ([^\n]{1,300})", re.MULTILINE)
 _MEMORY = re.compile(r"[^\n]*(?:out of memory|unable to allocate|failed to allocate)[^\n]*", re.IGNORECASE)
 
 
@@ -39,6 +37,4 @@ def failure_in(log: str) -> str:
         return f"another worker's GPU is not reached: {found[1].strip() or 'its RPC server does not answer'}"
     if found := _MEMORY.search(log):
         return f"there was not enough memory: {found[0].strip()[:300]}"
-    if found := _LAUNCHER.search(log):
-        return found[1].strip()
     return ""
