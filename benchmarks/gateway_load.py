@@ -13,6 +13,7 @@ import random
 import socket
 import sys
 import time
+from typing import cast
 
 import uvloop
 
@@ -85,7 +86,7 @@ class Client(asyncio.Protocol):
         self._busy = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport: asyncio.Transport = transport  # type: ignore[assignment]
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's are no subclasses of it
 
     def begin(self, at: float) -> None:
         """Send a request that was to begin at ``at``, or send it after the present one."""

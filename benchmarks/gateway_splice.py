@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import sys
+from typing import cast
 
 import uvloop
 
@@ -16,7 +17,7 @@ class _Engine(asyncio.Protocol):
         self._client = client
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._client.joined(transport)  # type: ignore[arg-type]
+        self._client.joined(cast("asyncio.Transport", transport))  # uvloop's are no subclasses of it
         self._write = self._client.transport.write
 
     def data_received(self, data: bytes) -> None:
@@ -35,7 +36,7 @@ class _Client(asyncio.Protocol):
         self._task: asyncio.Task[object] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport: asyncio.Transport = transport  # type: ignore[assignment]
+        self.transport = cast("asyncio.Transport", transport)
         loop = asyncio.get_running_loop()
         made = loop.create_connection(lambda: _Engine(self), "127.0.0.1", int(sys.argv[2]))
         self._task = loop.create_task(made)

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LOCK_FILES = {"uv.lock", "poetry.lock", "pdm.lock", "Pipfile.lock", "pylock.toml", "package-lock.json"}
 REGISTRIES = re.compile(
     rb"pypi\.org|pythonhosted\.org|pypi\.python\.org|registry\.npmjs\.org|registry\.yarnpkg\.com"
+    rb"|index-url[ =]+.?http|https?://[^ \"]+/simple/?[\"' ]"
 )
 OPTIONS = re.compile(rb"^\s*(--index-url|--extra-index-url|--find-links|-i|-f)\b", re.MULTILINE)
 

@@ -109,7 +109,7 @@ def an_index(folder: Path) -> Iterator[Index]:
             parts = [part for part in self.path.split("/") if part]
             if index.down:
                 self._send(503, b"")
-            elif parts[0] == "simple" and len(parts) == 2:
+            elif parts[0] == "index" and len(parts) == 2:
                 self._page(parts[1])
             elif parts[0] == "files":
                 if self.command == "GET":
@@ -144,7 +144,7 @@ def an_index(folder: Path) -> Iterator[Index]:
     server.daemon_threads = True
     # Those who ask are killed in tests.
     server.handle_error = lambda *_: None  # type: ignore[method-assign]
-    index.url = f"http://127.0.0.1:{server.server_address[1]}/simple/"
+    index.url = f"http://127.0.0.1:{server.server_address[1]}/index/"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:

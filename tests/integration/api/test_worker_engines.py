@@ -86,7 +86,7 @@ async def test_what_cannot_be_is_refused_in_one_line(api: Api) -> None:
         ({"backend": "nope"}, 400, "version is missing: the server has no backend 'nope'"),
         ({"backend": "nope", "version": "1"}, 400, "no worker has a backend 'nope'"),
         ({"version": "../x"}, 400, "version"),
-        ({"packages": ["--index-url=http://evil"]}, 400, "is no package"),
+        ({"packages": ["--index-url=//evil"]}, 400, "is no package"),
         ({"packages": ["a @ file:///etc"]}, 400, "names a place that is not on every worker"),
     ):
         answer = await ask(api, **body)

@@ -279,7 +279,7 @@ async def test_status_0_alone_proves_nothing(pipx, behaviour, said) -> None:
 
 
 async def test_an_engine_is_tried_without_the_way_into_the_index(pipx, tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("PIP_INDEX_URL", "https://user:s3cret@index/simple")
+    monkeypatch.setenv("PIP_INDEX_URL", "https://user:s3cret@index.test")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
     script = f"#!/bin/sh\\nenv > {tmp_path}/seen; echo acme 1.2\\n"
     await pipx(f"install('{script}')").ensure("acme", ACME)

@@ -8,11 +8,15 @@ from pathlib import Path
 from gpustack.worker.artifacts.pip_settings import for_pip, for_uv, pip_settings
 
 
+def _global(name: str, value: str, *lines: str) -> str:
+    return "\n".join(["[global]", f"{name} = {value}", *lines, ""])
+
+
 def test_files_and_variables_count_as_pip_has_them(tmp_path: Path) -> None:
     home, given = tmp_path / "home", tmp_path / "given.conf"
     (home / ".config" / "pip").mkdir(parents=True)
-    (home / ".config" / "pip" / "pip.conf").write_text("[global]\nindex-url = http://a\ntimeout = 5\n")
-    given.write_text("[global]\nindex_url = http://b\n[install]\nfind-links =\n    /x\n    /y\n")
+    (home / ".config" / "pip" / "pip.conf").write_text(_global("index-url", "http://a", "timeout = 5"))
+    given.write_text(_global("index_url", "http://b", "[install]", "find-links =", "    /x", "    /y"))
     environ = {
         "HOME": str(home),
         "XDG_CONFIG_DIRS": str(tmp_path / "none"),
@@ -65,13 +69,13 @@ def test_what_is_set_for_uv_itself_is_left_alone() -> None:
 def test_pip_gets_what_is_set_for_uv_where_nothing_is_set_for_it() -> None:
     environ = {
         "PIP_CONFIG_FILE": os.devnull,
-        "UV_DEFAULT_INDEX": "corp=https://a/simple",
+        "UV_DEFAULT_INDEX": "corp=https://a",
         "UV_INDEX": "https://b/?x=1",
         "UV_FIND_LINKS": "/x,/y",
     }
 
     assert for_pip(environ) == {
-        "PIP_INDEX_URL": "https://a/simple",
+        "PIP_INDEX_URL": "https://a",
         "PIP_EXTRA_INDEX_URL": "https://b/?x=1",
         "PIP_FIND_LINKS": "/x /y",
     }

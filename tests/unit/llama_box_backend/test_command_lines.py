@@ -22,23 +22,8 @@ from gpustack.plugin import (
 from gpustack_backends import LlamaBox, LlamaCpp
 from gpustack_backends.llama_box.settings import LlamaBoxSettings
 from gpustack_backends.llama_box.several import shares_of
+from support.model_facts import GIB, LLAMA_8B
 
-GIB = 1 << 30
-LLAMA_8B = ModelFacts(
-    format="gguf",
-    path="/models/llama-8b-Q4_K_M.gguf",
-    weight_bytes=int(4.58 * GIB),
-    architecture="llama",
-    context_length=131072,
-    layers=32,
-    hidden_size=4096,
-    attention_heads=32,
-    kv_heads=8,
-    key_length=128,
-    value_length=128,
-    vocabulary=128256,
-    categories=("llm",),
-)
 START = "/opt/llama-box --host 127.0.0.1 --port 40000 --model {} --alias chat --metrics"
 END = "--no-mmap --no-warmup"
 

@@ -19,9 +19,10 @@ from gpustack.plugin import (
     ResourceClaim,
     Verdict,
 )
+from gpustack.plugin.memory import division_of
 from gpustack.plugin.tracebacks import root_cause
 from gpustack_backends.sglang import command, versions
-from gpustack_backends.sglang.memory import claim_on, division_of, divisions
+from gpustack_backends.sglang.memory import claim_on, divisions
 from gpustack_backends.sglang.metrics import METRICS
 from gpustack_backends.sglang.parameters import Asked
 
@@ -79,7 +80,7 @@ class Sglang(InferenceBackend[NoSettings]):
         asked = Asked.of(request.parameters, request.model, request.version)
         if not request.devices:
             raise Refused("SGLang needs a GPU")
-        division = division_of(request.model, asked, len(request.devices))
+        division = division_of(request.model, asked.division, len(request.devices))
         return claim_on(request, asked, division, request.devices)
 
     def ways(self, request: EstimateRequest) -> Sequence[ResourceClaim]:

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from gpustack.plugin import EstimateRequest, GpuDevice, LaunchPlan, LaunchRequest, Refused, ResourceClaim
-from gpustack.plugin.memory import Division
+from gpustack.plugin.memory import Division, division_of
 from gpustack.plugin.memory.division import is_even
 from gpustack_backends.sglang import versions
-from gpustack_backends.sglang.memory import claim_on, division_of, need_of, shape_of, static_part
+from gpustack_backends.sglang.memory import claim_on, need_of, shape_of, static_part
 from gpustack_backends.sglang.parameters import PARALLEL, Asked
 
 _ENV = {"OMP_NUM_THREADS": "1", "SAFETENSORS_FAST_GPU": "1"}
@@ -22,7 +22,7 @@ def launch(request: LaunchRequest) -> LaunchPlan:
     asked = Asked.of(request.parameters, request.model, request.version)
     if not request.devices:
         raise Refused("SGLang needs a GPU")
-    division = division_of(request.model, asked, len(request.devices))
+    division = division_of(request.model, asked.division, len(request.devices))
     return _Line(request, asked, division, request.devices).plan(_ALONE)
 
 

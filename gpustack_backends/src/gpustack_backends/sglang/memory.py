@@ -14,8 +14,8 @@ from gpustack.plugin.memory import (
     Workload,
     cache_bytes,
     costs_of,
+    divisions_by_context,
     estimate,
-    even_divisions,
     extra_bytes,
 )
 from gpustack_backends.sglang.parameters import Asked
@@ -116,15 +116,9 @@ def static_part(need: Need) -> float:
 
 def divisions(model: ModelFacts, asked: Asked, devices: Sequence[GpuDevice], version: str) -> list[Division]:
     """Return the divisions over up to all of ``devices``: those with the longest context first, then the fewest GPUs."""
-    if asked.division is not None:
-        return [asked.division.within(len(devices))]
-
-    def rank(division: Division) -> tuple[int, int]:
-        return -shape_of(model, asked, division, devices, version).tokens, division.gpus
-
-    return sorted(even_divisions(model, len(devices)), key=rank)
-
-
-def division_of(model: ModelFacts, asked: Asked, gpus: int) -> Division:
-    """Return how the model is divided over just so many GPUs."""
-    return Division.over(model, gpus) if asked.division is None else asked.division.within(gpus)
+    return divisions_by_context(
+        model,
+        asked.division,
+        len(devices),
+        lambda division: shape_of(model, asked, division, devices, version).tokens,
+    )

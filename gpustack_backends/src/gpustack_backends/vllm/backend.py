@@ -23,11 +23,12 @@ from gpustack.plugin import (
     Suggestion,
     Verdict,
 )
+from gpustack.plugin.memory import division_of
 from gpustack.plugin.tracebacks import root_cause
 from gpustack_backends.vllm import spanning, versions
 from gpustack_backends.vllm.command import Line
 from gpustack_backends.vllm.less import suggestions
-from gpustack_backends.vllm.memory import claim_on, claim_on_cpu, division_of, divisions
+from gpustack_backends.vllm.memory import claim_on, claim_on_cpu, divisions
 from gpustack_backends.vllm.metrics import METRICS
 from gpustack_backends.vllm.parameters import Asked, adapter_paths
 
@@ -84,7 +85,7 @@ class Vllm(InferenceBackend[NoSettings]):
         """Return weights, cache, activations, graphs and runtime on all of the devices."""
         asked = Asked.of(request.parameters, request.model, request.version)
         if request.devices:
-            division = division_of(request.model, asked, len(request.devices))
+            division = division_of(request.model, asked.division, len(request.devices))
             return claim_on(request, asked, division, request.devices)
         if request.platform is not None and request.platform.accelerators:
             raise Refused("vLLM runs on the processor only on machines without GPUs")

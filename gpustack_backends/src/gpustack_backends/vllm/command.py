@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from gpustack.plugin import GpuDevice, LaunchPlan, LaunchRequest, Member, Refused
-from gpustack.plugin.memory import Division, memory_fraction
+from gpustack.plugin.memory import Division, division_of, memory_fraction
 from gpustack_backends.vllm import versions
-from gpustack_backends.vllm.memory import cache_space, division_of, is_pooling, need_of, shape_of
+from gpustack_backends.vllm.memory import cache_space, is_pooling, need_of, shape_of
 from gpustack_backends.vllm.parameters import PARALLEL, Asked
 
 #: Ranks that adapters may have; vLLM takes no other as the highest.
@@ -32,7 +32,11 @@ class Line:
     def of(cls, request: LaunchRequest) -> Line:
         """Take a request for an instance on one worker. Raises Refused for parameters that can never work."""
         asked = Asked.of(request.parameters, request.model, request.version)
-        division = division_of(request.model, asked, len(request.devices)) if request.devices else Division()
+        division = (
+            division_of(request.model, asked.division, len(request.devices))
+            if request.devices
+            else Division()
+        )
         return cls(request, asked, division, request.devices)
 
     def plan(self, *more: str, network: dict[str, str] | None = None) -> LaunchPlan:

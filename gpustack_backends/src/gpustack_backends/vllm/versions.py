@@ -72,7 +72,7 @@ def number(version: str) -> Number:
     """Return a version as a tuple that compares. Raises Refused for what is no version, and for one that is too old."""
     if not _VERSION.fullmatch(version):
         raise Refused(f"{version!r} is no version of vLLM; they look like {VERSION}")
-    found = tuple(int(part) for part in re.match(r"[\d.]+", version)[0].rstrip(".").split("."))  # type: ignore[index]
+    found = tuple(int(part) for part in re.split(r"[^\d.]", version)[0].rstrip(".").split("."))
     if found < OLDEST:
         raise Refused(f"vLLM {version} is too old for GPUStack, which needs {shown(OLDEST)} or newer")
     return found

@@ -122,10 +122,11 @@ class StreamReader:
     def feed(self, piece: bytes) -> bytes:
         """Take the next bytes, cut anywhere; return what the client gets now, which may be nothing."""
         now = self._clock()
-        if self.first_at is None:
+        last = self.last_at
+        if last is None:
             self.first_at = now
         elif self._between is not None:
-            self._gaps.append(now - self.last_at)  # type: ignore[operator]  # set with first_at
+            self._gaps.append(now - last)
             if len(self._gaps) >= _GAPS:
                 self.tell_gaps()
         self.last_at = now
@@ -171,9 +172,10 @@ class StreamReader:
             ):
                 return False
             self.chunks += chunk.count(b"\n\n", start)
-        if self._between is not None:
+        last = self.last_at
+        if last is not None and self._between is not None:
             gaps = self._gaps
-            gaps.append(now - self.last_at)  # type: ignore[operator]  # the first pieces were fed
+            gaps.append(now - last)
             if len(gaps) >= _GAPS:
                 self.tell_gaps()
         self.last_at = now

@@ -23,7 +23,7 @@ from gpustack.plugin.memory.cache import (
     element_bytes,
     forgetting_bytes,
 )
-from gpustack.plugin.memory.division import Division, even_divisions
+from gpustack.plugin.memory.division import Division, division_of, divisions_by_context, even_divisions
 from gpustack.plugin.memory.engines import EngineCosts, costs_of
 from gpustack.plugin.memory.extras import Extra, extra_bytes
 from gpustack.plugin.memory.fractions import memory_fraction, static_fraction
@@ -45,6 +45,8 @@ __all__ = [
     "cache_bytes",
     "corrected",
     "costs_of",
+    "division_of",
+    "divisions_by_context",
     "element_bytes",
     "estimate",
     "even_divisions",

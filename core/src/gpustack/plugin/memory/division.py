@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
@@ -87,3 +88,24 @@ def even_divisions(model: ModelFacts, gpus: int) -> list[Division]:
     """
     counts = [each for each in range(1, gpus + 1) if model.attention_heads or each & (each - 1) == 0]
     return [Division(tensor=each) for each in counts if is_even(model, each)]
+
+
+def division_of(model: ModelFacts, given: Division | None, gpus: int) -> Division:
+    """Return how the model is divided over just so many GPUs: as ``given`` by the user, else as it is best cut.
+
+    Raises Refused when it cannot be cut so often, or fewer GPUs are there than ``given`` takes.
+    """
+    return Division.over(model, gpus) if given is None else given.within(gpus)
+
+
+def divisions_by_context(
+    model: ModelFacts, given: Division | None, gpus: int, tokens: Callable[[Division], int]
+) -> list[Division]:
+    """Return the divisions over up to ``gpus`` GPUs: those with the longest context first, then the fewest GPUs.
+
+    ``tokens`` tells the longest context that a division has room for. What the user has ``given`` is the only one; raises
+    Refused when it takes more GPUs.
+    """
+    if given is not None:
+        return [given.within(gpus)]
+    return sorted(even_divisions(model, gpus), key=lambda each: (-tokens(each), each.gpus))

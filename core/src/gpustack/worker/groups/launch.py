@@ -82,9 +82,10 @@ async def planned(
 
 async def arranged(plugin: str, backend: InferenceBackend[Any], request: LaunchRequest) -> Arrangement:
     """Return how the members of an instance come together. Raises GPUStackError."""
-    if not isinstance(_spanning(backend), ArrangesMembers):
+    spanning = _spanning(backend)
+    if not isinstance(spanning, ArrangesMembers):
         return Arrangement()
-    found: object = await Guard.call(plugin, backend.arrangement, request)  # type: ignore[attr-defined]
+    found: object = await Guard.call(plugin, spanning.arrangement, request)
     if not isinstance(found, Arrangement) or not 1 <= found.ports <= 1024:
         raise PluginError(f"arrangement returned {found!r}; return an Arrangement with 1 to 1024 ports")
     return found

@@ -143,7 +143,7 @@ def _is_there(client: APIClient, image: str) -> bool:
     import docker
 
     try:
-        client.inspect_image(image)  # type: ignore[no-untyped-call]
+        client.inspect_image(image)  # type: ignore[no-untyped-call]  # docker has no types for it
     except docker.errors.NotFound:
         return False
     return True
