@@ -18,6 +18,7 @@ from pathlib import Path
 from packaging.utils import canonicalize_name
 
 from gpustack.kit.errors import Conflict, GPUStackError
+from gpustack.kit.limits import user_id
 from gpustack.kit.locks import FileLock
 from gpustack.kit.paths import make_dir, write_atomic
 from gpustack.kit.tasks import to_the_end
@@ -535,7 +536,7 @@ def _who_may_change(folder: Path) -> str:
     status = folder.stat()
     if os.name == "nt":
         return ""
-    if status.st_uid not in (0, os.geteuid()):
+    if status.st_uid not in (0, user_id()):
         return f"its owner, user {status.st_uid},"
     return "every user" if status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX else ""
 

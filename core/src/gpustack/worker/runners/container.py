@@ -7,7 +7,6 @@ import contextlib
 import logging
 import os
 import re
-import resource
 import secrets
 import threading
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpustack.kit.errors import GPUStackError, InvalidInput, system_line
+from gpustack.kit.limits import group_id, locked_memory, most_open_files, user_id
 from gpustack.kit.process import ProcessId, age, identify, is_running, moment, pid_space
 from gpustack.kit.tasks import to_the_end
 from gpustack.kit.text import human_bytes
@@ -243,10 +243,9 @@ def _described(
         for target, source in container.reads.items()
     ]
     mounts.append(Mount(target=scratch, source=scratch, type="bind"))
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    files = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+    files = most_open_files(_OPEN_FILES)
     # GPUs and fast networks read and write memory that must stay where it is.
-    locked = resource.getrlimit(resource.RLIMIT_MEMLOCK)[1]
+    locked = locked_memory()
     keeps = (
         LogConfig(type="k8s-file", config={"max-size": f"{_KEPT_LOG >> 20}mb"})
         if daemon.kind == "Podman"
@@ -254,7 +253,7 @@ def _described(
     )
     memory = launch.memory_limit or None
     # Its first process is told what to end by; a root that is none outside needs no other user.
-    user = None if daemon.rootless or os.geteuid() == 0 else f"{os.geteuid()}:{os.getegid()}"
+    user = None if daemon.rootless or not user_id() else f"{user_id()}:{group_id()}"
     env = {"HOME": scratch} if user else {}
     for layer in (plan.env, *launch.env):
         env |= layer

@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from gpustack.kit.errors import GPUStackError
+from gpustack.kit.limits import user_id
 
 #: Seconds that it may take to answer a question about itself.
 PATIENCE = 3.0
@@ -83,12 +84,12 @@ def places(env: Mapping[str, str]) -> list[Path]:
     system = [Path("/var/run/docker.sock"), Path("/run/podman/podman.sock")]
     users = [own / "docker.sock", own / "podman" / "podman.sock", home / ".docker" / "run" / "docker.sock"]
     # Root's engine gives the host's own network, and an ordinary user may not be let to it.
-    first = system if not hasattr(os, "geteuid") or os.geteuid() == 0 else [system[0], *users, system[1]]
+    first = system if not user_id() else [system[0], *users, system[1]]
     return list(dict.fromkeys([*first, *users]))
 
 
 def _runtime_dir() -> str:
-    return f"/run/user/{os.geteuid()}" if hasattr(os, "geteuid") else "/"
+    return f"/run/user/{user_id()}" if user_id() is not None else "/"
 
 
 def ask(url: str, *, named: str = "") -> Daemon:

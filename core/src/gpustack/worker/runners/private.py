@@ -10,6 +10,7 @@ import stat
 from pathlib import Path
 
 from gpustack.kit.errors import system_line
+from gpustack.kit.limits import user_id
 
 log = logging.getLogger(__name__)
 
@@ -43,4 +44,4 @@ def _is_ours(path: str) -> bool:
     status = os.lstat(path)
     named = Path(path).name.startswith(PREFIX)
     alone = not stat.S_IMODE(status.st_mode) & 0o077
-    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and alone and named
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == user_id() and alone and named

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
-import resource
 import signal
 import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 from gpustack.kit.errors import GPUStackError, system_line
+from gpustack.kit.limits import limit_process
 from gpustack.kit.process import OWN_SESSION, ProcessId, age, identify, moment, pid_space, wait_gone
 from gpustack.kit.tasks import to_the_end
 from gpustack.plugin import LaunchPlan
@@ -203,19 +202,8 @@ def _spawn(run_dir: Path, launch: Launch, group: str) -> subprocess.Popen[bytes]
     _handles.add(child)
     if group:
         cgroup.put(group, child.pid)
-    _limit(child.pid)
+    limit_process(child.pid, open_files=_OPEN_FILES)
     return child
-
-
-def _limit(pid: int) -> None:
-    """Let a process open as many files as it may, and leave no core behind, which is as large as the model."""
-    if not hasattr(resource, "prlimit"):
-        return  # on macOS it has ours
-    with contextlib.suppress(OSError, ValueError):  # it has ended already, or the system forbids it
-        hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)[1]
-        files = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, (files, hard))
-        resource.prlimit(pid, resource.RLIMIT_CORE, (0, resource.prlimit(pid, resource.RLIMIT_CORE)[1]))
 
 
 def _not_started(plan: LaunchPlan, error: OSError | ValueError) -> str:
